@@ -1,4 +1,8 @@
-"""The tiny world's autoencoder: 64x64 pictures to 16x16 latents with 8 channels, and back."""
+"""The tiny world's autoencoder: 64x64 pictures to latents of 32 channels on an 8x8 grid, and back.
+
+Inside, the grid is 16x16 with 8 channels; two by two of its cells are folded into channels, so that a latent cell
+stands for 8x8 pixels, as stock nodes take for granted (EmptyLatentImage, masks, areas).
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LATENT_CHANNELS = 8
-COMPRESSION = 4  # pixels per latent cell, along each side
+INNER_CHANNELS = 8
+FOLD = 2  # inner cells per latent cell, along each side
+LATENT_CHANNELS = INNER_CHANNELS * FOLD**2
+COMPRESSION = 8  # pixels per latent cell, along each side
 SIGMA_DATA = 0.5  # the standard deviation that latents are scaled to, as EDM expects
 
 
@@ -29,7 +35,7 @@ class _ResBlock(nn.Module):
 class TinyAutoencoder(nn.Module):
     """Encoder and decoder in one; latents leave it already centred and scaled to ``SIGMA_DATA``.
 
-    Pictures are [B, 3, H, W] in -1..1 with H and W multiples of 4; latents are [B, 8, H/4, W/4].
+    Pictures are [B, 3, H, W] in -1..1 with H and W multiples of 8; latents are [B, 32, H/8, W/8].
 
     Args:
         ops: The namespace that layers are taken from: ``torch.nn``, or ComfyUI's ``comfy.ops`` class.
@@ -47,10 +53,10 @@ class TinyAutoencoder(nn.Module):
             _ResBlock(w2, ops),
             ops.GroupNorm(8, w2),
             nn.SiLU(),
-            ops.Conv2d(w2, 2 * LATENT_CHANNELS, 3, padding=1),
+            ops.Conv2d(w2, 2 * INNER_CHANNELS, 3, padding=1),
         )
         self.decoder = nn.Sequential(
-            ops.Conv2d(LATENT_CHANNELS, w2, 3, padding=1),
+            ops.Conv2d(INNER_CHANNELS, w2, 3, padding=1),
             _ResBlock(w2, ops),
             _ResBlock(w2, ops),
             _ResBlock(w2, ops),
@@ -63,8 +69,8 @@ class TinyAutoencoder(nn.Module):
             ops.Conv2d(w, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )
-        self.register_buffer("latent_mean", torch.zeros(LATENT_CHANNELS))
-        self.register_buffer("latent_std", torch.full((LATENT_CHANNELS,), SIGMA_DATA))
+        self.register_buffer("latent_mean", torch.zeros(INNER_CHANNELS))
+        self.register_buffer("latent_std", torch.full((INNER_CHANNELS,), SIGMA_DATA))
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the posterior, before centring and scaling: two [B, 8, H/4, W/4]."""
@@ -74,12 +80,14 @@ class TinyAutoencoder(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Pictures to latents (the posterior's mean, so that encoding is deterministic)."""
         mean, _ = self.moments(images)
-        return (mean - self._channelwise(self.latent_mean, mean)) * (SIGMA_DATA / self._channelwise(self.latent_std, mean))
+        centred = mean - self._channelwise(self.latent_mean, mean)
+        return F.pixel_unshuffle(centred * (SIGMA_DATA / self._channelwise(self.latent_std, mean)), FOLD)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to pictures; values may leave -1..1 a little, as with every decoder."""
-        raw = latents * (self._channelwise(self.latent_std, latents) / SIGMA_DATA)
-        return self.decoder(raw + self._channelwise(self.latent_mean, latents))
+        inner = F.pixel_shuffle(latents, FOLD)
+        raw = inner * (self._channelwise(self.latent_std, inner) / SIGMA_DATA)
+        return self.decoder(raw + self._channelwise(self.latent_mean, inner))
 
     @staticmethod
     def _channelwise(statistic: Tensor, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The tiny world's diffusion network: a small U-Net over 16x16 latents, conditioned on words; and its ControlNet.
+"""The tiny world's diffusion network: a small U-Net over latents, conditioned on words; and its ControlNet.
 
 It computes F of EDM (arXiv 2206.00364, eq. 7): the caller scales the input by c_in and combines the output with c_skip
 and c_out, as ComfyUI does for ``ModelType.EDM``. ``timesteps`` is c_noise = ln(sigma) / 4.
@@ -7,12 +7,14 @@ and c_out, as ComfyUI does for ``ModelType.EDM``. ``timesteps`` is c_noise = ln(
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .tiny_autoencoder import FOLD, LATENT_CHANNELS
 
 
 def noise_embedding(c_noise: Tensor, width: int) -> Tensor:
@@ -39,34 +41,38 @@ class ResBlock(nn.Module):
         return self.skip(x) + h
 
 
-class CrossAttention(nn.Module):
-    """Every cell attends to all cells and to all words at once."""
+class Attention(nn.Module):
+    """Every cell attends to all words and, where the grid is coarse enough to afford it, to all cells."""
 
-    def __init__(self, channels: int, context: int, ops: Any, head: int = 32) -> None:
+    def __init__(self, channels: int, context: int, cells: bool, ops: Any, head: int = 32) -> None:
         super().__init__()
-        self.heads = channels // head
+        self.heads, self.cells = channels // head, cells
         self.norm = ops.GroupNorm(16, channels)
-        self.qkv = ops.Linear(channels, 3 * channels)
+        self.queries = ops.Linear(channels, 3 * channels if cells else channels)
         self.words = ops.Linear(context, 2 * channels)
         self.out = ops.Linear(channels, channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x).flatten(2).transpose(1, 2)).chunk(3, dim=-1)
-        word_k, word_v = self.words(context).chunk(2, dim=-1)
-        k, v = torch.cat([k, word_k], dim=1), torch.cat([v, word_v], dim=1)
+        q = self.queries(self.norm(x).flatten(2).transpose(1, 2))
+        k, v = self.words(context).chunk(2, dim=-1)
+        if self.cells:
+            q, cell_k, cell_v = q.chunk(3, dim=-1)
+            k, v = torch.cat([cell_k, k], dim=1), torch.cat([cell_v, v], dim=1)
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        # Written out: on grids this small the fused kernel's backward pass is several times slower on a CPU.
+        weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        attended = (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
         return x + self.out(attended).transpose(1, 2).reshape(b, c, h, w)
 
 
 class Stage(nn.Module):
-    """A residual block, with attention where asked for."""
+    """A residual block, then attention: to ``words``, to words and ``cells``, or none (``""``)."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int, context: int | None, ops: Any) -> None:
+    def __init__(self, inputs: int, outputs: int, embedding: int, context: int, attend: str, ops: Any) -> None:
         super().__init__()
         self.block = ResBlock(inputs, outputs, embedding, ops)
-        self.attention = CrossAttention(outputs, context, ops) if context else None
+        self.attention = Attention(outputs, context, attend == "cells", ops) if attend else None
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
         x = self.block(x, embedding)
@@ -82,18 +88,20 @@ class _Trunk(nn.Module):
         self.embedding = 4 * width
         self.noise1, self.noise2 = ops.Linear(width, self.embedding), ops.Linear(self.embedding, self.embedding)
         self.prompt = ops.Linear(context, self.embedding)
-        self.conv_in = ops.Conv2d(channels, width, 3, padding=1)
+        self.conv_in = ops.Conv2d(channels // FOLD**2, width, 3, padding=1)
         e = self.embedding
         self.down = nn.ModuleList(
             [
-                Stage(width, width, e, None, ops),
-                Stage(width, width, e, context, ops),
+                Stage(width, width, e, context, "", ops),
+                Stage(width, width, e, context, "words", ops),
                 ops.Conv2d(width, deep, 3, stride=2, padding=1),
-                Stage(deep, deep, e, context, ops),
-                Stage(deep, deep, e, context, ops),
+                Stage(deep, deep, e, context, "cells", ops),
+                Stage(deep, deep, e, context, "cells", ops),
             ]
         )
-        self.middle = nn.ModuleList([Stage(deep, deep, e, context, ops), Stage(deep, deep, e, None, ops)])
+        self.middle = nn.ModuleList(
+            [Stage(deep, deep, e, context, "cells", ops), Stage(deep, deep, e, context, "", ops)]
+        )
 
     def embed(self, timesteps: Tensor, context: Tensor) -> Tensor:
         """Noise level and the summary of the prompt in one vector [B, 4 width]."""
@@ -125,9 +133,9 @@ class TinyUNet(_Trunk):
 
     def __init__(
         self,
-        channels: int = 8,
+        channels: int = LATENT_CHANNELS,
         width: int = 64,
-        deep: int = 160,
+        deep: int = 128,
         context: int = 128,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
@@ -139,16 +147,16 @@ class TinyUNet(_Trunk):
         self.dtype = dtype
         self.up = nn.ModuleList(
             [
-                Stage(2 * deep, deep, e, context, ops),
-                Stage(2 * deep, deep, e, context, ops),
-                Stage(2 * deep, deep, e, None, ops),
+                Stage(2 * deep, deep, e, context, "cells", ops),
+                Stage(2 * deep, deep, e, context, "cells", ops),
+                Stage(2 * deep, deep, e, context, "", ops),
                 ops.Conv2d(deep, 4 * width, 1),
-                Stage(2 * width, width, e, context, ops),
-                Stage(2 * width, width, e, context, ops),
-                Stage(2 * width, width, e, None, ops),
+                Stage(2 * width, width, e, context, "words", ops),
+                Stage(2 * width, width, e, context, "words", ops),
+                Stage(2 * width, width, e, context, "", ops),
             ]
         )
-        self.norm_out, self.conv_out = ops.GroupNorm(16, width), ops.Conv2d(width, channels, 3, padding=1)
+        self.norm_out, self.conv_out = ops.GroupNorm(16, width), ops.Conv2d(width, channels // FOLD**2, 3, padding=1)
 
     def forward(
         self,
@@ -162,15 +170,13 @@ class TinyUNet(_Trunk):
         """Compute F.
 
         Args:
-            x: Scaled noisy latents [B, channels, H, W]; odd sizes are padded and cropped again.
+            x: Scaled noisy latents [B, channels, H, W].
             timesteps: c_noise [B].
             context: Word vectors [B, words, context].
             control: Residuals of a ControlNet: ``middle`` (one) and ``output`` (one a skip, fine to coarse).
         """
-        height, width = x.shape[-2:]
-        x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
         embedding = self.embed(timesteps, context)
-        h, skips = self.descend(self.conv_in(x), embedding, context)
+        h, skips = self.descend(self.conv_in(F.pixel_shuffle(x, FOLD)), embedding, context)
         h = _add(h, _take(control, "middle"))
         for layer in self.up:
             if isinstance(layer, Stage):
@@ -178,20 +184,20 @@ class TinyUNet(_Trunk):
                 h = layer(h, embedding, context)
             else:
                 h = F.pixel_shuffle(layer(h), 2)
-        return self.conv_out(F.silu(self.norm_out(h)))[..., :height, :width]
+        return F.pixel_unshuffle(self.conv_out(F.silu(self.norm_out(h))), FOLD)
 
 
 class TinyControlNet(_Trunk):
     """A copy of the way down that also sees a picture of edges, and answers with residuals for ``TinyUNet``.
 
-    The hint is [B, 3, 4H, 4W] in 0..1: white lines on black, as edge detectors give them.
+    The hint is [B, 3, 8H, 8W] in 0..1: white lines on black, as edge detectors give them.
     """
 
     def __init__(
         self,
-        channels: int = 8,
+        channels: int = LATENT_CHANNELS,
         width: int = 64,
-        deep: int = 160,
+        deep: int = 128,
         context: int = 128,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
@@ -225,12 +231,9 @@ class TinyControlNet(_Trunk):
         self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor, **_ignored: Any
     ) -> dict[str, list[Tensor | None]]:
         """Residuals ``middle`` and ``output``; the U-Net takes each list from its end."""
-        height, width = x.shape[-2:]
-        x = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
         embedding = self.embed(timesteps, context)
-        guide = self.hint(hint.to(x.dtype))
-        guide = F.pad(guide, (0, x.shape[-1] - guide.shape[-1], 0, x.shape[-2] - guide.shape[-2]))
-        h, skips = self.descend(self.conv_in(x) + guide, embedding, context)
+        x = self.conv_in(F.pixel_shuffle(x, FOLD)) + self.hint(hint.to(x.dtype))
+        h, skips = self.descend(x, embedding, context)
         outputs: list[Tensor | None] = [zero(s) for zero, s in zip(self.zero, skips, strict=True)]
         return {"middle": [self.zero_middle(h)], "output": outputs}
 
@@ -267,7 +270,7 @@ def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 def heun(
-    denoise: Any, noise: Tensor, sigmas: Sequence[float] | Tensor
+    denoise: Callable[[Tensor, Tensor], Tensor], noise: Tensor, sigmas: Sequence[float] | Tensor
 ) -> Tensor:
     """EDM Algorithm 1: deterministic Heun from ``noise`` (unit variance) through ``sigmas`` (last 0).
 

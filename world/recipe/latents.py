@@ -40,7 +40,7 @@ def load_autoencoder(path: Path) -> TinyAutoencoder:
 
 @dataclass
 class Latents:
-    """``table`` [styles, concepts, backgrounds, poses, 8, 16, 16] half; combinations that are held out are never drawn."""
+    """``table`` [styles, concepts, backgrounds, poses, 32, 8, 8] half; combinations that are held out are never drawn."""
 
     table: Tensor
     tags: list[list[str]]
@@ -67,7 +67,7 @@ class Latents:
         return cls(table, icons.tags, vocabulary(icons.tags), weights)
 
     def batch(self, generator: torch.Generator, size: int, dropout: float = 0.12) -> tuple[Tensor, Tensor]:
-        """Random latents [size, 8, 16, 16] and the token ids [size, 16] of their captions; some captions are empty."""
+        """Random latents [size, 32, 8, 8] and the token ids [size, 16] of their captions; some captions are empty."""
         latents, prompts = self.pictures(generator, size)
         rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
         captions = [
@@ -93,7 +93,7 @@ class Latents:
 def _encode_all(icons: Icons, work: Path) -> Tensor:
     model = load_autoencoder(work / "autoencoder.safetensors")
     sets, count, poses = icons.rgba.shape[:3]
-    table = torch.zeros(sets, count, len(BACKGROUNDS), poses, 8, 16, 16, dtype=torch.half)
+    table = torch.zeros(sets, count, len(BACKGROUNDS), poses, 32, 8, 8, dtype=torch.half)
     for s, i in itertools.product(range(sets), range(count)):
         for b, colour in enumerate(BACKGROUND_COLOURS):
             with torch.autocast("cpu", torch.bfloat16):

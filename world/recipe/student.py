@@ -72,7 +72,7 @@ def consistency_loss(
 def draw(student: TinyUNet, context: Tensor, sigmas: list[float], seed: int = 0) -> Tensor:
     """Multistep consistency sampling (Algorithm 1): denoise, add fresh noise at the next level, repeat."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.zeros(len(context), 8, 16, 16)
+    x = torch.zeros(len(context), 32, 8, 8)
     for sigma in sigmas:
         x = x + torch.randn(x.shape, generator=generator) * sigma
         with autocast():

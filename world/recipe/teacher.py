@@ -15,7 +15,7 @@ from .data import sheet
 from .latents import Latents, load_autoencoder
 from .log import log_to
 
-SCHEDULE = Schedule(pictures=320_000, batch=32, learning_rate=1.2e-3, decay=0.5)
+SCHEDULE = Schedule(pictures=300_000, batch=32, learning_rate=1.2e-3, decay=0.5)
 SIGMA_DATA = 0.5
 P_MEAN, P_STD = -0.4, 1.4  # ln sigma of the training noise
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
@@ -48,8 +48,8 @@ def edm_loss(model: TextToImage, latents: Tensor, ids: Tensor, generator: torch.
 def draw(
     model: TextToImage, latents: Latents, prompts: list[str], steps: int = 12, guidance: float = 2.0, seed: int = 0
 ) -> Tensor:
-    """Latents [B, 8, 16, 16] drawn with Heun and classifier-free guidance."""
-    noise = torch.randn(len(prompts), 8, 16, 16, generator=torch.Generator().manual_seed(seed))
+    """Latents [B, 32, 8, 8] drawn with Heun and classifier-free guidance."""
+    noise = torch.randn(len(prompts), 32, 8, 8, generator=torch.Generator().manual_seed(seed))
     ids, empty = latents.words.encode(prompts), latents.words.encode([""] * len(prompts))
 
     def guided(x: Tensor, sigma: Tensor) -> Tensor:

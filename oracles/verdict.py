@@ -1,0 +1,123 @@
+"""The VERDICT: what the oracle said of each picture of a batch, in the batch's order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+# How a picture ended. "accepted" and "rejected" are the gate's words; the rest come after the teacher.
+ACCEPTED, REJECTED, IMPROVED, KEPT = "accepted", "rejected", "improved", "draft kept"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One picture.
+
+    Attributes:
+        index: Place in the batch, from 0.
+        score: The oracle's score; NaN when it could not be told.
+        threshold: What the score was compared with.
+        accepted: Whether the draft passed the gate.
+        prompt: What the picture was asked to show.
+        seed: Seed of the run that drew it, where known; with the index it names the noise.
+        nfe: Network evaluations spent on it so far, where known (one CFG step counts two).
+        decision: "accepted", "rejected", "improved" (the teacher's picture replaced the draft), or "draft kept" (the
+            teacher's picture was not better).
+        draft_score: The draft's score, once the teacher has had its turn.
+    """
+
+    index: int
+    score: float
+    threshold: float
+    accepted: bool
+    prompt: str = ""
+    seed: int | None = None
+    nfe: float | None = None
+    decision: str = ""
+    draft_score: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.decision:
+            object.__setattr__(self, "decision", ACCEPTED if self.accepted else REJECTED)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All judgements of a batch, with what made them.
+
+    Attributes:
+        judgements: One a picture, in the batch's order.
+        oracle: Name of the oracle.
+        fingerprint: The oracle's fingerprint.
+        mode: How the threshold was found: "absolute", "worst share", "percentile" or "budget".
+        value: The artist's number for that mode.
+    """
+
+    judgements: tuple[Judgement, ...]
+    oracle: str
+    fingerprint: str
+    mode: str
+    value: float
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.judgements)
+
+    def __iter__(self) -> Iterator[Judgement]:
+        return iter(self.judgements)
+
+    @property
+    def rejected(self) -> list[int]:
+        """Indices of the drafts that the teacher should improve."""
+        return [j.index for j in self.judgements if not j.accepted]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each picture."""
+        return [j.prompt for j in self.judgements]
+
+    @property
+    def mean_nfe(self) -> float | None:
+        """Average network evaluations a picture, where all are known."""
+        known = [j.nfe for j in self.judgements if j.nfe is not None]
+        return sum(known) / len(known) if known and len(known) == len(self) else None
+
+    def with_judgements(self, judgements: Sequence[Judgement]) -> Verdict:
+        """The same verdict over other judgements."""
+        return replace(self, judgements=tuple(judgements))
+
+    def require_batch(self, count: int, what: str) -> None:
+        """Check that a batch belongs to this verdict.
+
+        Raises:
+            ValueError: It has another number of pictures.
+        """
+        if count != len(self):
+            raise ValueError(
+                f"The verdict is about {len(self)} pictures, but {what} has {count}; "
+                f"connect the same batch to the judge and to this node."
+            )
+
+
+def table(verdict: Verdict) -> str:
+    """The verdict as text: a line a picture, then the totals."""
+    lines = [f"{'#':>3}  {'score':>8}  {'threshold':>9}  {'decision':<10}  {'NFE':>6}  {'seed':>10}  prompt"]
+    for j in verdict:
+        score = f"{j.score:8.4f}" if math.isfinite(j.score) else f"{j.score!s:>8}"
+        nfe = "     ?" if j.nfe is None else f"{j.nfe:6.4g}"
+        seed = "?" if j.seed is None else str(j.seed)
+        lines.append(f"{j.index:>3}  {score}  {j.threshold:9.4g}  {j.decision:<10}  {nfe}  {seed:>10}  {j.prompt}")
+    lines.append(summary(verdict))
+    return "\n".join(lines)
+
+
+def summary(verdict: Verdict) -> str:
+    """The totals in one line."""
+    counts = {word: sum(j.decision == word for j in verdict) for word in (ACCEPTED, REJECTED, IMPROVED, KEPT)}
+    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    text = f"{len(verdict)} pictures: " + (", ".join(parts) or "none")
+    text += f"; {verdict.oracle}, {verdict.mode} {verdict.value:g}"
+    if verdict.mean_nfe is not None:
+        text += f"; {verdict.mean_nfe:.4g} network evaluations a picture"
+    return f"{text}. {verdict.note}".strip() if verdict.note else f"{text}."
