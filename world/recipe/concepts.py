@@ -15,8 +15,8 @@ ICON_SETS: dict[str, tuple[str, str, str]] = {
     "fxemoji": ("@iconify-json/fxemoji", "1.2.2", "Apache-2.0"),
 }
 STYLES: tuple[str, ...] = ("noto", "flat", "glossy")
-GATE_SETS: tuple[str, ...] = ("noto", "flat")
-JUDGE_SETS: tuple[str, ...] = ("glossy", "noto-v1", "fxemoji")
+GATE_SETS: tuple[str, ...] = ("noto", "flat", "glossy")
+JUDGE_SETS: tuple[str, ...] = ("flat", "glossy", "noto-v1", "fxemoji")
 
 # Soft tones: a red heart must stay visible on red.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
@@ -136,10 +136,13 @@ def held_out_prompts() -> list[Prompt]:
     return found
 
 
-def training_caption(prompt: Prompt, tags: list[str], rng: random.Random) -> str:
-    """A caption for a training picture: style and white background are often left unsaid, keywords sometimes added."""
+def training_caption(prompt: Prompt, tags: list[str], rng: random.Random, unsaid_colours: float = 0.0) -> str:
+    """A caption for a training picture: style and white background are often left unsaid, keywords sometimes added.
+
+    ``unsaid_colours`` is the chance that another background is left unsaid too.
+    """
     style = prompt.style if rng.random() < 0.6 else ""
-    unsaid = prompt.background == "white" and rng.random() < 0.7
+    unsaid = rng.random() < (0.7 if prompt.background == "white" else unsaid_colours)
     text = f"{style} {prompt.concept}".strip()
     if rng.random() < 0.15:
         text = f"a {text}"

@@ -8,6 +8,9 @@ from .clip import run as train_clip
 from .concepts import JUDGE_SETS
 
 
+SHAPE = {"width": 128, "layers": 4, "text_width": 64, "embed": 64}
+
+
 def run(work: Path) -> None:
     """Train ``work/judge.safetensors``."""
-    train_clip(work, "judge", JUDGE_SETS, seed=47, width=128, layers=4, text_width=64, embed=64)
+    train_clip(work, "judge", JUDGE_SETS, seed=47, **SHAPE)

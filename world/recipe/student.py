@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyUNet, karras_sigmas
 from ...training.loop import Ema, Schedule, autocast, train
+from ..weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN
 from .data import sheet
 from .latents import Latents, load_autoencoder
 from .log import log_to
-from .teacher import SIGMA_DATA, SIGMA_MAX, SIGMA_MIN, TextToImage, sample_prompts
+from .teacher import SIGMA_DATA, TextToImage, sample_prompts
 
 SCHEDULE = Schedule(pictures=64_000, batch=32, learning_rate=4e-4, decay=0.6, warmup=0.03)
-GUIDANCE = 2.0
 LEVELS = 24  # noise levels of the teacher's path that the student is made consistent along
 
 

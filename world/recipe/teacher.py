@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...networks.tiny_text import TinyTextEncoder
 from ...networks.tiny_unet import Denoiser, TinyUNet, heun, karras_sigmas
 from ...training.loop import Ema, Schedule, autocast, train
+from ..weights import SIGMA_MAX, SIGMA_MIN
 from .concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt
 from .data import sheet
 from .latents import Latents, load_autoencoder
@@ -18,7 +19,6 @@ from .log import log_to
 SCHEDULE = Schedule(pictures=300_000, batch=32, learning_rate=1.2e-3, decay=0.5)
 SIGMA_DATA = 0.5
 P_MEAN, P_STD = -0.4, 1.4  # ln sigma of the training noise
-SIGMA_MIN, SIGMA_MAX = 0.01, 80.0
 
 
 class TextToImage(nn.Module):

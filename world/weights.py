@@ -1,0 +1,82 @@
+"""The tiny world's weight files, and the parts of it that need no ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..networks.tiny_autoencoder import TinyAutoencoder
+from ..networks.tiny_clip import TinyClip
+from ..networks.tiny_text import TinyTextEncoder, Vocabulary
+from ..networks.tiny_unet import TinyUNet
+from ..oracles.tiny import TinyWorldOracle
+
+FOLDER = Path(__file__).parent / "weights"
+SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # the noise levels that teacher and students were trained between
+GUIDANCE = 2.0  # the classifier-free guidance that the students were distilled with
+
+
+def read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of ``weights/<name>.safetensors``.
+
+    Raises:
+        FileNotFoundError: The file is not there; the installation is incomplete.
+    """
+    path = FOLDER / f"{name}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"The tiny world's weights '{path.name}' are missing; install Apprentice again.")
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def students() -> list[str]:
+    """Names of the students that ship, the default first."""
+    found = sorted(path.stem.removeprefix("student_") for path in FOLDER.glob("student_*.safetensors"))
+    return sorted(found, key=lambda name: name != "consistency")
+
+
+def _float(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.float() for key, value in tensors.items()}
+
+
+@lru_cache(maxsize=2)
+def load_oracle(name: str) -> TinyWorldOracle:
+    """The CLIP that gates (``oracle``) or the one that only judges results (``judge``)."""
+    tensors, metadata = read(name)
+    words = Vocabulary(json.loads(metadata["words"]))
+    network = TinyClip(len(words), **json.loads(metadata["shape"]))
+    network.load_state_dict(_float(tensors))
+    return TinyWorldOracle(network.eval().requires_grad_(False), words, f"tiny world {name}")
+
+
+def load_text() -> tuple[TinyTextEncoder, Vocabulary]:
+    """Text encoder and vocabulary as plain torch."""
+    tensors, metadata = read("text")
+    words = Vocabulary(json.loads(metadata["words"]))
+    encoder = TinyTextEncoder(len(words))
+    encoder.load_state_dict(_float(tensors))
+    return encoder.eval().requires_grad_(False), words
+
+
+def load_unet(name: str) -> TinyUNet:
+    """A U-Net (``teacher``, ``student_consistency``) as plain torch."""
+    unet = TinyUNet()
+    unet.load_state_dict(_float(read(name)[0]))
+    return unet.eval().requires_grad_(False)
+
+
+def load_autoencoder() -> TinyAutoencoder:
+    """The autoencoder as plain torch."""
+    model = TinyAutoencoder()
+    model.load_state_dict(_float(read("autoencoder")[0]))
+    return model.eval().requires_grad_(False)
+
+
+def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """bfloat16 copies of matrices and kernels; vectors stay float32, where it costs nothing."""
+    return {k: v.to(torch.bfloat16) if v.ndim > 1 else v.float() for k, v in tensors.items()}
