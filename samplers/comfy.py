@@ -241,7 +241,7 @@ def sample_rows(
     name = sampler if isinstance(sampler, str) else getattr(sampler, "apprentice_name", "")
     stock = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
     # Its step size follows the error of the whole batch, so only alone is a picture independent of the others.
-    pack = 1 if name == "dpm_adaptive" else pack or len(rows)
+    pack = 1 if name == "dpm_adaptive" else pack or max(len(rows), 1)
     samples, evaluations = [], []
     for start in range(0, len(rows), pack):
         part_rows = rows[start : start + pack]
@@ -287,6 +287,31 @@ def fit_channels(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Lat
             f"family of models. Encode the picture with this model's VAE, or connect both VAEs."
         )
     return {**latent, "samples": samples}
+
+
+def predict_x0(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
+    """A clone whose network's output is read as the picture itself (the stock ModelSamplingDiscrete node's "x0")."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    return ModelSamplingDiscrete().patch(model, "x0", False)[0]
+
+
+def as_sampler(function: Callable[..., Tensor], name: str) -> comfy.samplers.KSAMPLER:
+    """A sampler function of our own in ComfyUI's wrapper."""
+    sampler = comfy.samplers.KSAMPLER(function)
+    sampler.apprentice_name = name
+    return sampler
+
+
+def show_text(text: str) -> None:
+    """Show ``text`` on the node that is running, as the stock nodes show progress text."""
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    context = get_executing_context()
+    server = getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
 
 
 def family(model: comfy.model_patcher.ModelPatcher) -> str:

@@ -1,0 +1,31 @@
+"""What the artist sees: schemas and glue, one file a family of nodes."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+
+from .adaptive import ApprenticeSampler
+from .judge import ApprenticeJudge, ApprenticeKeepBetter
+from .report import ApprenticeReport, ApprenticeSaveImages
+from .sample import ApprenticeStudentSampler, ApprenticeTeacher
+from .world import ApprenticePrompts, ApprenticeTinyWorld
+
+NODES: list[type[io.ComfyNode]] = [
+    ApprenticeTinyWorld,
+    ApprenticePrompts,
+    ApprenticeStudentSampler,
+    ApprenticeJudge,
+    ApprenticeTeacher,
+    ApprenticeKeepBetter,
+    ApprenticeSampler,
+    ApprenticeReport,
+    ApprenticeSaveImages,
+]
+
+
+class ApprenticeExtension(ComfyExtension):
+    """The pack, as ComfyUI asks for it."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """All nodes."""
+        return NODES

@@ -1,0 +1,154 @@
+"""The whole method in one node, which expands into the very graph that an artist would wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+from comfy_execution.graph_utils import GraphBuilder
+
+from . import types
+from .types import CATEGORY, Calibration, Oracle, Verdict
+
+# Links are passed on as they are, so that the inner nodes are cached like those of a hand-wired graph; and lazily, so that
+# what only the teacher needs is not computed before it is known that the teacher is needed.
+_LINK = {"rawLink": True}
+
+
+def _prompt() -> io.String.Input:
+    prompt = io.String.Input(
+        "prompt",
+        multiline=True,
+        default="",
+        tooltip="What the pictures should show, for the oracle: one for all, or a list with one a picture.",
+    )
+    prompt.extra_dict = dict(_LINK)  # a list, too, goes on to the judge as it is, instead of running this node many times
+    return prompt
+
+
+class ApprenticeSampler(io.ComfyNode):
+    """Student, judge, teacher and keep-better."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeSampler",
+            display_name="Apprentice Sampler (all in one)",
+            category=CATEGORY,
+            description="The student drafts, the oracle judges, the teacher improves only the weak ones, and the better of the "
+            "two is kept. The same as the single nodes wired together.",
+            enable_expand=True,
+            inputs=[
+                io.Model.Input("student", extra_dict=_LINK, tooltip="The fast model."),
+                io.Model.Input("teacher", lazy=True, extra_dict=_LINK, tooltip="The slow model; loaded only if it is needed."),
+                io.Vae.Input("vae", extra_dict=_LINK, tooltip="The student's VAE."),
+                Oracle.Input("oracle", extra_dict=_LINK, tooltip="Who judges."),
+                io.Conditioning.Input("positive", extra_dict=_LINK, tooltip="What to draw."),
+                io.Conditioning.Input("negative", extra_dict=_LINK, tooltip="What to avoid."),
+                _prompt(),
+                io.Latent.Input("latent_image", extra_dict=_LINK, tooltip="Empty, or an encoded picture to edit."),
+                types.seed("Decides all noise. The teacher regenerates with the same noise, and refines with seed + 1."),
+                types.preset(),
+                types.student_steps("steps"),
+                types.cfg("cfg", 1.0, "student"),
+                types.denoise(),
+                types.threshold(),
+                types.value(),
+                types.strategy(),
+                types.rollback(),
+                types.teacher_steps("teacher_steps"),
+                types.cfg("teacher_cfg", 2.0, "teacher"),
+                types.sampler_name(),
+                types.scheduler(),
+                types.margin(),
+                Calibration.Input("calibration", optional=True, extra_dict=_LINK, tooltip="For percentile."),
+                io.Conditioning.Input(
+                    "teacher_positive", optional=True, lazy=True, extra_dict=_LINK,
+                    tooltip="What to draw, where the teacher has another CLIP or another ControlNet.",
+                ),  # fmt: skip
+                io.Conditioning.Input("teacher_negative", optional=True, lazy=True, extra_dict=_LINK, tooltip="Likewise."),
+                io.Vae.Input(
+                    "teacher_vae", optional=True, lazy=True, extra_dict=_LINK,
+                    tooltip="The teacher's VAE, where it belongs to another family than the student.",
+                ),  # fmt: skip
+            ],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="The final latents."),
+                io.Image.Output("images", display_name="IMAGE", tooltip="The final pictures."),
+                Verdict.Output("verdict", display_name="verdict", tooltip="What became of each picture."),
+                io.Image.Output("report", display_name="report", tooltip="The contact sheet."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, preset: str, threshold: str, strategy: str, sampler_name: str, scheduler: str
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_combos(
+            preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler
+        )
+
+    @classmethod
+    def check_lazy_status(cls, **_: Any) -> list[str]:
+        """Nothing: the inner nodes ask for what they need."""
+        return []
+
+    @classmethod
+    def execute(
+        cls,
+        student: Any,
+        vae: Any,
+        oracle: Any,
+        positive: Any,
+        negative: Any,
+        prompt: Any,
+        latent_image: Any,
+        seed: int,
+        preset: str,
+        steps: int,
+        cfg: float,
+        denoise: float,
+        threshold: str,
+        value: float,
+        strategy: str,
+        rollback: float,
+        teacher_steps: int,
+        teacher_cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        margin: float,
+        teacher: Any = None,
+        calibration: Any = None,
+        teacher_positive: Any = None,
+        teacher_negative: Any = None,
+        teacher_vae: Any = None,
+    ) -> io.NodeOutput:
+        g = GraphBuilder()
+        drafts = g.node(
+            "ApprenticeStudentSampler", model=student, positive=positive, negative=negative, latent_image=latent_image,
+            seed=seed, preset=preset, steps=steps, cfg=cfg, denoise=denoise, sampler_name=sampler_name, scheduler=scheduler,
+        ).out(0)  # fmt: skip
+        draft_images = g.node("VAEDecode", samples=drafts, vae=vae).out(0)
+        verdict = g.node(
+            "ApprenticeJudge", oracle=oracle, images=draft_images, prompt=prompt, threshold=threshold, value=value,
+            drafts=drafts, teacher_nfe=float(teacher_steps * (2 if teacher_cfg != 1 else 1)),
+            **_connected(calibration=calibration),
+        ).out(0)  # fmt: skip
+        improved = g.node(
+            "ApprenticeTeacher", verdict=verdict, drafts=drafts, model=teacher, positive=teacher_positive or positive,
+            negative=teacher_negative or negative, strategy=strategy, rollback=rollback, steps=teacher_steps,
+            cfg=teacher_cfg, sampler_name=sampler_name, scheduler=scheduler,
+            seed=seed if strategy == "regenerate" else (seed + 1) % 2**64,
+            **_connected(vae=vae if teacher_vae else None, teacher_vae=teacher_vae),
+        ).out(0)  # fmt: skip
+        better = g.node(
+            "ApprenticeKeepBetter", oracle=oracle, verdict=verdict, drafts=drafts, improved=improved, margin=margin,
+            draft_images=draft_images, improved_images=g.node("VAEDecode", samples=improved, vae=vae).out(0),
+        )  # fmt: skip
+        report = g.node("ApprenticeReport", verdict=better.out(2), images=better.out(1), draft_images=draft_images)
+        return io.NodeOutput(better.out(0), better.out(1), better.out(2), report.out(0), expand=g.finalize())
+
+
+def _connected(**links: Any) -> dict[str, Any]:
+    return {name: link for name, link in links.items() if link is not None}

@@ -1,0 +1,189 @@
+"""The oracle's verdict on drafts, and on what the teacher made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from comfy_api.v0_0_2 import io
+from torch import Tensor
+
+from ..oracles.base import Oracle as OracleBase
+from ..oracles.base import one_prompt_each
+from ..oracles.gate import gate_scores, judge, keep_better
+from ..oracles.verdict import IMPROVED, Verdict as VerdictData, summary, table
+from ..samplers.adaptive import INFO, info_of
+from ..samplers.comfy import on_device, show_text
+from . import types
+from .types import CATEGORY, Calibration, Oracle, Verdict
+
+_MEMORY: OrderedDict[str, list[float]] = OrderedDict()
+_REMEMBERED = 64
+
+
+def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
+    """Scores of ``images`` [B, H, W, C], remembered: another threshold does not run the network again."""
+    digest = hashlib.sha256(repr((oracle.fingerprint(), tuple(images.shape), prompts)).encode())
+    digest.update(images.detach().cpu().contiguous().numpy().tobytes())
+    key = digest.hexdigest()
+    if key not in _MEMORY:
+        with on_device(oracle.network):
+            _MEMORY[key] = oracle.score(images[..., :3], prompts).tolist()
+        while len(_MEMORY) > _REMEMBERED:
+            _MEMORY.popitem(last=False)
+    _MEMORY.move_to_end(key)
+    return _MEMORY[key]
+
+
+class ApprenticeJudge(io.ComfyNode):
+    """Scores, a threshold, a verdict."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeJudge",
+            display_name="Judge",
+            category=CATEGORY,
+            description="Scores every picture with the oracle and decides which pass. One prompt for all, or a list with one a "
+            "picture.",
+            is_input_list=True,
+            inputs=[
+                Oracle.Input("oracle", tooltip="Who judges."),
+                io.Image.Input("images", tooltip="The decoded drafts."),
+                io.String.Input("prompt", multiline=True, default="", tooltip="What the pictures should show."),
+                types.threshold(),
+                types.value(),
+                Calibration.Input("calibration", optional=True, tooltip="The student's score distribution, for percentile."),
+                io.Latent.Input("drafts", optional=True, tooltip="The drafts' latents: their cost and seed, for budget and report."),
+                io.Float.Input(
+                    "teacher_nfe", default=40.0, min=0.0, max=100000.0, step=1.0, optional=True,
+                    tooltip="For budget: network evaluations of the teacher a picture (steps, times two above CFG 1).",
+                ),  # fmt: skip
+            ],
+            outputs=[
+                Verdict.Output("verdict", display_name="verdict", tooltip="Who passed; the teacher wants it."),
+                io.String.Output("report", display_name="report", tooltip="The verdict as a table."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, threshold: Any) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_combos(threshold=threshold[0] if isinstance(threshold, list) else threshold)
+
+    @classmethod
+    def execute(
+        cls,
+        oracle: list[OracleBase],
+        images: list[Tensor],
+        prompt: list[str],
+        threshold: list[str],
+        value: list[float],
+        calibration: list[Any] | None = None,
+        drafts: list[dict[str, Any]] | None = None,
+        teacher_nfe: list[float] | None = None,
+    ) -> io.NodeOutput:
+        pictures = join_batches(images)
+        prompts = one_prompt_each(prompt, len(pictures))
+        scores = score(oracle[0], pictures, prompts)
+        fingerprint = oracle[0].fingerprint()
+        if calibration:
+            calibration[0].require_oracle(fingerprint)
+        info = info_of(drafts[0]) if drafts else None
+        cost = sum(info.nfe) / len(info.nfe) if info and info.nfe else None
+        gate = gate_scores(
+            scores, threshold[0], value[0], calibration[0] if calibration else None, cost, teacher_nfe[0] if teacher_nfe else 0
+        )
+        verdict = judge(
+            gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
+            seed=info.seed if info else None, nfe=info.nfe if info else None,
+        )  # fmt: skip
+        show_text(summary(verdict))
+        return io.NodeOutput(verdict, table(verdict))
+
+
+def join_batches(images: list[Tensor]) -> Tensor:
+    """One batch [B, H, W, C] of a list of batches.
+
+    Raises:
+        ValueError: Their sizes differ.
+    """
+    if len({image.shape[1:] for image in images}) > 1:
+        raise ValueError("The pictures in the list have different sizes; judge pictures of one size together.")
+    return torch.cat(images)
+
+
+class ApprenticeKeepBetter(io.ComfyNode):
+    """Of draft and improvement, the better."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeKeepBetter",
+            display_name="Keep Better",
+            category=CATEGORY,
+            description="Judges the teacher's pictures too and keeps, of each pair, the one that scores higher. Accepted drafts "
+            "pass as they are.",
+            inputs=[
+                Oracle.Input("oracle", tooltip="Who judges; the same as for the drafts."),
+                Verdict.Input("verdict", tooltip="The judge's verdict on the drafts."),
+                io.Latent.Input("drafts", tooltip="The student's drafts."),
+                io.Latent.Input("improved", tooltip="The teacher's answer."),
+                io.Image.Input("draft_images", tooltip="The decoded drafts."),
+                io.Image.Input("improved_images", lazy=True, tooltip="The decoded improvements; decoded only if there are any."),
+                types.margin(),
+            ],
+            outputs=[
+                io.Latent.Output("latent", display_name="LATENT", tooltip="The better of each pair."),
+                io.Image.Output("images", display_name="IMAGE", tooltip="The better of each pair."),
+                Verdict.Output("verdict_after", display_name="verdict", tooltip="What became of each picture, and what it cost."),
+            ],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, verdict: VerdictData, improved_images: Any = None, **_: Any) -> list[str]:
+        """With nothing rejected, nothing new needs decoding."""
+        return ["improved_images"] if verdict.rejected and improved_images is None else []
+
+    @classmethod
+    def execute(
+        cls,
+        oracle: OracleBase,
+        verdict: VerdictData,
+        drafts: dict[str, Any],
+        improved: dict[str, Any],
+        draft_images: Tensor,
+        margin: float,
+        improved_images: Tensor | None = None,
+    ) -> io.NodeOutput:
+        verdict.require_batch(len(draft_images), "draft_images")
+        rows = verdict.rejected
+        scores: dict[int, float] = {}
+        if rows and improved_images is not None:
+            verdict.require_batch(len(improved_images), "improved_images")
+            prompts = [verdict.prompts[row] for row in rows]
+            scores = dict(zip(rows, score(oracle, improved_images[rows], prompts), strict=True))
+        before, after = info_of(drafts), info_of(improved)
+        spent = after.nfe if after and rows else None
+        result = keep_better(
+            verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None,
+            f"The rejected were {after.note}." if after and rows and after.note else "",
+        )  # fmt: skip
+        chosen = [j.index for j in result if j.decision == IMPROVED]
+        latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
+        show_text(summary(result))
+        return io.NodeOutput(latent, images, result)
+
+
+def replace_rows(
+    drafts: dict[str, Any], improved: dict[str, Any], draft_images: Tensor, improved_images: Tensor | None, rows: list[int]
+) -> tuple[dict[str, Any], Tensor]:
+    """Latents and pictures of the drafts, with ``rows`` from the improved ones."""
+    latent = {key: value for key, value in drafts.items() if key != INFO}
+    if not rows or improved_images is None:
+        return latent, draft_images
+    samples, images = drafts["samples"].clone(), draft_images.clone()
+    samples[rows], images[rows] = improved["samples"][rows].to(samples), improved_images[rows].to(images)
+    return {**latent, "samples": samples}, images

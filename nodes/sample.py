@@ -1,0 +1,154 @@
+"""The student that drafts and the teacher that improves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+
+from ..oracles.verdict import Verdict as VerdictData
+from ..samplers.adaptive import INFO, Drawing, draw_drafts, improve, info_of
+from ..samplers.comfy import family, show_text
+from . import types
+from .types import CATEGORY, Verdict
+
+
+class ApprenticeStudentSampler(io.ComfyNode):
+    """Drafts, at the noise levels that the student was made for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeStudentSampler",
+            display_name="Student Sampler",
+            category=CATEGORY,
+            description="Draws drafts with a few-step student, at exactly the noise levels it was distilled for.",
+            inputs=[
+                io.Model.Input("model", tooltip="The student: a Turbo, LCM, Lightning, Hyper, DMD2… model, or the tiny world's."),
+                io.Conditioning.Input("positive", tooltip="What to draw."),
+                io.Conditioning.Input("negative", tooltip="What to avoid; without effect at CFG 1."),
+                io.Latent.Input("latent_image", tooltip="An empty latent, or an encoded picture to edit; masks are kept."),
+                types.seed("Decides the noise. The same seed gives the same drafts."),
+                types.preset(),
+                types.student_steps(),
+                types.cfg("cfg", 1.0, "student"),
+                types.denoise(),
+                types.sampler_name(optional=True),
+                types.scheduler(optional=True),
+            ],
+            outputs=[io.Latent.Output("drafts", display_name="drafts", tooltip="A LATENT that any stock node takes.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, preset: str, sampler_name: str = "euler", scheduler: str = "normal") -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: dict[str, Any],
+        seed: int,
+        preset: str,
+        steps: int,
+        cfg: float,
+        denoise: float,
+        sampler_name: str = "dpmpp_2m",
+        scheduler: str = "karras",
+    ) -> io.NodeOutput:
+        drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise)
+        return io.NodeOutput(draw_drafts(model, positive, negative, latent_image, preset, drawing))
+
+
+class ApprenticeTeacher(io.ComfyNode):
+    """The slow model, for rejected drafts only."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeTeacher",
+            display_name="Teacher (improves rejected drafts)",
+            category=CATEGORY,
+            description="Refines or redraws the drafts that the judge rejected. When nothing was rejected, the teacher and "
+            "all that is before it is not even loaded.",
+            inputs=[
+                Verdict.Input("verdict", tooltip="The judge's verdict on the drafts."),
+                io.Latent.Input("drafts", tooltip="The student's drafts."),
+                io.Model.Input("model", lazy=True, tooltip="The teacher. Loaded only if a draft was rejected."),
+                io.Conditioning.Input("positive", lazy=True, tooltip="What to draw, encoded by the teacher's CLIP."),
+                io.Conditioning.Input("negative", lazy=True, tooltip="What to avoid, encoded by the teacher's CLIP."),
+                types.strategy(),
+                types.rollback(),
+                types.teacher_steps(),
+                types.cfg("cfg", 2.0, "teacher"),
+                types.sampler_name(),
+                types.scheduler(),
+                types.seed("Decides the teacher's noise; each picture's depends on its place in the batch alone."),
+                io.Int.Input(
+                    "max_batch", default=0, min=0, max=4096, optional=True,
+                    tooltip="At most so many rejected drafts at a time; 0 for all. Changes memory, not pictures.",
+                ),  # fmt: skip
+                io.Vae.Input(
+                    "vae", optional=True, lazy=True,
+                    tooltip="The student's VAE: only where the teacher belongs to another family (SD1.5 and SDXL).",
+                ),  # fmt: skip
+                io.Vae.Input("teacher_vae", optional=True, lazy=True, tooltip="The teacher's VAE, in the same case."),
+            ],
+            outputs=[
+                io.Latent.Output("improved", display_name="improved", tooltip="The whole batch, in order; accepted drafts as they were.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, strategy: str, sampler_name: str, scheduler: str) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+
+    @classmethod
+    def check_lazy_status(cls, verdict: VerdictData, drafts: dict[str, Any], **inputs: Any) -> list[str]:
+        """Ask for the teacher only when there is something to improve, and for VAEs only between families.
+
+        An input that is not connected is not in ``inputs`` and must not be asked for.
+        """
+        if not verdict.rejected:
+            return []
+        missing = [name for name in ("model", "positive", "negative") if name in inputs and inputs[name] is None]
+        if missing or inputs.get("model") is None:
+            return missing
+        info = info_of(drafts)
+        if info is not None and info.family == family(inputs["model"]):
+            return []
+        return [name for name in ("vae", "teacher_vae") if name in inputs and inputs[name] is None]
+
+    @classmethod
+    def execute(
+        cls,
+        verdict: VerdictData,
+        drafts: dict[str, Any],
+        strategy: str,
+        rollback: float,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        seed: int,
+        model: Any = None,
+        positive: Any = None,
+        negative: Any = None,
+        max_batch: int = 0,
+        vae: Any = None,
+        teacher_vae: Any = None,
+    ) -> io.NodeOutput:
+        verdict.require_batch(len(drafts["samples"]), "drafts")
+        if not verdict.rejected:
+            show_text("Nothing was rejected; the teacher was not needed.")
+            return io.NodeOutput(drafts)
+        drawing = Drawing(steps, cfg, sampler_name, scheduler, seed)
+        improved = improve(
+            model, positive, negative, drafts, verdict.rejected, strategy, rollback, drawing, max_batch, (vae, teacher_vae)
+        )
+        show_text(f"{len(verdict.rejected)} of {len(verdict)} {improved[INFO].note}.")
+        return io.NodeOutput(improved)

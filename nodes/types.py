@@ -1,0 +1,145 @@
+"""Types of our own that travel between nodes, and inputs that several nodes share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.v0_0_2 import io
+
+from ..oracles.thresholds import MODES
+from ..samplers.adaptive import STRATEGIES
+from ..samplers.schedules import CUSTOM, PRESETS
+
+CATEGORY = "Apprentice"
+
+Oracle = io.Custom("ORACLE")
+Verdict = io.Custom("VERDICT")
+Calibration = io.Custom("CALIBRATION")
+
+SAMPLERS: list[str] = list(comfy.samplers.SAMPLER_NAMES)
+SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
+
+# The combos of our nodes, for ``check_combos``: ComfyUI does not check the values of V3 combos itself.
+COMBOS: dict[str, list[str]] = {
+    "preset": [*PRESETS, CUSTOM],
+    "threshold": list(MODES),
+    "strategy": list(STRATEGIES),
+    "sampler_name": SAMPLERS,
+    "scheduler": SCHEDULERS,
+}
+
+
+def check_combos(**values: Any) -> bool | str:
+    """``validate_inputs`` for combos: True, or a sentence that names the input and the choices."""
+    for name, value in values.items():
+        if isinstance(value, str) and value not in COMBOS[name]:
+            return f"{name} is '{value}', which is not one of: {', '.join(COMBOS[name])}."
+    return True
+
+
+def seed(tooltip: str) -> io.Int.Input:
+    """A seed widget."""
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+
+
+def preset() -> io.Combo.Input:
+    """The choice of student schedule."""
+    return io.Combo.Input(
+        "preset",
+        options=COMBOS["preset"],
+        default="tiny-world",
+        tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler.",
+    )
+
+
+def student_steps(name: str = "steps") -> io.Int.Input:
+    """The student's number of steps."""
+    return io.Int.Input(
+        name, default=0, min=0, max=100, tooltip="Steps of the student; 0 takes the number its authors recommend."
+    )
+
+
+def cfg(name: str, default: float, who: str) -> io.Float.Input:
+    """Classifier-free guidance."""
+    return io.Float.Input(
+        name, default=default, min=0.0, max=100.0, step=0.1, round=0.01,
+        tooltip=f"Guidance of the {who}. Above 1 every step costs two network evaluations.",
+    )  # fmt: skip
+
+
+def denoise() -> io.Float.Input:
+    """Part of the way that is drawn."""
+    return io.Float.Input(
+        "denoise", default=1.0, min=0.01, max=1.0, step=0.01,
+        tooltip="1 draws from noise. Below 1 the picture in latent_image is edited: the less, the closer it stays.",
+    )  # fmt: skip
+
+
+def threshold() -> io.Combo.Input:
+    """How the gate is set."""
+    return io.Combo.Input(
+        "threshold",
+        options=COMBOS["threshold"],
+        default="worst share",
+        tooltip="What value means. absolute: a score. worst share: part of the batch (0-1). percentile: of the student's "
+        "scores (0-100). budget: average network evaluations a picture.",
+    )
+
+
+def value() -> io.Float.Input:
+    """The number of the gate."""
+    return io.Float.Input(
+        "value", default=0.5, min=-1000000.0, max=1000000.0, step=0.01, round=0.0001,
+        tooltip="The number for the chosen threshold: a score, a share 0-1, a percentile 0-100, or evaluations a picture.",
+    )  # fmt: skip
+
+
+def strategy() -> io.Combo.Input:
+    """What the teacher does."""
+    return io.Combo.Input(
+        "strategy",
+        options=COMBOS["strategy"],
+        default="refine",
+        tooltip="refine: take the draft back to a noise level and draw it anew from there, keeping its composition. "
+        "regenerate: draw it from scratch.",
+    )
+
+
+def rollback() -> io.Float.Input:
+    """The noise level of a refinement."""
+    return io.Float.Input(
+        "rollback", default=0.6, min=0.0, max=1.0, step=0.01,
+        tooltip="For refine: how far back, as a fraction of the training timesteps (or of flow time). 0 keeps the draft, "
+        "1 starts from noise. The node shows the noise level (sigma) that follows.",
+    )  # fmt: skip
+
+
+def teacher_steps(name: str = "steps") -> io.Int.Input:
+    """The teacher's number of steps."""
+    return io.Int.Input(
+        name, default=20, min=1, max=1000,
+        tooltip="Steps of the teacher's whole schedule; a refinement takes only those below its noise level.",
+    )  # fmt: skip
+
+
+def sampler_name(optional: bool = False) -> io.Combo.Input:
+    """A stock sampler."""
+    return io.Combo.Input(
+        "sampler_name", options=SAMPLERS, default="dpmpp_2m", optional=optional, tooltip="ComfyUI's sampler."
+    )
+
+
+def scheduler(optional: bool = False) -> io.Combo.Input:
+    """A stock scheduler."""
+    return io.Combo.Input(
+        "scheduler", options=SCHEDULERS, default="karras", optional=optional, tooltip="ComfyUI's noise schedule."
+    )
+
+
+def margin() -> io.Float.Input:
+    """By how much the teacher must be better."""
+    return io.Float.Input(
+        "margin", default=0.0, min=-1000000.0, max=1000000.0, step=0.01, round=0.0001,
+        tooltip="The teacher's picture replaces the draft only if it scores more than this above it.",
+    )  # fmt: skip

@@ -1,0 +1,194 @@
+"""Adaptive collaboration of student and teacher (arXiv 2312.10835, Algorithm 1), on ComfyUI's LATENTs.
+
+The student draws drafts; the teacher refines or regenerates those that an oracle rejected. Latents stay latents within one
+family of models; between families they go through pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .comfy import (
+    INFO,
+    Conditioning,
+    Latent,
+    as_sampler,
+    batch_noise,
+    family,
+    fit_channels,
+    predict_x0,
+    progress,
+    sample_rows,
+    stock_sigmas,
+)
+from .schedules import CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
+from .students import sample_tcd
+
+REFINE, REGENERATE = "refine", "regenerate"
+STRATEGIES = (REFINE, REGENERATE)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The settings of one stock sampler run."""
+
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    seed: int
+    denoise: float = 1.0
+
+
+@dataclass(frozen=True)
+class Info:
+    """What later nodes need to know about a batch of latents that Apprentice drew; travels in the LATENT.
+
+    Attributes:
+        nfe: Network evaluations spent on each picture by the node that made the batch.
+        seed: The seed that, with the picture's place, names its noise.
+        source: The latents that the drafts were drawn over [B, C, H, W].
+        denoise: Part of the way that was drawn.
+        family: The latent family.
+        note: For people.
+    """
+
+    nfe: tuple[float, ...]
+    seed: int
+    source: Tensor
+    denoise: float
+    family: str
+    note: str = ""
+
+
+def info_of(latent: Latent) -> Info | None:
+    """What is known of ``latent``, unless a node in between has changed the number of pictures."""
+    info = latent.get(INFO)
+    return info if isinstance(info, Info) and len(info.nfe) == len(latent["samples"]) else None
+
+
+def draw_drafts(
+    model: Any, positive: Conditioning, negative: Conditioning, latent: Latent, preset: str, drawing: Drawing
+) -> Latent:
+    """The student's drafts: exactly the stock sampler at the preset's noise levels.
+
+    Raises:
+        ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
+    """
+    latent = fit_channels(model, latent)
+    rows = range(len(latent["samples"]))
+    noise = batch_noise(latent, drawing.seed)
+    if preset == CUSTOM:
+        sampler: Any = drawing.sampler
+        sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps or 4, drawing.denoise)
+    else:
+        found, steps = find_preset(preset, drawing.steps)
+        model = predict_x0(model) if found.predicts_x0 else model
+        sampler = as_sampler(sample_tcd, "tcd") if found.sampler == "tcd" else found.sampler
+        sigmas = preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise)
+        if drawing.denoise == 1:
+            noise = noise * initial_scale(preset, float(sigmas[0]))
+    samples, nfe = sample_rows(
+        model, latent, rows, noise=noise, sigmas=sigmas, sampler=sampler, cfg=drawing.cfg, positive=positive,
+        negative=negative, seed=drawing.seed, callback=progress(model, max(len(sigmas) - 1, 1)),
+    )  # fmt: skip
+    info = Info(tuple(nfe), drawing.seed, latent["samples"], drawing.denoise, family(model))
+    return {**latent, "samples": samples, INFO: info}
+
+
+def improve(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    drafts: Latent,
+    rows: Sequence[int],
+    strategy: str,
+    rollback: float,
+    drawing: Drawing,
+    pack: int = 0,
+    vaes: tuple[Any, Any] | None = None,
+) -> Latent:
+    """``drafts`` with the pictures ``rows`` improved by the teacher (Algorithm 1, lines 6-9).
+
+    "refine" takes a draft back to the noise level of ``rollback`` and draws it anew from there; "regenerate" draws it
+    from the student's own starting point, as if there had been no draft.
+
+    Args:
+        drawing: The teacher's settings; its ``denoise`` is not used.
+        pack: Rejected pictures in one pass; 0 for all at once.
+        vaes: The student's and the teacher's VAE; needed only between different latent families.
+
+    Raises:
+        ValueError: The families differ and there are not two VAEs, or a setting is out of range.
+    """
+    if strategy not in STRATEGIES:
+        raise ValueError(f"The strategy is one of {', '.join(STRATEGIES)}, not '{strategy}'.")
+    info = info_of(drafts)
+    foreign = _is_foreign(model, drafts, info)
+    start = _through_pixels(drafts, vaes) if foreign else drafts
+    if strategy == REFINE:
+        sigma = rollback_sigma(rollback, model.get_model_object("model_sampling"))
+        sigmas = refine_sigmas(stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, 1.0), sigma)
+        note = f"refined from rollback {rollback:g}, sigma {sigma:.4g}, in {max(len(sigmas) - 1, 0)} steps"
+    else:
+        denoise = info.denoise if info else 1.0
+        start = _source(drafts, start, info, vaes if foreign else None)
+        sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, denoise)
+        note = f"regenerated in {max(len(sigmas) - 1, 0)} steps"
+    packs = -(-len(rows) // pack) if pack else 1
+    drawn, evaluations = sample_rows(
+        model, start, rows, noise=batch_noise(start, drawing.seed), sigmas=sigmas, sampler=drawing.sampler,
+        cfg=drawing.cfg, positive=positive, negative=negative, seed=drawing.seed, pack=pack,
+        callback=progress(model, max(len(sigmas) - 1, 1), packs),
+    )  # fmt: skip
+    if foreign and vaes:
+        drawn = vaes[0].encode(vaes[1].decode(drawn)[..., :3])
+    return _replaced(drafts, rows, drawn, evaluations, drawing, info, note)
+
+
+def _replaced(
+    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, info: Info | None, note: str
+) -> Latent:
+    samples = drafts["samples"].clone()
+    samples[list(rows)] = drawn.to(samples)
+    nfe = [0.0] * len(samples)
+    for row, count in zip(rows, evaluations, strict=True):
+        nfe[row] = count
+    source, denoise, kin = (info.source, info.denoise, info.family) if info else (samples, 1.0, "")
+    return {**drafts, "samples": samples, INFO: Info(tuple(nfe), drawing.seed, source, denoise, kin, note)}
+
+
+def _is_foreign(model: Any, drafts: Latent, info: Info | None) -> bool:
+    """Whether drafts and teacher live in different latent spaces: by name where known, else by channels."""
+    if info is not None:
+        return info.family != family(model)
+    return drafts["samples"].shape[1] != model.get_model_object("latent_format").latent_channels
+
+
+def _through_pixels(latent: Latent, vaes: tuple[Any, Any] | None) -> Latent:
+    if vaes is None or vaes[0] is None or vaes[1] is None:
+        raise ValueError(
+            "Student and teacher draw in different latent spaces, so the drafts must go through pixels: connect the "
+            "student's VAE to vae and the teacher's VAE to teacher_vae."
+        )
+    return {**latent, "samples": vaes[1].encode(vaes[0].decode(latent["samples"])[..., :3])}
+
+
+def _source(drafts: Latent, start: Latent, info: Info | None, vaes: tuple[Any, Any] | None) -> Latent:
+    """What the student's drafts were drawn over: an empty batch, or the encoded picture of img2img and inpainting.
+
+    Of drafts by another sampler nothing is known; then it is an empty batch, or under a mask the drafts themselves, whose
+    kept part is the picture's.
+    """
+    if info is None:
+        keep = drafts.get("noise_mask") is not None
+        return start if keep else {**start, "samples": torch.zeros_like(start["samples"])}
+    if torch.count_nonzero(info.source) == 0:
+        return {**start, "samples": torch.zeros_like(start["samples"])}
+    source = {**drafts, "samples": info.source}
+    return _through_pixels(source, vaes) if vaes else source

@@ -1,0 +1,284 @@
+"""Where students draw: the noise levels of published few-step models, and the level that a refinement starts from.
+
+Noise levels ("sigma") are ComfyUI's: x = x0 + sigma * noise for discrete and EDM models, so that
+sigma^2 = (1 - abar) / abar with the training's cumulative alphas; x = (1 - sigma) x0 + sigma * noise for flow models.
+Everything here is torch alone; a model's own ``model_sampling`` may be handed in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TRAINING_TIMESTEPS = 1000
+LCM_GRID = 50  # LCM and TCD were distilled on every twentieth timestep
+
+# (steps, denoise) -> falling noise levels without the final 0: timesteps of discrete models, sigmas of the others
+Rule = Callable[[int, float], list[float]]
+
+
+# ------------------------------------------------------------------------------------------------------ rules
+
+
+def _tail(grid: Callable[[int], list[float]]) -> Rule:
+    """As the stock KSampler: with denoise < 1, the last ``steps`` of a grid of int(steps / denoise)."""
+    return lambda steps, denoise: grid(max(int(steps / denoise), steps))[-steps:]
+
+
+def lcm_timesteps(steps: int) -> list[float]:
+    """Evenly skipped over the 50-step grid 999, 979, ... 19 (arXiv 2310.04378; diffusers ``LCMScheduler``)."""
+    if steps > LCM_GRID:
+        raise ValueError(f"This preset has a grid of {LCM_GRID} steps, and {steps} were asked for; raise denoise or take fewer.")
+    skip = TRAINING_TIMESTEPS // LCM_GRID
+    grid = [skip * k - 1 for k in range(LCM_GRID, 0, -1)]
+    return [float(grid[int(i)]) for i in np.floor(np.linspace(0, LCM_GRID, steps, endpoint=False))]
+
+
+def trailing_timesteps(steps: int) -> list[float]:
+    """Ends of ``steps`` equal parts: 999, 749, 499, 249 (arXiv 2305.08891, Table 2, "trailing")."""
+    return [float(t) - 1 for t in np.round(np.arange(TRAINING_TIMESTEPS, 0, -TRAINING_TIMESTEPS / steps))]
+
+
+def turbo_timesteps(steps: int, denoise: float = 1.0) -> list[float]:
+    """The first ``steps`` of 999, 899, 799, ... (Stability's rule; ComfyUI's ``SDTurboScheduler``)."""
+    grid = [float(100 * k - 1) for k in range(10, 0, -1)]
+    start = 10 - int(10 * denoise)
+    chosen = grid[start : start + steps]
+    if len(chosen) < steps:
+        raise ValueError(
+            f"This preset has {len(grid) - start} steps at denoise {denoise:g}, and {steps} were asked for; take fewer."
+        )
+    return chosen
+
+
+def sid_lsg_timesteps(steps: int) -> list[float]:
+    """trunc(625 (1 - i / N)) (arXiv 2406.01561, official code: t_init = 625)."""
+    return [float(math.trunc(625 * (1 - i / steps))) for i in range(steps)]
+
+
+def shifted_flow(shift: float) -> Rule:
+    """Flow times 1, 1 - 1/N, ... 1/N, shifted: s t / (1 + (s - 1) t) (arXiv 2403.03206, section 5.3.2)."""
+
+    def grid(steps: int) -> list[float]:
+        times = [1 - i / steps for i in range(steps)]
+        return [shift * t / (1 + (shift - 1) * t) for t in times]
+
+    return _tail(grid)
+
+
+def tiny_world_sigmas(steps: int) -> list[float]:
+    """80, then from 6 down to 0.4 in equal ratios: where the embedded student's sheets look best."""
+    if steps <= 2:
+        return [80.0, math.sqrt(6 * 0.4)][:steps]
+    return [80.0, *np.geomspace(6, 0.4, steps - 1).tolist()]
+
+
+def _fixed(timestep: float) -> Rule:
+    """One step at a fixed timestep; with denoise < 1 at that part of it."""
+    return lambda steps, denoise: [float(math.floor(timestep * denoise))]
+
+
+# ------------------------------------------------------------------------------------------------------ table
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How one published student is drawn with.
+
+    Attributes:
+        kind: "discrete" (the rule gives training timesteps), "flow" or "edm" (the rule gives noise levels).
+        sampler: ComfyUI's sampler, or "tcd".
+        steps: The number that the authors recommend.
+        most: The largest number that makes sense.
+        unit_variance: The first input is noise of variance 1, where ComfyUI would give sigma^2 / (1 + sigma^2).
+        predicts_x0: The network's output is the picture, not the noise.
+        source: Where the numbers are from.
+    """
+
+    kind: str
+    rule: Rule
+    sampler: str
+    steps: int
+    most: int
+    source: str
+    unit_variance: bool = False
+    predicts_x0: bool = False
+
+
+_TRAILING = _tail(trailing_timesteps)
+
+PRESETS: dict[str, Preset] = {
+    "tiny-world": Preset("edm", _tail(tiny_world_sigmas), "lcm", 4, 8, "world/recipe/student.py"),
+    "lcm-lora-sd15-sdxl": Preset("discrete", _tail(lcm_timesteps), "lcm", 4, 50, "arXiv 2311.05556, latent-consistency/lcm-lora-sdxl"),
+    "sdxl-turbo/stability-first-n": Preset("discrete", turbo_timesteps, "euler_ancestral", 1, 10, "Stability-AI/generative-models, ComfyUI SDTurboScheduler"),
+    "sdxl-turbo/trailing": Preset("discrete", _TRAILING, "euler_ancestral", 1, 8, "stabilityai/sdxl-turbo, scheduler_config.json"),
+    "sdxl-lightning": Preset("discrete", _TRAILING, "euler", 4, 8, "ByteDance/SDXL-Lightning (2, 4 and 8 steps)"),
+    "sdxl-lightning-1step/x0": Preset("discrete", _TRAILING, "euler", 1, 1, "ByteDance/SDXL-Lightning, sdxl_lightning_1step_x0", predicts_x0=True),
+    "hyper-sd": Preset("discrete", _TRAILING, "euler", 4, 8, "ByteDance/Hyper-SD (2, 4 and 8 steps: DDIM, trailing)"),
+    "hyper-sdxl-1step/t800": Preset("discrete", _fixed(800), "lcm", 1, 1, "ByteDance/Hyper-SD, Hyper-SDXL-1step-Unet (LCMScheduler, timesteps=[800])", unit_variance=True),
+    "dmd2": Preset("discrete", _TRAILING, "lcm", 4, 8, "tianweiy/DMD2 (timesteps 999, 749, 499, 249)"),
+    "dmd2-1step/t399": Preset("discrete", _fixed(399), "lcm", 1, 1, "tianweiy/DMD2, dmd2_sdxl_1step_unet (timesteps=[399])", unit_variance=True),
+    "tcd-eta0.3": Preset("discrete", _tail(lcm_timesteps), "tcd", 4, 50, "arXiv 2402.19159, h1t/TCD-SDXL-LoRA"),
+    "pcm": Preset("discrete", _TRAILING, "euler", 4, 16, "arXiv 2405.18407, wangfuyun/PCM_Weights (DDIM, trailing)"),
+    "sid-lsg": Preset("discrete", _tail(sid_lsg_timesteps), "lcm", 1, 4, "arXiv 2406.01561, mingyuanzhou/SiD-LSG"),
+    "flux-schnell": Preset("flow", shifted_flow(1.0), "euler", 4, 8, "black-forest-labs/FLUX.1-schnell"),
+    "sd35-large-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "stabilityai/stable-diffusion-3.5-large-turbo, as ComfyUI draws it (diffusers shifts its end point once more)"),
+    "z-image-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 8, 16, "Tongyi-MAI/Z-Image-Turbo"),
+    "qwen-image-lightning/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "lightx2v/Qwen-Image-Lightning (base_shift = ln 3)"),
+}  # fmt: skip
+CUSTOM = "custom"  # the artist's own sampler and scheduler
+
+_ALIASES = {
+    "lcm": "lcm-lora-sd15-sdxl",
+    "lcm-lora": "lcm-lora-sd15-sdxl",
+    "sd-turbo": "sdxl-turbo/stability-first-n",
+    "sdxl-turbo": "sdxl-turbo/stability-first-n",
+    "sd-turbo/trailing": "sdxl-turbo/trailing",
+    "sd-turbo/stability-first-n": "sdxl-turbo/stability-first-n",
+    "lightning": "sdxl-lightning",
+    "sdxl-lightning/x0": "sdxl-lightning-1step/x0",
+    "hyper-sdxl": "hyper-sd",
+    "hyper-sd15": "hyper-sd",
+    "hyper-sdxl/t800": "hyper-sdxl-1step/t800",
+    "dmd2-sdxl": "dmd2",
+    "dmd2/t399": "dmd2-1step/t399",
+    "dmd2-sdxl/t399": "dmd2-1step/t399",
+    "tcd": "tcd-eta0.3",
+    "sid-lsg/t625": "sid-lsg",
+    "flux1-schnell": "flux-schnell",
+    "sd35-large-turbo": "sd35-large-turbo/shift3",
+    "sd35-turbo": "sd35-large-turbo/shift3",
+    "z-image-turbo": "z-image-turbo/shift3",
+    "qwen-image-lightning": "qwen-image-lightning/shift3",
+}
+
+
+def find_preset(name: str, steps: int | None = None) -> tuple[Preset, int]:
+    """The preset called ``name`` and the number of steps: asked for, or in the name ("pcm/8step"), or the preset's own.
+
+    Raises:
+        ValueError: There is no such preset, or it has no such number of steps.
+    """
+    if name in PRESETS:
+        base, named = name, None
+    else:
+        match = re.search(r"[/-](\d+)[- ]?steps?", name)
+        base = name[: match.start()] + name[match.end() :] if match else name
+        named = int(match[1]) if match else None
+        base = base if base in PRESETS else _ALIASES.get(base, base)
+    if base not in PRESETS:
+        raise ValueError(f"There is no preset '{name}'; choose one of: {', '.join([*PRESETS, CUSTOM])}.")
+    preset = PRESETS[base]
+    count = steps or named or preset.steps
+    if not 1 <= count <= preset.most:
+        raise ValueError(f"The preset '{base}' draws in 1 to {preset.most} steps, not {count}; set steps within that.")
+    return preset, count
+
+
+# ------------------------------------------------------------------------------------------------------ levels
+
+
+@lru_cache(maxsize=1)
+def _stable_diffusion_log_sigmas() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """ln sigma of SD 1.5's and SDXL's training timesteps: betas = linspace(sqrt 0.00085, sqrt 0.012)^2."""
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, TRAINING_TIMESTEPS) ** 2
+    abar = np.cumprod(1 - betas)
+    return 0.5 * np.log((1 - abar) / abar)
+
+
+def timestep_sigma(timestep: float, model_sampling: Any = None) -> float:
+    """The noise level of a training timestep (0..999), interpolated in ln sigma between whole ones."""
+    if model_sampling is not None:
+        return float(model_sampling.sigma(torch.tensor(float(timestep))))
+    table = _stable_diffusion_log_sigmas()
+    return float(np.exp(np.interp(timestep, np.arange(len(table)), table)))
+
+
+def sampling_kind(model_sampling: Any) -> str:
+    """"flow", "edm" or "discrete", from the classes that ComfyUI composes a model's sampling of."""
+    classes = {cls.__name__ for cls in type(model_sampling).__mro__}
+    if "CONST" in classes:
+        return "flow"
+    return "edm" if any("Continuous" in name for name in classes) else "discrete"
+
+
+def preset_sigmas(
+    preset: str, steps: int | None = None, model_sampling: Any = None, denoise: float = 1.0
+) -> Tensor:
+    """The noise levels [steps + 1] that a student is drawn at, falling, the last 0.
+
+    Args:
+        preset: A key of ``PRESETS``; the number of steps may be in the name ("sdxl-lightning/4step").
+        steps: How many; 0 or None for the preset's own number.
+        model_sampling: The model's; without it, the timesteps are those of SD 1.5 and SDXL.
+        denoise: Part of the way that is drawn (0..1], as in the stock KSampler.
+
+    Raises:
+        ValueError: Unknown preset, steps or denoise out of range, or a model of another kind.
+    """
+    found, count = find_preset(preset, steps)
+    if not 0 < denoise <= 1:
+        raise ValueError(f"denoise is above 0 and at most 1, not {denoise:g}.")
+    if model_sampling is not None and sampling_kind(model_sampling) != found.kind:
+        raise ValueError(
+            f"The preset '{preset}' is for {found.kind} models, but this model is a {sampling_kind(model_sampling)} one; "
+            f"choose the preset that the student was made for, or '{CUSTOM}'."
+        )
+    levels = found.rule(count, denoise)
+    if found.kind == "discrete":
+        levels = [timestep_sigma(t, model_sampling) for t in levels]
+    return torch.tensor([*levels, 0.0], dtype=torch.float32)
+
+
+def initial_scale(preset: str, sigma: float) -> float:
+    """What the first noise must be multiplied by, over ComfyUI's own scaling, to be what the student was trained on.
+
+    ComfyUI gives the network noise of standard deviation sigma / sqrt(1 + sigma^2) when it starts below the highest
+    level; DMD2's one-step model (t = 399) and Hyper-SDXL's (t = 800) were trained on noise of standard deviation 1.
+    """
+    return math.sqrt(1 + sigma**2) / sigma if preset in PRESETS and PRESETS[preset].unit_variance else 1.0
+
+
+def rollback_sigma(rollback: float, model_sampling: Any) -> float:
+    """The noise level to which a rejected draft is taken back (arXiv 2312.10835, Algorithm 1, line 8).
+
+    ``rollback`` is a fraction, as the official code's ``strength``: of the training timesteps for discrete models, of the
+    flow time for flow models, of the way in ln sigma for EDM ones. 1 is exactly sigma_max, 0 exactly 0. (The paper's
+    algorithm writes a variance instead; a fraction means the same for every scheduler and number of steps.)
+
+    Raises:
+        ValueError: ``rollback`` is not in 0..1.
+    """
+    if not 0 <= rollback <= 1:
+        raise ValueError(f"rollback is from 0 (keep the draft) to 1 (start from noise), not {rollback:g}.")
+    low, high = float(model_sampling.sigma_min), float(model_sampling.sigma_max)
+    if rollback in (0.0, 1.0):
+        return high * rollback
+    kind = sampling_kind(model_sampling)
+    if kind == "flow":
+        return rollback
+    if kind == "edm":
+        return low ** (1 - rollback) * high**rollback
+    last = getattr(model_sampling, "num_timesteps", TRAINING_TIMESTEPS) - 1
+    return timestep_sigma(rollback * last, model_sampling)
+
+
+def refine_sigmas(schedule: Tensor, start: float) -> Tensor:
+    """``start``, then the levels of the teacher's ``schedule`` that are below it.
+
+    So a refinement takes part of the teacher's steps (diffusers' ``strength``), and at the highest level all of them.
+    """
+    if start <= 0:
+        return schedule[:0]
+    if start >= float(schedule[0]) * (1 - 1e-6):
+        return schedule
+    below = schedule[schedule < start * (1 - 1e-6)]
+    return torch.cat([torch.tensor([start], dtype=schedule.dtype), below])

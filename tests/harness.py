@@ -1,0 +1,216 @@
+"""A real ComfyUI in a process of its own, and how tests talk to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+import websocket
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class GraphError(RuntimeError):
+    """A prompt was refused or failed; the text is what the user would see."""
+
+
+@dataclass
+class Run:
+    """What came of one prompt."""
+
+    outputs: dict[str, Any]
+    status: dict[str, Any]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    binaries: int = 0
+
+    @property
+    def cached(self) -> set[str]:
+        """Ids of nodes that were served from the cache."""
+        return {n for e in self.events if e["type"] == "execution_cached" for n in e["data"]["nodes"]}
+
+    @property
+    def executed(self) -> list[str]:
+        """Ids of nodes that ran."""
+        return [e["data"]["node"] for e in self.events if e["type"] == "executing" and e["data"].get("node")]
+
+
+class Graph:
+    """A prompt in API format, written down node by node."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, dict[str, Any]] = {}
+
+    def add(self, class_type: str, _id: str | None = None, **inputs: Any) -> Node:
+        """Add a node; inputs that are ``Node`` or ``Out`` become links."""
+        key = _id or str(len(self.nodes) + 1)
+        self.nodes[key] = {"class_type": class_type, "inputs": {k: _link(v) for k, v in inputs.items()}}
+        return Node(key)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a ``Graph``; ``node[i]`` is its i-th output."""
+
+    key: str
+
+    def __getitem__(self, index: int) -> list[Any]:
+        return [self.key, index]
+
+
+def _link(value: Any) -> Any:
+    return [value.key, 0] if isinstance(value, Node) else value
+
+
+class Comfy:
+    """A running ComfyUI."""
+
+    def __init__(self, url: str, base: Path) -> None:
+        self.url, self.base = url, base
+
+    def run(self, graph: Graph | dict[str, Any], timeout: float = 300) -> Run:
+        """Queue a prompt and wait for it.
+
+        Raises:
+            GraphError: It was refused or failed.
+        """
+        client = uuid.uuid4().hex
+        connection = websocket.create_connection(f"{self.url.replace('http', 'ws')}/ws?clientId={client}", timeout=timeout)
+        try:
+            prompt = self.queue(graph, client)
+            events, binaries = self._listen(connection, prompt)
+        finally:
+            connection.close()
+        entry = self.history(prompt)
+        run = Run(entry["outputs"], entry["status"], events, binaries)
+        if entry["status"]["status_str"] != "success":
+            raise GraphError(_message(entry["status"]))
+        return run
+
+    def queue(self, graph: Graph | dict[str, Any], client: str = "") -> str:
+        """Queue a prompt; its id.
+
+        Raises:
+            GraphError: It was refused.
+        """
+        prompt = graph.nodes if isinstance(graph, Graph) else graph
+        answer = requests.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}, timeout=60)
+        if answer.status_code != 200:
+            raise GraphError(answer.text)
+        return str(answer.json()["prompt_id"])
+
+    def history(self, prompt: str, timeout: float = 60) -> dict[str, Any]:
+        """The history entry of a finished prompt."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            found = requests.get(f"{self.url}/history/{prompt}", timeout=60).json()
+            if prompt in found:
+                return dict(found[prompt])
+            time.sleep(0.05)
+        raise TimeoutError(f"prompt {prompt} did not finish")
+
+    def _listen(self, connection: websocket.WebSocket, prompt: str) -> tuple[list[dict[str, Any]], int]:
+        events: list[dict[str, Any]] = []
+        binaries = 0
+        while True:
+            message = connection.recv()
+            if isinstance(message, bytes):
+                binaries += 1
+                continue
+            event = json.loads(message)
+            if event.get("data", {}).get("prompt_id") not in (prompt, None):
+                continue
+            events.append(event)
+            if event["type"] in ("execution_success", "execution_error", "execution_interrupted"):
+                return events, binaries
+
+    def get(self, path: str) -> Any:
+        """GET, as JSON."""
+        return requests.get(f"{self.url}{path}", timeout=60).json()
+
+    def counts(self) -> dict[str, int]:
+        """What the test nodes counted since the last call."""
+        return dict(requests.post(f"{self.url}/apprentice_test/counts", timeout=60).json())
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """What a TestSave node saved under ``name``."""
+        return load_file(self.base / "output" / f"{name}.safetensors")
+
+
+def _message(status: dict[str, Any]) -> str:
+    for kind, data in status["messages"]:
+        if kind == "execution_error":
+            return f"{data['node_type']}: {data['exception_message']}"
+        if kind == "execution_interrupted":
+            return "interrupted"
+    return str(status)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Comfy]:
+    """Start ComfyUI from ``$COMFYUI_PATH`` with the pack and the test nodes; ``base`` holds its models, input and output."""
+    home = Path(os.environ["COMFYUI_PATH"])
+    packs = base / "custom_nodes"
+    packs.mkdir(parents=True, exist_ok=True)
+    for name, source in (("apprentice", ROOT), ("apprentice_tests", ROOT / "tests" / "nodepack")):
+        if not (packs / name).exists():
+            (packs / name).symlink_to(source, target_is_directory=True)
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+    port = free_port()
+    command = [
+        sys.executable, str(home / "main.py"), "--cpu", "--disable-api-nodes", "--port", str(port), "--base-directory",
+        str(base), "--preview-method", "latent2rgb", *arguments,
+    ]  # fmt: skip
+    record = log or base / "comfyui.log"
+    with open(record, "w") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        try:
+            yield _ready(process, f"http://127.0.0.1:{port}", base, record)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _ready(process: subprocess.Popen[bytes], url: str, base: Path, record: Path) -> Comfy:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if requests.get(f"{url}/system_stats", timeout=5).ok:
+                return Comfy(url, base)
+        except requests.RequestException:
+            time.sleep(0.3)
+    raise RuntimeError(f"ComfyUI did not start:\n{record.read_text()[-3000:]}")
+
+
+def clean(folder: Path) -> Path:
+    """An empty folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder

@@ -1,0 +1,144 @@
+"""Nodes for tests, loaded into the real ComfyUI beside the pack: probes, and parts that fail on purpose."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import comfy.patcher_extension
+import comfy.samplers
+import folder_paths
+import nodes
+import torch
+from aiohttp import web
+from comfy_execution.graph_utils import GraphBuilder  # noqa: F401
+from safetensors.torch import save_file
+from server import PromptServer
+
+COUNTS: Counter[str] = Counter()
+
+
+@PromptServer.instance.routes.post("/apprentice_test/counts")
+async def counts(_request):
+    """What was counted since the last call."""
+    found = dict(COUNTS)
+    COUNTS.clear()
+    return web.json_response(found)
+
+
+class TestBoomModel:
+    """A loader that must not run."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"why": ("STRING", {"default": "boom"})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "load", "test"
+
+    def load(self, why):
+        """Raise."""
+        COUNTS["boom"] += 1
+        raise RuntimeError(why)
+
+
+class TestCountModel:
+    """Counts the rows that go through the network itself."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "name": ("STRING", {"default": "model"})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "test"
+
+    def patch(self, model, name):
+        """A clone whose network calls are counted from below."""
+
+        def wrapper(executor, x, *args, **kwargs):
+            COUNTS[name] += len(x)
+            return executor(x, *args, **kwargs)
+
+        clone = model.clone()
+        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, f"count_{name}", wrapper)
+        return (clone,)
+
+
+class TestSave:
+    """Saves tensors exactly."""
+
+    INPUT_TYPES = classmethod(
+        lambda cls: {
+            "required": {"name": ("STRING", {"default": "x"})},
+            "optional": {"latent": ("LATENT",), "image": ("IMAGE",), "verdict": ("VERDICT",), "text": ("STRING",)},
+        }
+    )
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "save", "test", True
+
+    def save(self, name, latent=None, image=None, verdict=None, text=None):
+        """Write what came as safetensors; verdicts and texts go into the answer."""
+        tensors = {}
+        if latent is not None:
+            tensors["latent"] = latent["samples"].detach().contiguous().clone()
+        if image is not None:
+            tensors["image"] = image.detach().contiguous().clone()
+        if tensors:
+            save_file(tensors, os.path.join(folder_paths.get_output_directory(), f"{name}.safetensors"))
+        ui = {"saved": [name]}
+        if verdict is not None:
+            ui["verdict"] = [
+                {
+                    "index": j.index, "score": str(j.score), "accepted": j.accepted, "decision": j.decision, "nfe": j.nfe,
+                    "seed": j.seed, "threshold": str(j.threshold), "prompt": j.prompt,
+                }
+                for j in verdict
+            ]  # fmt: skip
+            ui["note"] = [verdict.note]
+        if text is not None:
+            ui["text"] = [text]
+        return {"ui": ui}
+
+
+def _oracle_class():
+    """The pack's Oracle base class, from wherever ComfyUI has loaded the pack."""
+    return next(c.__mro__[1] for c in _subclasses() if c.__name__ == "TinyWorldOracle")
+
+
+def _subclasses():
+    judge = nodes.NODE_CLASS_MAPPINGS["ApprenticeTinyWorld"]
+    import sys
+
+    loader = sys.modules[judge.__module__].loader
+    return [loader.TinyWorldOracle]
+
+
+class TestPromptOracle:
+    """Reads the score out of the prompt ("0.7 red heart", "nan"), and counts how often its network runs."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("ORACLE",), "make", "test"
+
+    def make(self):
+        """The oracle."""
+
+        class PromptOracle(_oracle_class()):
+            name = "prompt oracle"
+            network = torch.nn.Linear(1, 1)
+
+            def reward(self, images, prompts):
+                COUNTS["oracle"] += len(images)
+                return torch.tensor([float((p.split() or ["0"])[0]) for p in prompts])
+
+        with torch.inference_mode(False):
+            PromptOracle.network = torch.nn.Linear(1, 1)
+            torch.nn.init.zeros_(PromptOracle.network.weight)
+            torch.nn.init.zeros_(PromptOracle.network.bias)
+        return (PromptOracle(),)
+
+
+class TestManualSigmas:
+    """SIGMAS from numbers; ComfyUI 0.3.75 has no such node."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"sigmas": ("STRING", {"default": "1, 0"})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("SIGMAS",), "make", "test"
+
+    def make(self, sigmas):
+        """The levels."""
+        return (torch.tensor([float(s) for s in sigmas.split(",")]),)
+
+
+NODE_CLASS_MAPPINGS = {
+    c.__name__: c for c in (TestBoomModel, TestCountModel, TestSave, TestPromptOracle, TestManualSigmas)
+}
