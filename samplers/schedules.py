@@ -229,7 +229,7 @@ def preset_sigmas(
         raise ValueError(f"denoise is above 0 and at most 1, not {denoise:g}.")
     if model_sampling is not None and sampling_kind(model_sampling) != found.kind:
         raise ValueError(
-            f"The preset '{preset}' is for {found.kind} models, but this model is a {sampling_kind(model_sampling)} one; "
+            f"The preset '{preset}' is for {found.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
             f"choose the preset that the student was made for, or '{CUSTOM}'."
         )
     levels = found.rule(count, denoise)

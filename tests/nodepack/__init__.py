@@ -6,12 +6,10 @@ import os
 from collections import Counter
 
 import comfy.patcher_extension
-import comfy.samplers
 import folder_paths
 import nodes
 import torch
 from aiohttp import web
-from comfy_execution.graph_utils import GraphBuilder  # noqa: F401
 from safetensors.torch import save_file
 from server import PromptServer
 
@@ -75,6 +73,7 @@ class TestSave:
         if image is not None:
             tensors["image"] = image.detach().contiguous().clone()
         if tensors:
+            os.makedirs(folder_paths.get_output_directory(), exist_ok=True)
             save_file(tensors, os.path.join(folder_paths.get_output_directory(), f"{name}.safetensors"))
         ui = {"saved": [name]}
         if verdict is not None:
@@ -139,6 +138,17 @@ class TestManualSigmas:
         return (torch.tensor([float(s) for s in sigmas.split(",")]),)
 
 
+class TestTellSigmas:
+    """Tells noise levels as numbers."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"sigmas": ("SIGMAS",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "tell", "test", True
+
+    def tell(self, sigmas):
+        """The levels, in the answer."""
+        return {"ui": {"sigmas": sigmas.tolist()}}
+
+
 NODE_CLASS_MAPPINGS = {
-    c.__name__: c for c in (TestBoomModel, TestCountModel, TestSave, TestPromptOracle, TestManualSigmas)
+    c.__name__: c for c in (TestBoomModel, TestCountModel, TestSave, TestPromptOracle, TestManualSigmas, TestTellSigmas)
 }
