@@ -21,8 +21,8 @@ class ApprenticeTinyWorld(io.ComfyNode):
             node_id="ApprenticeTinyWorld",
             display_name="Tiny World (built-in models)",
             category=CATEGORY,
-            description="A small text-to-image family that ships with Apprentice: 64x64 icons such as 'red heart on blue, "
-            "glossy'. For trying things out, on any machine, without downloads.",
+            description="A small text-to-image family that ships with Apprentice: 64x64 icons such as 'glossy red heart "
+            "on blue'. For trying things out, on any machine, without downloads.",
             inputs=[
                 io.Combo.Input(
                     "student",
@@ -75,7 +75,7 @@ class ApprenticePrompts(io.ComfyNode):
                 io.String.Input(
                     "text",
                     multiline=True,
-                    default="red heart on blue, glossy\ncat face on yellow, flat",
+                    default="glossy red heart on blue\nflat cat face on yellow",
                     tooltip="One prompt a line; empty lines are skipped.",
                 ),
             ],

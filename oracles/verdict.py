@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -101,15 +100,15 @@ class Verdict:
 
 
 def table(verdict: Verdict) -> str:
-    """The verdict as text: a line a picture, then the totals."""
-    lines = [f"{'#':>3}  {'score':>8}  {'threshold':>9}  {'decision':<10}  {'NFE':>6}  {'seed':>10}  prompt"]
+    """The verdict as a Markdown table, a line a picture, then the totals."""
+    rows = [("picture", "score", "threshold", "decision", "NFE", "seed", "prompt")]
     for j in verdict:
-        score = f"{j.score:8.4f}" if math.isfinite(j.score) else f"{j.score!s:>8}"
-        nfe = "     ?" if j.nfe is None else f"{j.nfe:6.4g}"
-        seed = "?" if j.seed is None else str(j.seed)
-        lines.append(f"{j.index:>3}  {score}  {j.threshold:9.4g}  {j.decision:<10}  {nfe}  {seed:>10}  {j.prompt}")
-    lines.append(summary(verdict))
-    return "\n".join(lines)
+        nfe, seed = "?" if j.nfe is None else f"{j.nfe:g}", "?" if j.seed is None else str(j.seed)
+        rows.append((str(j.index), f"{j.score:.4g}", f"{j.threshold:.4g}", j.decision, nfe, seed, " ".join(j.prompt.split())))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([*lines, "", summary(verdict)])
 
 
 def summary(verdict: Verdict) -> str:

@@ -177,7 +177,7 @@ def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Co
             (packs / name).symlink_to(source, target_is_directory=True)
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True, exist_ok=True)
-    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}))
     port = free_port()
     command = [
         sys.executable, str(home / "main.py"), "--cpu", "--disable-api-nodes", "--port", str(port), "--base-directory",

@@ -16,6 +16,7 @@ import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sd
 import comfy.sd1_clip
 import comfy.supported_models_base
@@ -58,11 +59,23 @@ class _Config(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.float32]
 
 
+class _NativeUNet(TinyUNet):
+    """``TinyUNet`` that lets other packs wrap the network, as ComfyUI's own networks do."""
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control: Any = None, transformer_options: Any = None, **extra: Any
+    ) -> Tensor:
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        run = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
+        return run.execute(x, timesteps, context, control, options, **extra)
+
+
 class TinyWorldModel(comfy.model_base.BaseModel):
     """BaseModel with EDM preconditioning around ``TinyUNet``."""
 
     def __init__(self, config: _Config, device: torch.device | None = None) -> None:
-        super().__init__(config, model_type=comfy.model_base.ModelType.EDM, device=device, unet_model=TinyUNet)
+        super().__init__(config, model_type=comfy.model_base.ModelType.EDM, device=device, unet_model=_NativeUNet)
 
 
 def _load_unet(name: str) -> comfy.model_patcher.ModelPatcher:

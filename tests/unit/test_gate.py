@@ -110,7 +110,7 @@ def test_unknown_costs_stay_unknown_and_are_never_guessed() -> None:
 
 def test_table_has_a_line_a_picture_and_the_totals() -> None:
     text = table(verdict_of([0.9, NAN], nfe=[4, 4]))
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 6 and text.startswith("| picture | score")
     assert "2 pictures: 1 accepted, 1 rejected" in summary(verdict_of([0.9, NAN]))
 
 

@@ -1,0 +1,92 @@
+"""What every benchmark shares: intervals, distances, tables, and the JSON that README numbers come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files import write_atomically
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure with its 95 % interval."""
+
+    value: float
+    lo: float
+    hi: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.lo:.3f}, {self.hi:.3f}]"
+
+
+@dataclass
+class Figures:
+    """The result of a benchmark."""
+
+    name: str
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    claims: dict[str, Claim] = field(default_factory=dict)
+    findings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        body = {**asdict(self), "machine": machine()}
+        text = json.dumps(body, indent=1, default=float) + "\n"
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def bootstrap(statistic: Callable[[Array], float], units: int, draws: int = 2000, seed: int = 0) -> Claim:
+    """The 95 % percentile bootstrap interval of ``statistic(indices)`` over ``units`` resampled units (prompts)."""
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(units, size=units)) for _ in range(draws)])
+    lo, hi = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
+    return Claim(float(statistic(np.arange(units))), float(lo), float(hi))
+
+
+def frechet(a: Array, mean: Array, covariance: Array) -> float:
+    """|mu_a - mu|^2 + tr(S_a + S - 2 (S_a S)^(1/2)) between features [N, D] and a Gaussian (arXiv 1706.08500, eq. 6)."""
+    mu, sigma = a.mean(0), np.cov(a, rowvar=False)
+    # The trace of the root is the sum of the roots of the eigenvalues of S^(1/2) S_a S^(1/2), which is symmetric.
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    crossed = np.sqrt(np.linalg.eigvalsh(root @ sigma @ root).clip(min=0)).sum()
+    return float(((mu - mean) ** 2).sum() + np.trace(sigma) + np.trace(covariance) - 2 * crossed)
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the same keys as a Markdown table."""
+    names = list(rows[0])
+    cells = [names, *([_text(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    cells.insert(1, ["-" * w for w in widths])
+    for line in cells:
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

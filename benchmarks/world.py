@@ -1,0 +1,129 @@
+"""The tiny world in plain torch, for measurements: student, teacher, refinement, with every evaluation counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..networks.tiny_unet import Denoiser, karras_sigmas
+from ..samplers.schedules import refine_sigmas, tiny_world_sigmas
+from ..training.loop import autocast
+from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+BATCH = 32
+
+
+@dataclass
+class Drawn:
+    """Latents [B, 32, 8, 8], evaluations a picture, and how far the teacher's guess of the picture moved on its way [B]."""
+
+    latents: Tensor
+    nfe: int
+    path: Tensor
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    """DPM-Solver++(2M) (arXiv 2211.01095, Algorithm 2; ComfyUI's ``dpmpp_2m``), and the path length of the denoised picture.
+
+    The path length is sum |D_i+1 - D_i| / sqrt(dim).
+    """
+    ones, old, path = x.new_ones(len(x)), None, torch.zeros(len(x))
+    for i in range(len(sigmas) - 1):
+        sigma, following = sigmas[i], sigmas[i + 1]
+        d = denoise(x, sigma * ones)
+        if old is not None:
+            path += (d - old).flatten(1).norm(dim=1) / d[0].numel() ** 0.5
+        if following == 0:
+            x = d
+        else:
+            h = (sigma / following).log()
+            corrected = d
+            if old is not None:
+                r = (sigmas[i - 1] / sigma).log() / h
+                corrected = (1 + 1 / (2 * r)) * d - 1 / (2 * r) * old
+            x = (following / sigma) * x - torch.expm1(-h) * corrected
+        old = d
+    return x, path
+
+
+class World:
+    """Teacher, student, both judges, and prompts as vectors."""
+
+    def __init__(self) -> None:
+        self.text, self.words = load_text()
+        self.teacher, self.student = Denoiser(load_unet("teacher")), Denoiser(load_unet("student_consistency"))
+        self.decoder = load_autoencoder()
+        self.oracle, self.judge = load_oracle("oracle"), load_oracle("judge")
+
+    def context(self, prompts: list[str]) -> Tensor:
+        """Word vectors of prompts."""
+        return self.text(self.words.encode(prompts))
+
+    @torch.inference_mode()
+    def draft(self, prompts: list[str], noise: Tensor, steps: int, seed: int = 0) -> Drawn:
+        """The student's drafts from unit noise [B, 32, 8, 8]; the noise between steps follows from ``seed`` and the place."""
+        sigmas = tiny_world_sigmas(steps)
+        parts = []
+        for rows in torch.arange(len(prompts)).split(BATCH):
+            context, x = self.context([prompts[i] for i in rows]), torch.zeros_like(noise[rows])
+            for number, sigma in enumerate(sigmas):
+                fresh = noise[rows] if number == 0 else _noise(rows.tolist(), seed + 7919 * number)
+                x = x + fresh * sigma
+                with autocast():
+                    x = self.student(x, torch.full((len(rows),), sigma), context).float()
+            parts.append(x)
+        return Drawn(torch.cat(parts), steps, torch.zeros(len(prompts)))
+
+    @torch.inference_mode()
+    def teach(self, prompts: list[str], start: Tensor, sigmas: Tensor) -> Drawn:
+        """The teacher with guidance from ``start``, already noisy at ``sigmas[0]``."""
+        latents, paths = [], []
+        for rows in torch.arange(len(prompts)).split(BATCH):
+            context = self.context([prompts[i] for i in rows] + [""] * len(rows))
+
+            def guided(x: Tensor, sigma: Tensor, context: Tensor = context) -> Tensor:
+                with autocast():
+                    both = self.teacher(x.repeat(2, 1, 1, 1), sigma.repeat(2), context).float()
+                conditional, unconditional = both.chunk(2)
+                return unconditional + GUIDANCE * (conditional - unconditional)
+
+            x, path = dpmpp_2m(guided, start[rows], sigmas)
+            latents.append(x)
+            paths.append(path)
+        return Drawn(torch.cat(latents), 2 * (len(sigmas) - 1), torch.cat(paths))
+
+    def redraw(self, prompts: list[str], noise: Tensor, steps: int) -> Drawn:
+        """The teacher from unit noise."""
+        sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
+        return self.teach(prompts, noise * SIGMA_MAX, sigmas)
+
+    def refine(self, prompts: list[str], drafts: Tensor, noise: Tensor, steps: int, rollback: float) -> Drawn:
+        """The teacher from the drafts, taken back by ``rollback``; ``steps`` is for the whole schedule."""
+        start = SIGMA_MIN ** (1 - rollback) * SIGMA_MAX**rollback
+        sigmas = refine_sigmas(karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX), start)
+        return self.teach(prompts, drafts + noise * sigmas[0], sigmas)
+
+    @torch.inference_mode()
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Pictures [B, 64, 64, 3] in 0..1."""
+        decoded = torch.cat([self.decoder.decode(part) for part in latents.split(64)])
+        return ((decoded + 1) / 2).clamp(0, 1).movedim(1, -1)
+
+    @torch.inference_mode()
+    def features(self, pictures: Tensor) -> Tensor:
+        """The judge's unit features [B, 64]; not those of published FIDs."""
+        network = self.judge.network
+        return torch.cat([network.encode_image(part.movedim(-1, 1) * 2 - 1) for part in pictures.split(64)])
+
+
+def _noise(rows: list[int], seed: int) -> Tensor:
+    return torch.stack([torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(seed * 100_003 + i)) for i in rows])
+
+
+def unit_noise(count: int, seed: int) -> Tensor:
+    """Noise [count, 32, 8, 8]; row i depends on the seed and on i alone."""
+    return _noise(list(range(count)), seed)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs the adaptive example workflow in a real ComfyUI, with the built-in models.
+#   bash quickstart.sh           draw, judge, improve; print the table; save the pictures
+#   bash quickstart.sh --serve   the same ComfyUI in the browser
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/scripts/environment.sh"
+set_up
+
+link="$COMFYUI_PATH/custom_nodes/apprentice"
+if [ ! -e "$link" ]; then ln -s "$ROOT" "$link"; fi
+
+if [ "${1:-}" = "--serve" ]; then
+    shift
+    exec "$PYTHON" "$ROOT/scripts/run_workflow.py" --serve "$@"
+fi
+"$PYTHON" "$ROOT/scripts/run_workflow.py" "$ROOT/example_workflows/adaptive.json" --output "$ROOT/quickstart_output" "$@"
+say ""
+say "To see the graph in a browser: bash quickstart.sh --serve, then open the address it prints;"
+say "the workflow is under Templates (Workflow > Browse Templates > apprentice), or drag a saved picture onto the canvas."

@@ -1,0 +1,206 @@
+"""Author the example workflows: lay graphs out in a real browser, run them, and save each with its picture.
+
+``COMFYUI_PATH=… python scripts/make_examples.py [NAME…]``; the workflow files are the product, this only saves clicking.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from browser.page import open_page, queue_and_wait  # noqa: E402
+from harness import Graph, Node, comfyui  # noqa: E402
+
+PROMPTS = """glossy red heart on blue
+panda face on yellow
+purple square on orange
+strawberry on pink
+crescent moon on black
+rainbow on white
+hamburger on green
+angry face on gray"""
+NEGATIVE = ""
+SETTINGS: dict[str, Any] = {
+    "seed": 12, "preset": "tiny-world", "steps": 2, "cfg": 1.0, "denoise": 1.0, "threshold": "worst share", "value": 0.5,
+    "strategy": "refine", "rollback": 0.7, "teacher_steps": 16, "teacher_cfg": 2.0, "sampler_name": "dpmpp_2m",
+    "scheduler": "karras", "margin": 0.0,
+}  # fmt: skip
+# id: (x, y, width, height), in the canvas's units
+Layout = dict[str, tuple[int, int, int, int]]
+
+
+def start(text: str = PROMPTS) -> tuple[Graph, Node, Node, Node, Node]:
+    """World, prompts, an empty negative, and an empty batch."""
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "1", student="consistency")
+    lines = g.add("ApprenticePrompts", "2", clip=world[2], text=text)
+    negative = g.add("CLIPTextEncode", "3", clip=world[2], text=NEGATIVE)
+    latent = g.add("EmptyLatentImage", "4", width=64, height=64, batch_size=lines[2])
+    return g, world, lines, negative, latent
+
+
+START: Layout = {"1": (40, 60, 300, 180), "2": (40, 310, 300, 300), "3": (40, 680, 300, 130), "4": (40, 880, 300, 130)}
+
+
+def adaptive() -> tuple[Graph, Layout]:
+    """The all-in-one node."""
+    g, world, lines, negative, latent = start()
+    sampler = g.add(
+        "ApprenticeSampler", "5", student=world[1], teacher=world[0], vae=world[3], oracle=world[4], positive=lines[0],
+        negative=negative[0], prompt=lines[1], latent_image=latent[0], **SETTINGS,
+    )  # fmt: skip
+    g.add("ApprenticeSaveImages", "6", images=sampler[1], verdict=sampler[2], filename_prefix="apprentice/picture")
+    g.add("SaveImage", "7", images=sampler[3], filename_prefix="apprentice/contact_sheet")
+    report = g.add("ApprenticeReport", "8", verdict=sampler[2], images=sampler[1])
+    g.add("PreviewAny", "9", source=report[1])
+    layout = START | {
+        "5": (400, 60, 380, 950), "7": (840, 60, 640, 560), "6": (1540, 60, 400, 560), "8": (840, 690, 300, 100),
+        "9": (1190, 690, 750, 320),
+    }  # fmt: skip
+    return g, layout
+
+
+def modular() -> tuple[Graph, Layout]:
+    """The same from single nodes, with a budget for the gate."""
+    g, world, lines, negative, latent = start()
+    s = SETTINGS
+    drafts = g.add(
+        "ApprenticeStudentSampler", "5", model=world[1], positive=lines[0], negative=negative[0], latent_image=latent[0],
+        **{k: s[k] for k in ("seed", "preset", "steps", "cfg", "denoise")}, sampler_name="lcm", scheduler="normal",
+    )  # fmt: skip
+    draft_images = g.add("VAEDecode", "6", samples=drafts[0], vae=world[3])
+    judge = g.add(
+        "ApprenticeJudge", "7", oracle=world[4], images=draft_images[0], prompt=lines[1], threshold="budget", value=18.0,
+        drafts=drafts[0], teacher_nfe=32.0,
+    )  # fmt: skip
+    teacher = g.add(
+        "ApprenticeTeacher", "8", verdict=judge[0], drafts=drafts[0], model=world[0], positive=lines[0], negative=negative[0],
+        strategy="regenerate", rollback=0.7, steps=16, cfg=2.0, sampler_name="dpmpp_2m", scheduler="karras", seed=12, max_batch=0,
+    )  # fmt: skip
+    improved = g.add("VAEDecode", "9", samples=teacher[0], vae=world[3])
+    better = g.add(
+        "ApprenticeKeepBetter", "10", oracle=world[4], verdict=judge[0], drafts=drafts[0], improved=teacher[0],
+        draft_images=draft_images[0], improved_images=improved[0], margin=0.0,
+    )  # fmt: skip
+    report = g.add("ApprenticeReport", "11", verdict=better[2], images=better[1], draft_images=draft_images[0])
+    g.add("SaveImage", "12", images=report[0], filename_prefix="apprentice/contact_sheet")
+    g.add("PreviewAny", "13", source=judge[1])
+    layout = START | {
+        "5": (400, 60, 320, 520), "6": (400, 660, 200, 60), "7": (400, 790, 320, 260), "8": (780, 60, 330, 620),
+        "9": (780, 760, 200, 60), "10": (780, 890, 330, 160), "11": (1170, 60, 300, 90), "12": (1170, 230, 760, 500),
+        "13": (1170, 800, 760, 250),
+    }  # fmt: skip
+    return g, layout
+
+
+def editing() -> tuple[Graph, Layout]:
+    """Inpainting and control: the right half of a picture is redrawn along its own edges, by student and teacher."""
+    g, world, lines, negative, latent = start("panda face on yellow\nhamburger on green\ntomato on blue\nearth on red")
+    first = g.add(
+        "ApprenticeStudentSampler", "5", model=world[1], positive=lines[0], negative=negative[0], latent_image=latent[0],
+        seed=3, preset="tiny-world", steps=4, cfg=1.0, denoise=1.0, sampler_name="lcm", scheduler="normal",
+    )  # fmt: skip
+    picture = g.add("VAEDecode", "6", samples=first[0], vae=world[3])
+    new = g.add(
+        "ApprenticePrompts", "7", clip=world[2], text="panda face on pink\nhamburger on purple\ntomato on orange\nearth on gray"
+    )
+    edges = g.add("Canny", "8", image=picture[0], low_threshold=0.2, high_threshold=0.4)
+    control = g.add(
+        "ControlNetApplyAdvanced", "9", positive=new[0], negative=negative[0], control_net=world[5], image=edges[0], strength=0.8,
+        start_percent=0.0, end_percent=1.0,
+    )  # fmt: skip
+    black = g.add("SolidMask", "10", value=0.0, width=64, height=64)
+    white = g.add("SolidMask", "11", value=1.0, width=32, height=64)
+    mask = g.add("MaskComposite", "12", destination=black[0], source=white[0], x=32, y=0, operation="add")
+    encoded = g.add("VAEEncode", "13", pixels=picture[0], vae=world[3])
+    masked = g.add("SetLatentNoiseMask", "14", samples=encoded[0], mask=mask[0])
+    sampler = g.add(
+        "ApprenticeSampler", "15", student=world[1], teacher=world[0], vae=world[3], oracle=world[4], positive=control[0],
+        negative=control[1], prompt=new[1], latent_image=masked[0], **SETTINGS,
+    )  # fmt: skip
+    g.add("PreviewImage", "16", images=picture[0])
+    g.add("SaveImage", "17", images=sampler[3], filename_prefix="apprentice/editing")
+    layout = START | {
+        "5": (400, 60, 320, 520), "6": (400, 660, 200, 60), "16": (400, 790, 320, 270), "7": (780, 60, 300, 220),
+        "8": (780, 350, 300, 90), "9": (780, 510, 300, 200), "10": (780, 780, 140, 110), "11": (940, 780, 140, 110),
+        "12": (780, 960, 300, 130), "13": (1140, 60, 200, 60), "14": (1140, 180, 200, 60), "15": (1400, 60, 360, 950),
+        "17": (1820, 60, 640, 560),
+    }  # fmt: skip
+    return g, layout
+
+
+EXAMPLES = {"adaptive": adaptive, "adaptive-modular": modular, "editing": editing}
+
+ARRANGE = """(layout) => {
+  for (const node of window.app.graph._nodes) {
+    const place = layout[String(node.id)];
+    if (!place) continue;
+    node.pos = [place[0], place[1]];
+    node.setSize([place[2], place[3]]);
+  }
+  for (const node of window.app.graph._nodes)
+    for (const widget of node.widgets ?? [])
+      if (widget.name === "control_after_generate") widget.value = "fixed";
+  window.app.graph.setDirtyCanvas(true, true);
+}"""
+# Leave nothing but the graph in the picture: no menus, no messages.
+BARE = """() => {
+  const kept = "#graph-canvas, .dom-widget, [class*=dom-widget]";
+  const walk = (element) => {
+    if (element.matches(kept)) return;
+    if (!element.querySelector(kept)) { element.style.display = "none"; return; }
+    for (const child of element.children) walk(child);
+  };
+  walk(document.body);
+  window.app.canvas.show_info = false;
+  window.dispatchEvent(new Event("resize"));
+}"""
+FIT = """(box) => {
+  const canvas = window.app.canvas, ds = canvas.ds;
+  ds.scale = Math.min(canvas.canvas.width / (box[2] + 80), canvas.canvas.height / (box[3] + 120)) / window.devicePixelRatio;
+  ds.offset = [40 - box[0], 80 - box[1]];
+  window.app.graph.setDirtyCanvas(true, true);
+}"""
+
+
+def make(page: Any, name: str, target: Path) -> None:
+    """Lay out, run, photograph and save one example."""
+    graph, layout = EXAMPLES[name]()
+    page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'x')", graph.nodes)
+    page.wait_for_timeout(1500)
+    page.evaluate(ARRANGE, layout)
+    queue_and_wait(page)
+    page.wait_for_timeout(2500)
+    page.evaluate(ARRANGE, layout)
+    right = max(x + w for x, _, w, _ in layout.values())
+    bottom = max(y + h for _, y, _, h in layout.values())
+    page.evaluate(BARE)
+    page.evaluate(FIT, [40, 60, right - 40, bottom - 60])
+    page.wait_for_timeout(1500)
+    page.evaluate("() => { window.app.graph.extra = {...window.app.graph.extra, ds: undefined}; }")
+    workflow = page.evaluate("() => window.app.graph.serialize()")
+    (target / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
+    page.locator("#graph-canvas").screenshot(path=str(target / f"{name}.jpg"), type="jpeg", quality=82)
+    print(f"{target / name}.json")
+
+
+def main() -> None:
+    """All examples, or those named."""
+    names = sys.argv[1:] or list(EXAMPLES)
+    target = ROOT / "example_workflows"
+    target.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, comfyui(Path(folder)) as server:
+        for name in names:
+            with open_page(server.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+                make(page, name, target)
+
+
+if __name__ == "__main__":
+    main()

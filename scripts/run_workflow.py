@@ -1,0 +1,166 @@
+"""Run a workflow file in a headless ComfyUI over its HTTP API, with nothing but the standard library."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+CONTROLS = ("fixed", "increment", "decrement", "randomize")
+
+
+def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
+    """The API prompt of a workflow file as the browser saves it; a prompt is returned as it is.
+
+    Raises:
+        ValueError: It holds a node that this ComfyUI doesn't know.
+    """
+    if "nodes" not in workflow:
+        return workflow
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] in ("Note", "MarkdownNote") or node.get("mode", 0) in (2, 4):
+            continue
+        if node["type"] not in object_info:
+            raise ValueError(f"This ComfyUI has no node '{node['type']}'; is the pack that brings it installed?")
+        inputs = _widgets(node, object_info[node["type"]]["input"])
+        inputs |= {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if slot.get("link") is not None}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def _widgets(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    values = iter(node.get("widgets_values") or [])
+    found: dict[str, Any] = {}
+    for name, spec in {**schema.get("required", {}), **schema.get("optional", {})}.items():
+        options = spec[1] if len(spec) > 1 else {}
+        if not (isinstance(spec[0], list) or spec[0] in WIDGETS) or options.get("forceInput"):
+            continue
+        try:
+            found[name] = next(values)
+        except StopIteration:
+            break
+        if options.get("control_after_generate") or (spec[0] == "INT" and name in ("seed", "noise_seed")):
+            following = list(values)
+            values = iter(following[1:] if following and following[0] in CONTROLS else following)
+    return found
+
+
+class Server:
+    """ComfyUI's HTTP API."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def get(self, path: str) -> Any:
+        """GET, as JSON."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def run(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """Queue a prompt, wait, and return its outputs by node.
+
+        Raises:
+            RuntimeError: ComfyUI refused it or it failed; the message is ComfyUI's.
+        """
+        body = json.dumps({"prompt": prompt, "extra_data": {}}).encode()
+        request = urllib.request.Request(f"{self.url}/prompt", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                key = json.load(answer)["prompt_id"]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"ComfyUI refused the workflow: {error.read().decode()[:2000]}") from error
+        while key not in (history := self.get(f"/history/{key}")):
+            time.sleep(0.2)
+        entry = history[key]
+        if entry["status"]["status_str"] != "success":
+            errors = [data["exception_message"] for kind, data in entry["status"]["messages"] if kind == "execution_error"]
+            raise RuntimeError("; ".join(errors) or str(entry["status"]))
+        return dict(entry["outputs"])
+
+
+def _command(home: Path, port: int, arguments: list[str]) -> list[str]:
+    import torch
+
+    device = [] if torch.cuda.is_available() or torch.backends.mps.is_available() else ["--cpu"]
+    return [sys.executable, str(home / "main.py"), "--port", str(port), "--disable-api-nodes", *device, *arguments]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def comfyui(home: Path, output: Path) -> Iterator[Server]:
+    """A headless ComfyUI that saves into ``output``.
+
+    Raises:
+        RuntimeError: It did not start; the end of its log is in the message.
+    """
+    port = _free_port()
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "comfyui.log"
+    with log.open("w") as sink:
+        command = _command(home, port, ["--output-directory", str(output)])
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        server = Server(f"http://127.0.0.1:{port}")
+        try:
+            _wait(server, process, log)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(1200):
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            server.get("/system_stats")
+            return
+        time.sleep(0.25)
+    raise RuntimeError(f"ComfyUI did not start; the end of {log}:\n{log.read_text()[-2000:]}")
+
+
+def main() -> None:
+    """Run the workflow, print its texts, list its files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workflow", type=Path, nargs="?", help="a .json from the browser, or an API prompt")
+    parser.add_argument("--output", type=Path, default=Path("output"), help="where pictures go")
+    parser.add_argument("--serve", action="store_true", help="run ComfyUI in the foreground instead")
+    parser.add_argument("--port", type=int, default=8188, help="port for --serve")
+    arguments = parser.parse_args()
+    home = Path(os.environ["COMFYUI_PATH"])
+    if arguments.serve:
+        os.execv(sys.executable, _command(home, arguments.port, []))
+    workflow = json.loads(arguments.workflow.read_text(encoding="utf-8"))
+    with comfyui(home, arguments.output) as server:
+        outputs = server.run(to_prompt(workflow, server.get("/object_info")))
+    for result in outputs.values():
+        print(*result.get("text", []), sep="\n")
+    files = [
+        arguments.output / image["subfolder"] / image["filename"]
+        for result in outputs.values()
+        for image in result.get("images", [])
+        if image["type"] == "output"
+    ]
+    print(f"{len(files)} pictures saved:", *files, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""A real Chromium on a running ComfyUI."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@contextmanager
+def open_page(url: str, chromium: str | None = None) -> Iterator[Page]:
+    """ComfyUI's page, loaded and empty."""
+    with tempfile.TemporaryDirectory() as profile, sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=chromium or None, headless=True, args=FLAGS, viewport={"width": 1600, "height": 900}
+        )
+        page = context.pages[0] if context.pages else context.new_page()
+        page.goto(url)
+        page.wait_for_function("() => window.app && window.app.graph && window.app.canvas", timeout=120_000)
+        page.wait_for_timeout(1500)
+        try:
+            yield page
+        finally:
+            context.close()
+
+
+def queue_and_wait(page: Page, seconds: float = 240) -> dict[str, Any]:
+    """Click the queue button and wait for the newest history entry."""
+    before = _history(page)
+    page.locator("[data-testid=queue-button]").first.click()
+    for _ in range(int(seconds * 2)):
+        page.wait_for_timeout(500)
+        now = _history(page)
+        new = [now[key] for key in now if key not in before]
+        if new:
+            return dict(new[0])
+    raise TimeoutError("The workflow did not finish.")
+
+
+def _history(page: Page) -> dict[str, Any]:
+    return dict(page.evaluate("() => fetch('/history').then((r) => r.json())"))

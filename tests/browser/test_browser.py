@@ -1,0 +1,66 @@
+"""The example workflow in a real Chromium, with the front end of 0.3.75 and a newer one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser.page import open_page, queue_and_wait
+from harness import ROOT, Comfy, comfyui
+
+FRONT_ENDS = {"stock": [], "1.58.1": ["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")]}
+
+
+@pytest.fixture(params=FRONT_ENDS, scope="module")
+def front_end(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    """ComfyUI with one of the front ends."""
+    arguments = FRONT_ENDS[request.param]
+    if arguments and not arguments[1]:
+        pytest.fail("APPRENTICE_FRONT_ENDS is not set; run bash test.sh, which fetches the newer front end.")
+    with comfyui(tmp_path_factory.mktemp("browser"), *arguments) as server:
+        yield server
+
+
+def load(page, path: Path) -> None:
+    """Open a workflow file as a user does."""
+    page.locator("#comfy-file-input").set_input_files(str(path))
+    page.wait_for_function("() => window.app.graph._nodes.length > 3", timeout=30_000)
+    page.wait_for_timeout(500)
+
+
+def test_example_opens_is_queued_by_a_click_and_shows_its_pictures(front_end: Comfy, tmp_path: Path) -> None:
+    with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        load(page, ROOT / "example_workflows" / "adaptive.json")
+        titles = page.evaluate("() => window.app.graph._nodes.map((n) => n.title)")
+        missing = page.evaluate("() => window.app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)")
+        assert "Apprentice Sampler (all in one)" in titles and missing == []
+        entry = queue_and_wait(page)
+        assert entry["status"]["status_str"] == "success"
+        page.wait_for_function(
+            "() => window.app.graph._nodes.filter((n) => n.imgs && n.imgs.length).length >= 2", timeout=60_000
+        )
+        shown = page.evaluate(
+            "() => Object.fromEntries(window.app.graph._nodes.filter((n) => n.imgs).map((n) => [n.type, n.imgs.map("
+            "(i) => [i.naturalWidth, i.naturalHeight])]))"
+        )
+        assert shown["ApprenticeSaveImages"] == [[64, 64]] * 8
+        assert shown["SaveImage"][0][0] > 500, "the contact sheet"
+        picture = tmp_path / "graph.png"
+        page.screenshot(path=str(picture))
+        assert picture.stat().st_size > 30_000
+        assert [p for p in problems if "apprentice" in p.lower()] == []
+
+
+def test_workflow_survives_saving_and_loading_in_the_browser(front_end: Comfy) -> None:
+    with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+        load(page, ROOT / "example_workflows" / "adaptive-modular.json")
+        prompt = "() => window.app.graphToPrompt().then((p) => p.output)"
+        first = page.evaluate(prompt)
+        page.evaluate("() => window.app.loadGraphData(window.app.graph.serialize())")
+        page.wait_for_timeout(1000)
+        assert page.evaluate(prompt) == first
+        assert first["7"]["inputs"]["threshold"] == "budget" and first["8"]["inputs"]["strategy"] == "regenerate"
