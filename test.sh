@@ -40,5 +40,5 @@ front_end="$CACHE/front-end/comfyui_frontend_package/static"
 export APPRENTICE_FRONT_ENDS="$front_end"
 
 "$PYTHON" -m ruff check .
-"$PYTHON" -m mypy
+(cd "$VENV" && "$PYTHON" -m mypy --config-file "$ROOT/pyproject.toml")
 exec "$PYTHON" -m pytest -q --durations=10 "$@"

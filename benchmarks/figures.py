@@ -15,7 +15,7 @@ import torch
 
 from ..files import write_atomically
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Figures:
         """Write as JSON, atomically."""
         body = {**asdict(self), "machine": machine()}
         text = json.dumps(body, indent=1, default=float) + "\n"
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8") and None)
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def machine() -> dict[str, Any]:

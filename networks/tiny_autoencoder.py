@@ -69,6 +69,8 @@ class TinyAutoencoder(nn.Module):
             ops.Conv2d(w, 12, 3, padding=1),
             nn.PixelShuffle(2),
         )
+        self.latent_mean: Tensor
+        self.latent_std: Tensor
         self.register_buffer("latent_mean", torch.zeros(INNER_CHANNELS))
         self.register_buffer("latent_std", torch.full((INNER_CHANNELS,), SIGMA_DATA))
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each
 from ..oracles.gate import gate_scores, judge, keep_better
-from ..oracles.verdict import IMPROVED, Verdict as VerdictData, summary, table
-from ..samplers.adaptive import INFO, info_of
-from ..samplers.comfy import on_device, show_text
+from ..oracles.verdict import IMPROVED, summary, table
+from ..oracles.verdict import Verdict as VerdictData
+from ..samplers.adaptive import info_of
+from ..samplers.comfy import INFO, on_device, show_text
 from . import types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
@@ -56,7 +57,7 @@ class ApprenticeJudge(io.ComfyNode):
                 types.threshold(),
                 types.value(),
                 Calibration.Input("calibration", optional=True, tooltip="The student's score distribution, for percentile."),
-                io.Latent.Input("drafts", optional=True, tooltip="The drafts' latents: their cost and seed, for budget and report."),
+                io.Latent.Input("drafts", optional=True, tooltip="Their cost and seed, for budget and report."),
                 io.Float.Input(
                     "teacher_nfe", default=40.0, min=0.0, max=100000.0, step=1.0, optional=True,
                     tooltip="For budget: network evaluations of the teacher a picture (steps, times two above CFG 1).",

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import INFO, Drawing, draw_drafts, improve, info_of
-from ..samplers.comfy import family, show_text
+from ..samplers.adaptive import Drawing, draw_drafts, improve, info_of
+from ..samplers.comfy import INFO, family, show_text
 from . import types
 from .types import CATEGORY, Verdict
 
@@ -98,7 +98,7 @@ class ApprenticeTeacher(io.ComfyNode):
                 io.Vae.Input("teacher_vae", optional=True, lazy=True, tooltip="The teacher's VAE, in the same case."),
             ],
             outputs=[
-                io.Latent.Output("improved", display_name="improved", tooltip="The whole batch, in order; accepted drafts as they were.")
+                io.Latent.Output("improved", display_name="improved", tooltip="The whole batch; accepted drafts as they were.")
             ],
         )
 
@@ -115,7 +115,7 @@ class ApprenticeTeacher(io.ComfyNode):
         """
         if not verdict.rejected:
             return []
-        missing = [name for name in ("model", "positive", "negative") if name in inputs and inputs[name] is None]
+        missing: list[str] = [name for name in ("model", "positive", "negative") if name in inputs and inputs[name] is None]
         if missing or inputs.get("model") is None:
             return missing
         info = info_of(drafts)

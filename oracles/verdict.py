@@ -101,7 +101,7 @@ class Verdict:
 
 def table(verdict: Verdict) -> str:
     """The verdict as a Markdown table, a line a picture, then the totals."""
-    rows = [("picture", "score", "threshold", "decision", "NFE", "seed", "prompt")]
+    rows: list[tuple[str, ...]] = [("picture", "score", "threshold", "decision", "NFE", "seed", "prompt")]
     for j in verdict:
         nfe, seed = "?" if j.nfe is None else f"{j.nfe:g}", "?" if j.seed is None else str(j.seed)
         rows.append((str(j.index), f"{j.score:.4g}", f"{j.threshold:.4g}", j.decision, nfe, seed, " ".join(j.prompt.split())))

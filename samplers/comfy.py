@@ -185,6 +185,7 @@ class Counter:
         self.rows = 0
 
     def __call__(self, executor: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """ComfyUI's wrapper protocol."""
         self.rows += len(x)
         return executor(x, *args, **kwargs)
 

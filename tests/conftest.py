@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import Comfy, comfyui  # noqa: E402
+from harness import Comfy, comfyui
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,9 @@ def models(comfy: Comfy) -> Path:
 def sd15_graph(strategy: str) -> Graph:
     g = Graph()
     loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
-    student = g.add("LoraLoader", model=loader, clip=loader[1], lora_name="mini.safetensors", strength_model=0.5, strength_clip=0.0)
+    student = g.add(
+        "LoraLoader", model=loader, clip=loader[1], lora_name="mini.safetensors", strength_model=0.5, strength_clip=0.0
+    )
     positive = g.add("CLIPTextEncode", clip=student[1], text="a castle")
     negative = g.add("CLIPTextEncode", clip=student[1], text="blurry")
     hint = g.add("EmptyImage", width=64, height=64, batch_size=1, color=0xFFFFFF)

@@ -7,11 +7,12 @@ from collections import Counter
 
 import comfy.patcher_extension
 import folder_paths
-import nodes
 import torch
 from aiohttp import web
 from safetensors.torch import save_file
 from server import PromptServer
+
+import nodes
 
 COUNTS: Counter[str] = Counter()
 

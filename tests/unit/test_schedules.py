@@ -161,7 +161,7 @@ def test_rollback_runs_from_nothing_to_everything(sampling) -> None:
     assert rollback_sigma(0.0, sampling) == 0.0
     assert rollback_sigma(1.0, sampling) == float(sampling.sigma_max)
     levels = [rollback_sigma(r, sampling) for r in (0.1, 0.3, 0.5, 0.7, 0.9)]
-    assert levels == sorted(levels) and 0 < levels[0] and levels[-1] < float(sampling.sigma_max)
+    assert levels == sorted(levels) and levels[0] > 0 and levels[-1] < float(sampling.sigma_max)
     with pytest.raises(ValueError, match="rollback is from 0"):
         rollback_sigma(1.1, sampling)
 

@@ -135,7 +135,7 @@ def run(
         vendors = ("noto", "flat", "glossy", "noto-v1", "fxemoji")
         found = {"pictures": pictures, "trained_on": list(sets), "top1": accuracy(shown, pairs, vendors, work)}
         print(found, flush=True)
-        write_atomically(report_accuracy, lambda part: part.write_text(json.dumps(found, indent=1)) and None)
+        write_atomically(report_accuracy, lambda part: part.write_text(json.dumps(found, indent=1)))
 
     rounds = ((f"{name}_first", SCHEDULE), (name, FINISH))
     for number, (stem, schedule) in enumerate(rounds):

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import FOLD, INNER_CHANNELS, TinyAutoencoder
-from ..weights import FOLDER, half
-from .data import Icons
+from ..weights import FOLDER, half, load_oracle
+from .concepts import GATE_SETS
+from .data import BACKGROUND_COLOURS, Icons, on_background
 from .judge import SHAPE as JUDGE_SHAPE
 from .latents import load_autoencoder, vocabulary
 
@@ -34,6 +35,8 @@ def run(work: Path, target: Path = FOLDER) -> None:
     for source, name in (("student", "student_consistency"), ("control", "control")):
         if (ema := _ema(work, source)) is not None:
             _save(target, name, half(ema))
+    if (target / "judge.safetensors").exists():
+        _save(target, "reference", _reference(work))
     total = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     print(f"{target}: {total / 2**20:.1f} MiB")
 
@@ -49,6 +52,18 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _save(target: Path, name: str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     save_safetensors_atomically(tensors, target / f"{name}.safetensors", {"licence": LICENCE, **(metadata or {})})
+
+
+@torch.no_grad()
+def _reference(work: Path) -> dict[str, Tensor]:
+    """Mean and covariance of the judge's features over the real pictures on every background: for Frechet distances."""
+    network, icons, features = load_oracle("judge").network, Icons.load(work, GATE_SETS), []
+    for colour in BACKGROUND_COLOURS:
+        for vendor in range(len(GATE_SETS)):
+            images = on_background(icons.rgba[vendor, icons.has[vendor], 0], colour.expand(int(icons.has[vendor].sum()), -1))
+            features.append(network.encode_image(images * 2 - 1))
+    every = torch.cat(features).double()
+    return {"mean": every.mean(0), "covariance": every.T.cov()}
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from pathlib import Path
 from .clip import run as train_clip
 from .concepts import JUDGE_SETS
 
-
 SHAPE = {"width": 128, "layers": 4, "text_width": 64, "embed": 64}
 
 

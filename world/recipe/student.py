@@ -18,7 +18,7 @@ from .latents import Latents, load_autoencoder
 from .log import log_to
 from .teacher import SIGMA_DATA, TextToImage, sample_prompts
 
-SCHEDULE = Schedule(pictures=64_000, batch=32, learning_rate=4e-4, decay=0.6, warmup=0.03)
+SCHEDULE = Schedule(pictures=44_800, batch=32, learning_rate=4e-4, decay=0.6, warmup=0.03)
 LEVELS = 24  # noise levels of the teacher's path that the student is made consistent along
 
 
