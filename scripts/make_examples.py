@@ -185,7 +185,8 @@ def make(page: Any, name: str, target: Path) -> None:
     page.evaluate(FIT, [40, 60, right - 40, bottom - 60])
     page.wait_for_timeout(1500)
     page.evaluate("() => { window.app.graph.extra = {...window.app.graph.extra, ds: undefined}; }")
-    workflow = page.evaluate("() => window.app.graph.serialize()")
+    # As text: what is undefined must be left out, not become null.
+    workflow = json.loads(page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
     (target / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
     page.locator("#graph-canvas").screenshot(path=str(target / f"{name}.jpg"), type="jpeg", quality=82)
     print(f"{target / name}.json")

@@ -35,6 +35,7 @@ def open_page(url: str, chromium: str | None = None) -> Iterator[Page]:
 def queue_and_wait(page: Page, seconds: float = 240) -> dict[str, Any]:
     """Click the queue button and wait for the newest history entry."""
     before = _history(page)
+    close_messages(page)
     page.locator("[data-testid=queue-button]").first.click()
     for _ in range(int(seconds * 2)):
         page.wait_for_timeout(500)
@@ -43,6 +44,16 @@ def queue_and_wait(page: Page, seconds: float = 240) -> dict[str, Any]:
         if new:
             return dict(new[0])
     raise TimeoutError("The workflow did not finish.")
+
+
+def close_messages(page: Page) -> list[str]:
+    """Close the messages that lie over the menu, as a user would, and tell what they said."""
+    said = [message.inner_text() for message in page.locator(".p-toast-message").all()]
+    for button in page.locator(".p-toast-close-button").all():
+        if button.is_visible():
+            button.click()
+    page.wait_for_timeout(500)
+    return said
 
 
 def _history(page: Page) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.page import open_page, queue_and_wait
+from browser.page import close_messages, open_page, queue_and_wait
 from harness import ROOT, Comfy, comfyui
 
 FRONT_ENDS = {"stock": [], "1.58.1": ["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")]}
@@ -38,6 +38,7 @@ def test_example_opens_is_queued_by_a_click_and_shows_its_pictures(front_end: Co
         titles = page.evaluate("() => window.app.graph._nodes.map((n) => n.title)")
         missing = page.evaluate("() => window.app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)")
         assert "Apprentice Sampler (all in one)" in titles and missing == []
+        assert close_messages(page) == [], "the front end has nothing to complain about"
         entry = queue_and_wait(page)
         assert entry["status"]["status_str"] == "success"
         page.wait_for_function(
@@ -60,7 +61,7 @@ def test_workflow_survives_saving_and_loading_in_the_browser(front_end: Comfy) -
         load(page, ROOT / "example_workflows" / "adaptive-modular.json")
         prompt = "() => window.app.graphToPrompt().then((p) => p.output)"
         first = page.evaluate(prompt)
-        page.evaluate("() => window.app.loadGraphData(window.app.graph.serialize())")
+        page.evaluate("() => window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))")
         page.wait_for_timeout(1000)
         assert page.evaluate(prompt) == first
         assert first["7"]["inputs"]["threshold"] == "budget" and first["8"]["inputs"]["strategy"] == "regenerate"

@@ -1,0 +1,5 @@
+"""``python -m comfyui_apprentice.cli``."""
+
+from . import app
+
+app()
