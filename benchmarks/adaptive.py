@@ -20,12 +20,12 @@ from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
 from .world import World, unit_noise
 
 STUDENT_STEPS = 2
-TEACHER_STEPS = 16  # of the teacher that improves; 32 evaluations with guidance
-TEACHER_CURVE = (3, 4, 6, 9, 12, 16, 24)
+TEACHER_STEPS = 9  # of the teacher that improves: where more steps no longer pay; 18 evaluations with guidance
+TEACHER_CURVE = (3, 4, 5, 6, 7, 9, 12, 16)
 ROLLBACKS = (0.5, 0.6, 0.7, 0.8)
 ROLLBACK = 0.7
-CANDIDATES = 9  # of best-of-N: as many drafts as the budget affords
-BUDGET = 18.0  # average evaluations a picture
+CANDIDATES = 6  # of best-of-N: as many drafts as the budget affords
+BUDGET = 12.0  # average evaluations a picture
 SHARES = tuple(i / 10 for i in range(11))
 
 

@@ -36,5 +36,14 @@ def adaptive(
         figures.save(json)
 
 
-if __name__ == "__main__":
-    app()
+@bench.command()
+def startup(json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None) -> None:
+    """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
+    from ..benchmarks import startup as benchmark
+
+    try:
+        figures = benchmark.run()
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from error
+    if json:
+        figures.save(json)
