@@ -323,16 +323,15 @@ def family(model: comfy.model_patcher.ModelPatcher) -> str:
 # ------------------------------------------------------------------------------------------- helper networks
 
 
-_patchers: dict[int, tuple[nn.Module, comfy.model_patcher.ModelPatcher]] = {}
-
-
 @contextmanager
 def on_device(network: nn.Module) -> Iterator[torch.device]:
     """Have ComfyUI load ``network`` (an oracle's) on its device, making room and offloading as for its own models."""
-    if id(network) not in _patchers:
+    patcher = getattr(network, "apprentice_patcher", None)
+    if patcher is None:
         device = comfy.model_management.get_torch_device()
         offload = comfy.model_management.unet_offload_device()
-        _patchers[id(network)] = (network, comfy.model_patcher.ModelPatcher(network, device, offload))
-    patcher = _patchers[id(network)][1]
+        patcher = comfy.model_patcher.ModelPatcher(network, device, offload)
+        # On the network itself, so that both go when nobody needs the oracle any more.
+        network.__dict__["apprentice_patcher"] = patcher
     comfy.model_management.load_models_gpu([patcher])
     yield patcher.load_device

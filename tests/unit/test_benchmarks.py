@@ -1,0 +1,67 @@
+"""The benchmarks' statistics, and that the README says what was measured."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from comfyui_apprentice.benchmarks.adaptive import Pool, best_of, route, route_at_random, share_for
+from comfyui_apprentice.benchmarks.figures import bootstrap, frechet
+from harness import ROOT
+from make_figures import RESULTS, filled
+
+
+def test_readme_says_what_was_measured() -> None:
+    readme, results = (ROOT / "README.md").read_text(encoding="utf-8"), json.loads(RESULTS.read_text())
+    assert filled(readme, results) == readme, "run: python scripts/make_figures.py"
+    assert set(results) >= {"machine", "settings", "rows", "claims"}
+    for name in (
+        "adaptive_minus_random", "adaptive_minus_student", "adaptive_minus_teacher", "adaptive_minus_best_of_n",
+        "frechet_ratio_to_teacher", "nfe_ratio_at_equal_quality", "share_of_better_drafts",
+    ):  # fmt: skip
+        claim = results["claims"][name]
+        assert claim["lo"] <= claim["value"] <= claim["hi"]
+
+
+def test_frechet_distance_of_gaussians_in_closed_form() -> None:
+    """|m|^2 + sum (a_i - b_i)^2 for diagonal covariances a^2 and b^2."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4000, 3))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T  # exactly standard
+    scaled = x * [2.0, 1.0, 0.5] + [1.0, 0.0, 0.0]
+    assert frechet(scaled, np.zeros(3), np.diag([1.0, 1.0, 1.0])) == pytest.approx(1 + 1 + 0 + 0.25, abs=1e-6)
+    assert frechet(x, np.zeros(3), np.eye(3)) == pytest.approx(0, abs=1e-6)
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng, hits = np.random.default_rng(1), 0
+    for trial in range(100):
+        values = rng.normal(1.0, 2.0, 60)
+        claim = bootstrap(lambda i, v=values: float(v[i].mean()), 60, draws=400, seed=trial)
+        hits += claim.lo <= 1.0 <= claim.hi
+    assert 86 <= hits <= 100
+
+
+def pool(gate: list[float], quality: list[float], nfe: float) -> Pool:
+    return Pool(np.array(gate), np.array(quality), np.zeros((len(gate), 2)), nfe, None, np.zeros(len(gate)))
+
+
+DRAFTS = pool([0.9, 0.1, 0.5, 0.3], [9.0, 1.0, 5.0, 3.0], 2)
+TEACHER = pool([0.8, 0.7, 0.6, 0.2], [8.0, 7.0, 6.0, 2.0], 10)
+
+
+def test_routing_sends_the_worst_and_counts_every_evaluation() -> None:
+    half = route(DRAFTS, TEACHER, 0.5, keep_better=False)
+    assert half.quality.tolist() == [9, 7, 5, 2] and half.nfe == 7
+    kept = route(DRAFTS, TEACHER, 0.5, keep_better=True)
+    assert kept.quality.tolist() == [9, 7, 5, 3] and kept.nfe == 7
+    assert route(DRAFTS, TEACHER, 0.0, True).nfe == 2 and route(DRAFTS, TEACHER, 1.0, False).quality.tolist() == [8, 7, 6, 2]
+
+
+def test_random_routing_is_an_expectation_and_best_of_n_takes_the_gates_favourite() -> None:
+    assert route_at_random(DRAFTS, TEACHER, 0.5, False).quality.tolist() == [8.5, 4.0, 5.5, 2.5]
+    assert route_at_random(DRAFTS, TEACHER, 0.5, True).quality.tolist() == [9.0, 4.0, 5.5, 3.0]
+    best = best_of([DRAFTS, TEACHER], 2)
+    assert best.quality.tolist() == [9, 7, 6, 3] and best.nfe == 4
+    assert share_for(7, DRAFTS, TEACHER) == 0.5
