@@ -249,7 +249,9 @@ def run(quick: bool = False, plot: Path | None = None, say: Callable[[str], None
             "oracle": float(pool.gate.mean()), "Frechet": frechet(pool.features, mean, covariance),
             "diversity": diversity(m, pool),
         })  # fmt: skip
-    equal = min(TEACHER_CURVE, key=lambda s: abs(m.teacher[s].nfe - BUDGET))
+    # The strongest opponent: the teacher's best number of steps within the budget (few-step solvers don't rise evenly).
+    equal = max((s for s in TEACHER_CURVE if m.teacher[s].nfe <= BUDGET), key=lambda s: m.teacher[s].quality.mean())
+    figures.settings["teacher_steps_at_equal_cost"] = equal
     adaptive, full = table[ADAPTIVE], m.teacher[TEACHER_STEPS]
     won = m.by_prompt((m.drafts[0].quality > full.quality).astype(np.float64))
     figures.claims = {

@@ -16,9 +16,9 @@ SHOWN = ("student only", "refine all", "random routing, regenerate", "adaptive r
 WORDS = {
     "adaptive_minus_random": "adaptive minus random routing",
     "adaptive_minus_student": "adaptive minus student only",
-    "adaptive_minus_teacher": "adaptive minus teacher at the same cost",
+    "adaptive_minus_teacher": "adaptive minus the teacher's best within the same cost",
     "adaptive_minus_best_of_n": "adaptive minus best of N drafts",
-    "frechet_ratio_to_teacher": "Frechet distance, adaptive over teacher at the same cost",
+    "frechet_ratio_to_teacher": "Frechet distance, adaptive over that teacher",
     "nfe_ratio_at_equal_quality": "cost, adaptive over teacher at equal quality",
     "share_of_better_drafts": "share of drafts that beat the full teacher's picture",
 }

@@ -24,7 +24,7 @@ def has_colour(sheet: torch.Tensor, colour: tuple[int, int, int]) -> bool:
 def test_every_batch_has_a_sheet(scores: list[float]) -> None:
     sheet = contact_sheet(verdict(scores), torch.rand(len(scores), 20, 30, 3))
     assert sheet.ndim == 4 and sheet.shape[0] == 1 and sheet.shape[-1] == 3
-    assert 0 <= sheet.min() and sheet.max() <= 1 and sheet.shape[2] >= 480
+    assert sheet.min() >= 0 and sheet.max() <= 1 and sheet.shape[2] >= 480
 
 
 def test_colours_tell_what_became_of_each_picture() -> None:
