@@ -5,9 +5,17 @@ from __future__ import annotations
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .adaptive import ApprenticeSampler
+from .calibrate import ApprenticeCalibrate, ApprenticeLoadCalibration
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
+from .oracles import (
+    ApprenticeBestOf,
+    ApprenticeCombineOracles,
+    ApprenticeLoadOracle,
+    ApprenticeOracleCompare,
+    ApprenticeScore,
+)
 from .report import ApprenticeReport, ApprenticeSaveImages
-from .sample import ApprenticeStudentSampler, ApprenticeTeacher
+from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
 NODES: list[type[io.ComfyNode]] = [
@@ -20,6 +28,14 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeSampler,
     ApprenticeReport,
     ApprenticeSaveImages,
+    ApprenticeCalibrate,
+    ApprenticeLoadCalibration,
+    ApprenticeLoadOracle,
+    ApprenticeScore,
+    ApprenticeBestOf,
+    ApprenticeCombineOracles,
+    ApprenticeOracleCompare,
+    ApprenticeFastDecode,
 ]
 
 

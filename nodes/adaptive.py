@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from . import types
+from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
 # Links are passed on as they are, so that the inner nodes are cached like those of a hand-wired graph; and lazily, so that
@@ -61,7 +61,9 @@ class ApprenticeSampler(io.ComfyNode):
                 types.sampler_name(),
                 types.scheduler(),
                 types.margin(),
-                Calibration.Input("calibration", optional=True, extra_dict=_LINK, tooltip="For percentile."),
+                Calibration.Input(
+                    "calibration", optional=True, extra_dict=_LINK, tooltip="For percentile, expected gain and guaranteed."
+                ),
                 io.Conditioning.Input(
                     "teacher_positive", optional=True, lazy=True, extra_dict=_LINK,
                     tooltip="What to draw, where the teacher has another CLIP or another ControlNet.",
@@ -71,6 +73,9 @@ class ApprenticeSampler(io.ComfyNode):
                     "teacher_vae", optional=True, lazy=True, extra_dict=_LINK,
                     tooltip="The teacher's VAE, where it belongs to another family than the student.",
                 ),  # fmt: skip
+                types.controller(),
+                types.confidence(),
+                types.look(),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="The final latents."),
@@ -82,12 +87,25 @@ class ApprenticeSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, preset: str, threshold: str, strategy: str, sampler_name: str, scheduler: str
+        cls,
+        preset: str,
+        threshold: str,
+        strategy: str,
+        sampler_name: str,
+        scheduler: str,
+        look: str = types.FULL_DECODE,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(
-            preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler
+            preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler, look=look
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, threshold: Any = None, controller: Any = "default", **_: Any) -> int:
+        """As the judge's: a controller's file that somebody deleted or edited is looked at again."""
+        if threshold != "running" or not isinstance(controller, str):
+            return 0
+        return folders.generation(folders.controller_file(controller))
 
     @classmethod
     def check_lazy_status(cls, **_: Any) -> list[str]:
@@ -123,17 +141,30 @@ class ApprenticeSampler(io.ComfyNode):
         teacher_positive: Any = None,
         teacher_negative: Any = None,
         teacher_vae: Any = None,
+        controller: str = "default",
+        confidence: float = 0.9,
+        look: str = types.FULL_DECODE,
     ) -> io.NodeOutput:
         g = GraphBuilder()
+        # Only where it matters, so that for the other modes the judge is the same node, in the same cache, whatever it says.
+        modes: dict[str, dict[str, Any]] = {"running": {"controller": controller}, "guaranteed": {"confidence": confidence}}
+        extra = modes.get(threshold, {})
         drafts = g.node(
             "ApprenticeStudentSampler", model=student, positive=positive, negative=negative, latent_image=latent_image,
             seed=seed, preset=preset, steps=steps, cfg=cfg, denoise=denoise, sampler_name=sampler_name, scheduler=scheduler,
         ).out(0)  # fmt: skip
-        draft_images = g.node("VAEDecode", samples=drafts, vae=vae).out(0)
+
+        def decoded(samples: Any) -> Any:
+            """What the judges see."""
+            if look == types.FAST_DECODE:
+                return g.node("ApprenticeFastDecode", model=student, samples=samples).out(0)
+            return g.node("VAEDecode", samples=samples, vae=vae).out(0)
+
+        draft_images = decoded(drafts)
         verdict = g.node(
             "ApprenticeJudge", oracle=oracle, images=draft_images, prompt=prompt, threshold=threshold, value=value,
             drafts=drafts, teacher_nfe=float(teacher_steps * (2 if teacher_cfg != 1 else 1)),
-            **_connected(calibration=calibration),
+            **_connected(calibration=calibration), **extra,
         ).out(0)  # fmt: skip
         improved = g.node(
             "ApprenticeTeacher", verdict=verdict, drafts=drafts, model=teacher, positive=teacher_positive or positive,
@@ -144,10 +175,13 @@ class ApprenticeSampler(io.ComfyNode):
         ).out(0)  # fmt: skip
         better = g.node(
             "ApprenticeKeepBetter", oracle=oracle, verdict=verdict, drafts=drafts, improved=improved, margin=margin,
-            draft_images=draft_images, improved_images=g.node("VAEDecode", samples=improved, vae=vae).out(0),
+            draft_images=draft_images, improved_images=decoded(improved),
         )  # fmt: skip
-        report = g.node("ApprenticeReport", verdict=better.out(2), images=better.out(1), draft_images=draft_images)
-        return io.NodeOutput(better.out(0), better.out(1), better.out(2), report.out(0), expand=g.finalize())
+        images = better.out(1)
+        if look == types.FAST_DECODE:
+            images = g.node("VAEDecode", samples=better.out(0), vae=vae).out(0)
+        report = g.node("ApprenticeReport", verdict=better.out(2), images=images, draft_images=draft_images)
+        return io.NodeOutput(better.out(0), images, better.out(2), report.out(0), expand=g.finalize())
 
 
 def _connected(**links: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each
-from ..oracles.gate import gate_scores, judge, keep_better
+from ..oracles.controller import FileController
+from ..oracles.gate import Situation, gate_scores, judge, keep_better
 from ..oracles.verdict import IMPROVED, summary, table
 from ..oracles.verdict import Verdict as VerdictData
 from ..samplers.adaptive import info_of
 from ..samplers.comfy import INFO, on_device, show_text
-from . import types
+from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
 _MEMORY: OrderedDict[str, list[float]] = OrderedDict()
@@ -38,6 +40,16 @@ def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]
     return _MEMORY[key]
 
 
+def picture_keys(images: Tensor, prompts: list[str], fingerprint: str) -> list[str]:
+    """A name for each picture [H, W, C] of a batch: the same picture, prompt and oracle have the same one."""
+    keys = []
+    for image, prompt in zip(images, prompts, strict=True):
+        digest = hashlib.sha256(repr((fingerprint, tuple(image.shape), prompt)).encode())
+        digest.update(image.detach().cpu().contiguous().numpy().tobytes())
+        keys.append(digest.hexdigest()[:16])
+    return keys
+
+
 class ApprenticeJudge(io.ComfyNode):
     """Scores, a threshold, a verdict."""
 
@@ -56,12 +68,17 @@ class ApprenticeJudge(io.ComfyNode):
                 io.String.Input("prompt", multiline=True, default="", tooltip="What the pictures should show."),
                 types.threshold(),
                 types.value(),
-                Calibration.Input("calibration", optional=True, tooltip="The student's score distribution, for percentile."),
+                Calibration.Input(
+                    "calibration", optional=True,
+                    tooltip="The student's score distribution: for percentile, expected gain and guaranteed.",
+                ),  # fmt: skip
                 io.Latent.Input("drafts", optional=True, tooltip="Their cost and seed, for budget and report."),
                 io.Float.Input(
                     "teacher_nfe", default=40.0, min=0.0, max=100000.0, step=1.0, optional=True,
                     tooltip="For budget: network evaluations of the teacher a picture (steps, times two above CFG 1).",
                 ),  # fmt: skip
+                types.controller(),
+                types.confidence(),
             ],
             outputs=[
                 Verdict.Output("verdict", display_name="verdict", tooltip="Who passed; the teacher wants it."),
@@ -75,6 +92,14 @@ class ApprenticeJudge(io.ComfyNode):
         return types.check_combos(threshold=threshold[0] if isinstance(threshold, list) else threshold)
 
     @classmethod
+    def fingerprint_inputs(cls, threshold: Any = None, controller: Any = None, **_: Any) -> int:
+        """A running judge is served from the cache like any other: the same pictures have the same verdict, and don't count
+        twice. It judges again only when somebody else has changed or deleted the controller's file."""
+        if not threshold or threshold[0] != "running" or (controller is not None and not controller):
+            return 0
+        return folders.generation(folders.controller_file(controller[0] if controller else "default"))
+
+    @classmethod
     def execute(
         cls,
         oracle: list[OracleBase],
@@ -85,18 +110,31 @@ class ApprenticeJudge(io.ComfyNode):
         calibration: list[Any] | None = None,
         drafts: list[dict[str, Any]] | None = None,
         teacher_nfe: list[float] | None = None,
+        controller: list[str] | None = None,
+        confidence: list[float] | None = None,
     ) -> io.NodeOutput:
         pictures = join_batches(images)
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score(oracle[0], pictures, prompts)
         fingerprint = oracle[0].fingerprint()
-        if calibration:
-            calibration[0].require_oracle(fingerprint)
         info = info_of(drafts[0]) if drafts else None
+        if calibration:
+            calibration[0].require_oracle(fingerprint, oracle[0].name)
+            calibration[0].require_student(info.student if info else "", info.schedule if info else "")
         cost = sum(info.nfe) / len(info.nfe) if info and info.nfe else None
-        gate = gate_scores(
-            scores, threshold[0], value[0], calibration[0] if calibration else None, cost, teacher_nfe[0] if teacher_nfe else 0
+        running = None
+        situation = Situation(
+            prompts, oracle[0].comparable_across_prompts, fingerprint, oracle[0].name, confidence[0] if confidence else 0.9
         )
+        if threshold[0] == "running":
+            running = FileController(folders.controller_file(controller[0] if controller else "default"))
+            situation = replace(situation, controller=running, keys=picture_keys(pictures, prompts, fingerprint))
+        gate = gate_scores(
+            scores, threshold[0], value[0], calibration[0] if calibration else None, cost,
+            teacher_nfe[0] if teacher_nfe else 0, situation,
+        )  # fmt: skip
+        if running is not None:
+            folders.written(running.path)
         verdict = judge(
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
             seed=info.seed if info else None, nfe=info.nfe if info else None,

@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 
 from ..oracles.verdict import Verdict as VerdictData
 from ..samplers.adaptive import Drawing, draw_drafts, improve, info_of
-from ..samplers.comfy import INFO, family, show_text
+from ..samplers.comfy import INFO, family, fast_decode, show_text
 from . import types
 from .types import CATEGORY, Verdict
 
@@ -61,6 +61,29 @@ class ApprenticeStudentSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise)
         return io.NodeOutput(draw_drafts(model, positive, negative, latent_image, preset, drawing))
+
+
+class ApprenticeFastDecode(io.ComfyNode):
+    """A quick look at latents, for a judge."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeFastDecode",
+            display_name="Fast Decode (for judging)",
+            category=CATEGORY,
+            description="Decodes with ComfyUI's own preview decoder: TAESD where its file is in models/vae_approx, else the "
+            "linear map that previews use. Good enough to judge by, many times cheaper than the VAE.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the latents belong to; it is not run."),
+                io.Latent.Input("samples", tooltip="The latents."),
+            ],
+            outputs=[io.Image.Output("images", display_name="IMAGE", tooltip="Full-size pictures, softer than the VAE's.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, samples: dict[str, Any]) -> io.NodeOutput:
+        return io.NodeOutput(fast_decode(model, samples))
 
 
 class ApprenticeTeacher(io.ComfyNode):

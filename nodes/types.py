@@ -17,6 +17,7 @@ Oracle = io.Custom("ORACLE")
 Verdict = io.Custom("VERDICT")
 Calibration = io.Custom("CALIBRATION")
 
+FULL_DECODE, FAST_DECODE = "full decode", "fast decode"
 SAMPLERS: list[str] = list(comfy.samplers.SAMPLER_NAMES)
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 
@@ -27,6 +28,7 @@ COMBOS: dict[str, list[str]] = {
     "strategy": list(STRATEGIES),
     "sampler_name": SAMPLERS,
     "scheduler": SCHEDULERS,
+    "look": [FULL_DECODE, FAST_DECODE],
 }
 
 
@@ -83,7 +85,8 @@ def threshold() -> io.Combo.Input:
         options=COMBOS["threshold"],
         default="worst share",
         tooltip="What value means. absolute: a score. worst share: part of the batch (0-1). percentile: of the student's "
-        "scores (0-100). budget: average network evaluations a picture.",
+        "scores (0-100). budget: average network evaluations a picture. expected gain: what the teacher must promise to gain. "
+        "running: share to reject over time (0-1). guaranteed: share of accepted drafts that may be worse than the teacher's.",
     )
 
 
@@ -91,7 +94,34 @@ def value() -> io.Float.Input:
     """The number of the gate."""
     return io.Float.Input(
         "value", default=0.5, min=-1000000.0, max=1000000.0, step=0.01, round=0.0001,
-        tooltip="The number for the chosen threshold: a score, a share 0-1, a percentile 0-100, or evaluations a picture.",
+        tooltip="The number for the chosen threshold: a score, a share 0-1, a percentile 0-100, evaluations a picture, or a "
+        "gain in score.",
+    )  # fmt: skip
+
+
+def look() -> io.Combo.Input:
+    """What the oracle judges by."""
+    return io.Combo.Input(
+        "look", options=COMBOS["look"], default=FULL_DECODE, optional=True,
+        tooltip="What the oracle sees: the VAE's pictures, or ComfyUI's fast preview decode (TAESD where present), which saves "
+        "decoding every draft. The final pictures are always the VAE's.",
+    )  # fmt: skip
+
+
+def controller() -> io.String.Input:
+    """Which controller a running gate uses."""
+    return io.String.Input(
+        "controller", default="default", optional=True,
+        tooltip="For running: the name of the controller, whose memory is output/apprentice/controllers/<name>.json. Delete the "
+        "file to start it anew.",
+    )  # fmt: skip
+
+
+def confidence() -> io.Float.Input:
+    """How sure a guaranteed gate is."""
+    return io.Float.Input(
+        "confidence", default=0.9, min=0.5, max=0.999, step=0.01, round=0.001, optional=True,
+        tooltip="For guaranteed: how sure it shall be that the promise holds. More needs a larger calibration.",
     )  # fmt: skip
 
 

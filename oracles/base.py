@@ -52,13 +52,59 @@ class Oracle(ABC):
         broken = ~images.flatten(1).isfinite().all(dim=1).cpu() if len(images) else torch.zeros(0, dtype=torch.bool)
         return result.masked_fill(broken, float("nan"))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in: float32, or float16 where a GPU prefers it."""
+        return next(self.network.parameters()).dtype
+
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change whenever the scores could: name and all weights."""
-        digest = hashlib.sha256(f"{type(self).__name__}|{self.name}".encode())
-        for key, value in sorted(self.network.state_dict().items()):
-            digest.update(key.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Sixteen hex digits that change whenever the scores could: name and all weights.
+
+        Worked out once: the weights are frozen, and the same in float16 as before.
+        """
+        known: str | None = self.__dict__.get("_fingerprint")
+        if known is None:
+            digest = hashlib.sha256(f"{type(self).__name__}|{self.name}".encode())
+            for key, value in sorted(self.network.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+            known = self.__dict__["_fingerprint"] = digest.hexdigest()[:16]
+        return known
+
+
+class TwoTowerOracle(Oracle):
+    """An oracle that compares a picture's features with a prompt's: each prompt is encoded once and remembered.
+
+    Text features hold no gradient: networks are frozen, and a prompt is not what is learned.
+    """
+
+    _remembered = 1024
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit features [B, D], float32, of ``images`` [B, H, W, 3] in 0..1, with gradients."""
+        raise NotImplementedError
+
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Unit features [N, D], float32, of different prompts, on the network's device."""
+        raise NotImplementedError
+
+    def text_features(self, prompts: list[str]) -> Tensor:
+        """Unit features [B, D] of ``prompts``, from memory where they were encoded before."""
+        memory: dict[str, Tensor] = self.__dict__.setdefault("_texts", {})
+        new = [p for p in dict.fromkeys(prompts) if p not in memory]
+        if len(memory) + len(new) > self._remembered:
+            memory.clear()
+            new = list(dict.fromkeys(prompts))
+        with torch.no_grad():
+            for start in range(0, len(new), self.batch):
+                part = new[start : start + self.batch]
+                memory.update(zip(part, self.encode_prompts(part).float().cpu(), strict=True))
+        device = next(self.network.parameters()).device
+        return torch.stack([memory[p] for p in prompts]).to(device)
+
+    def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """Cosines [B] between pictures and prompts."""
+        return (self.image_features(images) * self.text_features(prompts)).sum(-1)
 
 
 def one_prompt_each(prompts: list[str], pictures: int) -> list[str]:

@@ -49,7 +49,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _thumbnail(image: Tensor) -> Image.Image:
+def thumbnail(image: Tensor) -> Image.Image:
+    """A picture [H, W, 3 or more] in 0..1 with its longer side ``PICTURE`` pixels long."""
     values = (image[..., :3].nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
     picture = Image.fromarray(values)
     scale = PICTURE / max(picture.size)
@@ -59,9 +60,9 @@ def _thumbnail(image: Tensor) -> Image.Image:
 
 def _cell(judgement: Judgement, image: Tensor, draft: Tensor | None) -> Image.Image:
     """One picture, or draft and picture side by side, in the colour of the decision, with a caption below."""
-    shown = [_thumbnail(image)]
+    shown = [thumbnail(image)]
     if judgement.decision == IMPROVED and draft is not None:
-        shown.insert(0, _thumbnail(draft))
+        shown.insert(0, thumbnail(draft))
     width = len(shown) * PICTURE + (len(shown) - 1) * GAP
     cell = Image.new("RGB", (width + GAP, PICTURE + CAPTION + GAP), PAPER)
     pen = ImageDraw.Draw(cell)
@@ -79,7 +80,7 @@ def _cell(judgement: Judgement, image: Tensor, draft: Tensor | None) -> Image.Im
     lines = [f"#{judgement.index}  {score}", judgement.decision]
     for i, line in enumerate(lines):
         pen.text((GAP // 2 - 2, PICTURE + 12 + 15 * i), line, colour if i else INK, _font(13))
-    prompt = _shortened(judgement.prompt, width, _font(11))
+    prompt = shortened(judgement.prompt, width, _font(11))
     pen.text((GAP // 2 - 2, PICTURE + 43), prompt, FAINT, _font(11))
     return cell
 
@@ -108,7 +109,8 @@ def histogram(verdict: Verdict, width: int, height: int, bins: int = 24) -> Imag
     chart = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(chart)
     scores = [s for s in (_draft_score(j) for j in verdict) if math.isfinite(s)]
-    threshold = verdict.judgements[0].threshold if len(verdict) else math.nan
+    thresholds = {j.threshold for j in verdict}
+    threshold = thresholds.pop() if len(thresholds) == 1 else math.nan  # every picture its own: no line, no sides
     left, right, top, bottom = 2 * GAP, width - 2 * GAP, 34, height - 34
     pen.text((GAP, 8), "scores of the drafts, and the threshold", INK, _font(13))
     pen.line((left, bottom, right, bottom), FAINT)
@@ -123,7 +125,7 @@ def histogram(verdict: Verdict, width: int, height: int, bins: int = 24) -> Imag
     for i, count in enumerate(counts):
         if count:
             middle = low + (i + 0.5) * (high - low) / bins
-            colour = COLOURS[ACCEPTED if not middle < threshold else REJECTED]
+            colour = FAINT if math.isnan(threshold) else COLOURS[ACCEPTED if not middle < threshold else REJECTED]
             tall = (bottom - top) * count / counts.max()
             pen.rectangle((left + i * step + 1, bottom - tall, left + (i + 1) * step - 1, bottom), fill=colour)
     for text, value in ((f"{low:.3g}", low), (f"{high:.3g}", high)):
@@ -140,7 +142,8 @@ def _draft_score(judgement: Judgement) -> float:
     return judgement.score if judgement.draft_score is None else judgement.draft_score
 
 
-def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """``text`` in one line of at most ``width`` pixels, with "…" where something was left out."""
     line = " ".join(text.split())
     if font.getlength(line) <= width:
         return line

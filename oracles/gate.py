@@ -4,11 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .calibration import Calibration
-from .thresholds import MODES, Gate, absolute, budget, percentile, worst_share
+from .controller import FileController
+from .thresholds import (
+    MODES,
+    Gate,
+    above_baselines,
+    absolute,
+    budget,
+    expected_gain,
+    guaranteed,
+    percentile,
+    worst_share,
+)
 from .verdict import IMPROVED, KEPT, Judgement, Verdict
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a gate may want to know beside the scores.
+
+    Attributes:
+        prompts: One a score; needed where baselines are.
+        comparable: Whether the oracle's scores of different prompts may be compared.
+        oracle, oracle_name: The oracle's fingerprint and name.
+        confidence: For "guaranteed".
+        controller: For "running": where it remembers.
+        keys: For "running": one a score, names the picture, so that it is not counted twice.
+    """
+
+    prompts: Sequence[str] = ()
+    comparable: bool = True
+    oracle: str = ""
+    oracle_name: str = "the oracle"
+    confidence: float = 0.9
+    controller: FileController | None = None
+    keys: Sequence[str] = ()
 
 
 def gate_scores(
@@ -18,29 +51,69 @@ def gate_scores(
     calibration: Calibration | None = None,
     student_nfe: float | None = None,
     teacher_nfe: float = 0.0,
+    situation: Situation | None = None,
 ) -> Gate:
     """Which drafts pass, by one of ``thresholds.MODES``.
 
+    Scores of an oracle that isn't comparable across prompts are compared as they are only where all are of one prompt;
+    otherwise what is compared is score minus that prompt's baseline.
+
     Args:
-        value: The threshold, the share, the percentile, or the average evaluations a picture, as the mode says.
-        calibration: For "percentile": the distribution that the percentile is of; without it, the batch's own scores.
+        value: The threshold, the share, the percentile, the average evaluations a picture, the gain that is worth a call of
+            the teacher, or the share of accepted drafts that may be worse than the teacher's, as the mode says.
+        calibration: For "percentile": the distribution that the percentile is of; without it, the batch's own scores. For
+            "guaranteed": the pairs. For "expected gain", and for oracles that aren't comparable: the baselines. For
+            "running": scores to begin with.
         student_nfe: For "budget": what a draft cost.
         teacher_nfe: For "budget": what the teacher costs a picture.
 
     Raises:
-        ValueError: Unknown mode, or a value out of its range.
+        ValueError: Unknown mode, a value out of its range, or the comparison would mean nothing.
     """
+    situation = situation or Situation()
+    if mode not in MODES:
+        raise ValueError(f"The threshold is one of {', '.join(MODES)}, not '{mode}'.")
+    if mode == "expected gain":
+        return _gate_by_gain(scores, value, calibration, situation)
+    if situation.comparable or _one_prompt(mode, calibration, situation):
+        return _gate(scores, mode, value, calibration, student_nfe, teacher_nfe, situation)
+    baselines = _baselines_for_incomparable(mode, calibration, situation)
+    relative = [score - baseline for score, baseline in zip(scores, baselines, strict=True)]
+    gate = _gate(relative, mode, value, _relative(calibration), student_nfe, teacher_nfe, situation)
+    note = f"{gate.note} Scores of {situation.oracle_name} were compared after taking off each prompt's baseline.".strip()
+    return replace(above_baselines(gate, scores, baselines), note=note)
+
+
+def _gate(
+    scores: Sequence[float],
+    mode: str,
+    value: float,
+    calibration: Calibration | None,
+    student_nfe: float | None,
+    teacher_nfe: float,
+    situation: Situation,
+) -> Gate:
+    """The modes that compare every score with every other."""
     if mode == "absolute":
         return absolute(scores, value)
     if mode == "worst share":
         return worst_share(scores, value)
     if mode == "percentile":
-        if calibration is not None:
-            return percentile(scores, value, calibration.scores)
-        if not any(math.isfinite(s) for s in scores):
-            return absolute(scores, math.inf)
-        gate = percentile(scores, value, scores)
-        return Gate(gate.threshold, gate.accepted, "The percentile is of this batch's own scores (no calibration given).")
+        return _gate_by_percentile(scores, value, calibration)
+    if mode == "running":
+        if situation.controller is None:
+            raise ValueError("Running mode needs a controller to remember in: give it a name.")
+        first = calibration.scores if calibration is not None else ()
+        return situation.controller.judge(
+            scores, situation.keys, value, situation.oracle, situation.oracle_name, first
+        )
+    if mode == "guaranteed":
+        if calibration is None:
+            raise ValueError(
+                "Guaranteed mode needs a calibration with paired drafts: connect one that was made with the teacher."
+            )
+        drafts, teachers = calibration.pairs()
+        return guaranteed(scores, drafts, teachers, value, situation.confidence)
     if mode == "budget":
         if student_nfe is None:
             raise ValueError(
@@ -48,6 +121,86 @@ def gate_scores(
             )
         return budget(scores, value, student_nfe, teacher_nfe)
     raise ValueError(f"The threshold is one of {', '.join(MODES)}, not '{mode}'.")
+
+
+def _gate_by_percentile(scores: Sequence[float], k: float, calibration: Calibration | None) -> Gate:
+    if calibration is not None and calibration.published and 0 < k < 100:
+        threshold, note = calibration.percentile(k)
+        return replace(absolute(scores, threshold), note=note)
+    if calibration is not None:
+        return percentile(scores, k, calibration.scores)
+    if not any(math.isfinite(s) for s in scores):
+        return absolute(scores, math.inf)
+    gate = percentile(scores, k, scores)
+    return Gate(gate.threshold, gate.accepted, "The percentile is of this batch's own scores (no calibration given).")
+
+
+def _gate_by_gain(scores: Sequence[float], gain: float, calibration: Calibration | None, situation: Situation) -> Gate:
+    """Against each prompt's baseline: the teacher's mean where the calibration has it for all, else the student's mean.
+
+    A prompt that the calibration lacks, or all without one, is compared with the mean of the batch's other drafts of it.
+    """
+    prompts = situation.prompts
+    known = calibration.baselines() if calibration is not None else {}
+    if all(p in known and known[p].teacher_mean is not None for p in prompts) and prompts:
+        means = [float(known[p].teacher_mean or 0.0) for p in prompts]
+        return replace(expected_gain(scores, means, gain), note="The gain is over the teacher's average for the prompt.")
+    baselines = [known[p].mean if p in known else _mean_of_others(i, scores, prompts) for i, p in enumerate(prompts)]
+    missing = next((p for p, baseline in zip(prompts, baselines, strict=True) if math.isnan(baseline)), None)
+    if missing is not None:
+        raise ValueError(
+            f"There is no baseline for the prompt '{missing}': calibrate with this prompt and at least two drafts a prompt, or "
+            f"draw at least two drafts of it in this batch."
+        )
+    source = "calibration's" if all(p in known for p in prompts) else "batch's own"
+    return replace(expected_gain(scores, baselines, gain), note=f"The gain is over the {source} average draft of the prompt.")
+
+
+def _mean_of_others(index: int, scores: Sequence[float], prompts: Sequence[str]) -> float:
+    others = [s for i, s in enumerate(scores) if i != index and prompts[i] == prompts[index] and math.isfinite(s)]
+    if others:
+        return sum(others) / len(others)
+    # Where the other drafts of the prompt have no score there is nothing to gain over.
+    return -math.inf if prompts.count(prompts[index]) > 1 else math.nan
+
+
+def _one_prompt(mode: str, calibration: Calibration | None, situation: Situation) -> bool:
+    """Whether this comparison stays within one prompt."""
+    others = set(calibration.prompts) if calibration is not None and mode == "percentile" else set()
+    published = calibration is not None and calibration.published and mode == "percentile"
+    return mode not in ("running", "guaranteed") and not published and len(set(situation.prompts) | others) <= 1
+
+
+def _baselines_for_incomparable(mode: str, calibration: Calibration | None, situation: Situation) -> list[float]:
+    """Each picture's baseline, where an oracle's scores can only be compared after taking it off.
+
+    Raises:
+        ValueError: The mode means nothing for such an oracle, or a prompt has no baseline.
+    """
+    name = situation.oracle_name
+    if mode in ("absolute", "guaranteed"):
+        raise ValueError(
+            f"Scores of {name} mean something else for every prompt, so one threshold for several prompts would mean nothing: "
+            f"choose 'expected gain', or an oracle that is comparable across prompts, instead of '{mode}'."
+        )
+    known = calibration.baselines() if calibration is not None else {}
+    missing = next((prompt for prompt in situation.prompts if prompt not in known), None)
+    if missing is not None:
+        raise ValueError(
+            f"Scores of {name} mean something else for every prompt, and there is no baseline for '{missing}': connect a "
+            f"calibration that holds this prompt with at least two drafts a prompt, or judge pictures of one prompt at a time."
+        )
+    return [known[prompt].mean for prompt in situation.prompts]
+
+
+def _relative(calibration: Calibration | None) -> Calibration | None:
+    """The calibration's scores with each prompt's baseline taken off; prompts without one are left out."""
+    if calibration is None:
+        return None
+    known = calibration.baselines()
+    rows = [(s - known[p].mean, p) for s, p in zip(calibration.scores, calibration.prompts, strict=True) if p in known]
+    scores, prompts = tuple(score for score, _ in rows), tuple(prompt for _, prompt in rows)
+    return replace(calibration, scores=scores, prompts=prompts, teacher_scores=())
 
 
 def judge(
@@ -65,7 +218,7 @@ def judge(
     """The VERDICT of a gate. ``nfe`` is what each draft cost, where known."""
     judgements = [
         Judgement(
-            index=i, score=float(score), threshold=gate.threshold, accepted=gate.accepted[i], prompt=prompts[i], seed=seed,
+            index=i, score=float(score), threshold=gate.threshold_of(i), accepted=gate.accepted[i], prompt=prompts[i], seed=seed,
             nfe=nfe[i] if nfe is not None else None,
         )
         for i, score in enumerate(scores)

@@ -8,17 +8,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-MODES = ("absolute", "worst share", "percentile", "budget")
+MODES = ("absolute", "worst share", "percentile", "budget", "expected gain", "running", "guaranteed")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What was decided: a threshold and who passes it. ``accepted`` has one entry a score."""
+    """What was decided: a threshold and who passes it. ``accepted`` has one entry a score.
+
+    Attributes:
+        threshold: The one threshold; NaN where every picture has its own.
+        thresholds: One a picture, where they differ; otherwise empty.
+    """
 
     threshold: float
     accepted: tuple[bool, ...]
     note: str = ""
+    thresholds: tuple[float, ...] = ()
+
+    def threshold_of(self, index: int) -> float:
+        """What picture ``index`` was compared with."""
+        return self.thresholds[index] if self.thresholds else self.threshold
+
+
+def with_thresholds(scores: Sequence[float], thresholds: Sequence[float], note: str = "") -> Gate:
+    """Accept what reaches its own threshold."""
+    common = thresholds[0] if len(set(thresholds)) == 1 else math.nan
+    accepted = tuple(score >= threshold for score, threshold in zip(scores, thresholds, strict=True))
+    return Gate(common, accepted, note, tuple(thresholds))
 
 
 def absolute(scores: Sequence[float], threshold: float) -> Gate:
@@ -86,6 +104,166 @@ def budget(scores: Sequence[float], nfe: float, student_nfe: float, teacher_nfe:
         f"sends {share:.0%} of the drafts to the teacher: {affordable} of {len(scores)}."
     )
     return Gate(gate.threshold, gate.accepted, note)
+
+
+def expected_gain(scores: Sequence[float], baselines: Sequence[float], gain: float) -> Gate:
+    """Send a draft to the teacher if that promises to gain more than ``gain``: accept score >= baseline - gain.
+
+    ``baselines`` has, for each picture, what another picture of the same prompt is expected to score. Only pictures of one
+    prompt are compared with each other, so this is right for oracles whose scores mean something else for every prompt.
+    """
+    return with_thresholds(scores, [baseline - gain for baseline in baselines])
+
+
+def above_baselines(gate: Gate, scores: Sequence[float], baselines: Sequence[float]) -> Gate:
+    """A gate on score minus baseline, told in the scores themselves: every picture gets its own threshold."""
+    thresholds = tuple(gate.threshold_of(i) + baseline for i, baseline in enumerate(baselines))
+    # What the gate decided stays; a second comparison could round otherwise.
+    return Gate(thresholds[0] if len(set(thresholds)) == 1 else math.nan, gate.accepted, gate.note, thresholds)
+
+
+def guaranteed(
+    scores: Sequence[float], drafts: Sequence[float], teachers: Sequence[float], alpha: float, confidence: float = 0.9
+) -> Gate:
+    """Accept where at most ``alpha`` of the accepted drafts are worse than the teacher's picture would have been.
+
+    See ``certified_threshold`` for what exactly is guaranteed.
+
+    Args:
+        drafts: Scores of the calibration's drafts.
+        teachers: Scores of the teacher's pictures of the same prompts, in the same order.
+    """
+    threshold = certified_threshold(drafts, teachers, alpha, confidence)
+    passing = [(d, t) for d, t in zip(drafts, teachers, strict=True) if d >= threshold]
+    worse = sum(is_worse(d, t) for d, t in passing)
+    if threshold == math.inf:
+        note = (
+            f"No threshold is certain enough: with {confidence:.0%} confidence and at most {alpha:.1%} worse drafts it takes at "
+            f"least {pairs_needed(alpha, confidence)} good pairs, and of the calibration's {len(drafts)} pairs, however high the "
+            f"threshold, too many drafts are worse than the teacher; all go to the teacher."
+        )
+    else:
+        note = (
+            f"With {confidence:.0%} confidence at most {alpha:.1%} of the accepted drafts are worse than the teacher's picture "
+            f"would be ({worse} of the {len(passing)} that pass among the calibration's {len(drafts)} pairs), for prompts and a "
+            f"teacher like the calibration's."
+        )
+    gate = absolute(scores, threshold)
+    return Gate(gate.threshold, gate.accepted, note)
+
+
+def is_worse(draft: float, teacher: float) -> bool:
+    """Whether the draft scores below the teacher's picture; a teacher's picture without a score is not better."""
+    return not math.isnan(teacher) and not draft >= teacher
+
+
+def certified_threshold(
+    drafts: Sequence[float], teachers: Sequence[float], alpha: float, confidence: float = 0.9
+) -> float:
+    """The lowest threshold t such that, with ``confidence``, P(worse | score >= t) <= ``alpha``; infinity if there is none.
+
+    Theorem. Let the pairs (S_i, W_i), i = 1..n, and a new pair (S, W) be independent draws from one law, S a draft's score
+    without atoms (or with atoms, if R below falls as t rises) and W whether the draft is worse than its teacher's picture.
+    Let R(t) = P(W | S > t), delta = 1 - confidence. Then P(R(t_hat) <= alpha) >= 1 - delta, the outer probability over the
+    n pairs, whatever the law. (So it is the share among *accepted* drafts, with a confidence for the calibration: a bound on
+    P(worse and accepted) alone would be met by accepting little, and says nothing of what the artist gets to see.)
+
+    This is Learn then Test (Angelopoulos et al., arXiv 2110.01052, Theorem 1: an algorithm that controls the family-wise
+    error of the hypotheses H_t: R(t) > alpha returns only t with R(t) <= alpha, with probability 1 - delta), with its
+    Algorithm 1, fixed sequence testing from |J| starts at level delta / |J| each. The p-value of H_t is the binomial tail
+
+        p(t) = P(Bin(m, alpha) <= k),   m = #{S_i > t},   k = #{S_i > t, W_i}:
+
+    given m, k is Bin(m, R(t)), so p(t) is super-uniform under H_t; p(t) <= delta is a Clopper-Pearson bound below alpha.
+
+    The scale of scores is unknown, so a sequence starts at a rank instead: at t = the (j+1)-th highest score, j fixed by n
+    alone, and goes down through all t until a p(t) exceeds delta / |J|. Given that start the pairs above it are still
+    independent draws above it, so a false first step has probability <= delta / |J|. Otherwise the first false hypothesis is
+    met at a boundary b, where R passes alpha; R is alpha at every boundary, hence also between two of them, so given how many
+    pairs lie above b (and above the boundary before), k is Bin(m, alpha), and p(b) <= delta / |J| has probability at most
+    that. A false hypothesis is accepted only by passing one of these two. The |J| sequences add up to delta.
+
+    Several drafts of one prompt are not independent; hand in one pair a prompt.
+
+    Raises:
+        ValueError: ``alpha`` is not in 0..1 or ``confidence`` not between 0 and 1, or the counts differ.
+    """
+    _check_promise(alpha, confidence)
+    if len(drafts) != len(teachers):
+        raise ValueError(f"There are {len(drafts)} drafts, but {len(teachers)} pictures of the teacher; they must be pairs.")
+    if alpha >= 1:
+        return -math.inf
+    pairs = sorted(((d, is_worse(d, t)) for d, t in zip(drafts, teachers, strict=True) if math.isfinite(d)), reverse=True)
+    worse_above = [0]
+    for _, worse in pairs:
+        worse_above.append(worse_above[-1] + worse)
+    starts, level = _starts(len(pairs), alpha, 1 - confidence)
+    lowest = min((_descend([s for s, _ in pairs], worse_above, start, alpha, level) for start in starts), default=math.inf)
+    return lowest if math.isinf(lowest) else math.nextafter(lowest, math.inf)  # accept above, not at, the tested score
+
+
+def pairs_needed(alpha: float, confidence: float) -> int:
+    """How many pairs without one worse draft it takes at least: the smallest m with (1 - alpha)^m <= 1 - confidence.
+
+    Raises:
+        ValueError: As ``certified_threshold``.
+    """
+    _check_promise(alpha, confidence)
+    return 0 if alpha >= 1 else math.ceil(math.log(1 - confidence) / math.log1p(-alpha) - 1e-9) if alpha > 0 else 10**9
+
+
+def _check_promise(alpha: float, confidence: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"The share of accepted drafts that may be worse is a number from 0 to 1, not {alpha:g}.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"The confidence is a number between 0 and 1, such as 0.9, not {confidence:g}.")
+
+
+def _starts(count: int, alpha: float, delta: float) -> tuple[list[int], float]:
+    """Ranks where sequences start (all, half, a quarter… of the pairs), and the level that each may spend.
+
+    A start with too few pairs to ever pass is left out, so that it costs the others nothing.
+    """
+    ranks: list[int] = []
+    for halvings in range(6):
+        rank = count >> halvings
+        if rank < 1 or _most_worse(rank, alpha, delta / (len(ranks) + 1)) < 0:
+            break
+        ranks.append(rank)
+    return ranks, delta / max(len(ranks), 1)
+
+
+def _descend(scores: list[float], worse_above: list[int], start: int, alpha: float, level: float) -> float:
+    """The lowest t that one sequence reaches, from the ``start``-th of the falling ``scores`` down; infinity for none."""
+    reached, rank = math.inf, start
+    while True:
+        t = scores[rank] if rank < len(scores) else -math.inf
+        above = rank
+        while above > 0 and above <= len(scores) and scores[above - 1] == t:
+            above -= 1  # tied with t: not above it
+        if worse_above[above] > _most_worse(above, alpha, level):
+            return reached
+        reached = t
+        while rank < len(scores) and scores[rank] == t:
+            rank += 1
+        if t == -math.inf:
+            return reached
+
+
+@lru_cache(maxsize=65536)
+def _most_worse(m: int, alpha: float, level: float) -> int:
+    """The largest k with P(Bin(m, alpha) <= k) <= level; -1 if there is none."""
+    if alpha <= 0:
+        return -1
+    total, k = 0.0, 0
+    while k <= m:
+        total += math.exp(
+            math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1) + k * math.log(alpha) + (m - k) * math.log1p(-alpha)
+        )
+        if total > level:
+            break
+        k += 1
+    return k - 1
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -49,7 +49,7 @@ class Verdict:
         judgements: One a picture, in the batch's order.
         oracle: Name of the oracle.
         fingerprint: The oracle's fingerprint.
-        mode: How the threshold was found: "absolute", "worst share", "percentile" or "budget".
+        mode: How the threshold was found: one of ``thresholds.MODES``.
         value: The artist's number for that mode.
     """
 

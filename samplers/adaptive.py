@@ -21,6 +21,7 @@ from .comfy import (
     batch_noise,
     family,
     fit_channels,
+    model_fingerprint,
     predict_x0,
     progress,
     sample_rows,
@@ -56,6 +57,8 @@ class Info:
         denoise: Part of the way that was drawn.
         family: The latent family.
         note: For people.
+        student: Fingerprint of the student that drew it; empty where the teacher did.
+        schedule: The student's noise levels and guidance in words; likewise.
     """
 
     nfe: tuple[float, ...]
@@ -64,6 +67,8 @@ class Info:
     denoise: float
     family: str
     note: str = ""
+    student: str = ""
+    schedule: str = ""
 
 
 def info_of(latent: Latent) -> Info | None:
@@ -73,9 +78,18 @@ def info_of(latent: Latent) -> Info | None:
 
 
 def draw_drafts(
-    model: Any, positive: Conditioning, negative: Conditioning, latent: Latent, preset: str, drawing: Drawing
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: Latent,
+    preset: str,
+    drawing: Drawing,
+    callback: Any = None,
 ) -> Latent:
     """The student's drafts: exactly the stock sampler at the preset's noise levels.
+
+    Args:
+        callback: ComfyUI's preview callback; a bar of its own without.
 
     Raises:
         ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
@@ -83,22 +97,42 @@ def draw_drafts(
     latent = fit_channels(model, latent)
     rows = range(len(latent["samples"]))
     noise = batch_noise(latent, drawing.seed)
-    if preset == CUSTOM:
-        sampler: Any = drawing.sampler
-        sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps or 4, drawing.denoise)
-    else:
-        found, steps = find_preset(preset, drawing.steps)
-        model = predict_x0(model) if found.predicts_x0 else model
-        sampler = as_sampler(sample_tcd, "tcd") if found.sampler == "tcd" else found.sampler
-        sigmas = preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise)
-        if drawing.denoise == 1:
-            noise = noise * initial_scale(preset, float(sigmas[0]))
+    student = model_fingerprint(model)
+    model, sampler, sigmas = student_schedule(model, preset, drawing)
+    if preset != CUSTOM and drawing.denoise == 1:
+        noise = noise * initial_scale(preset, float(sigmas[0]))
     samples, nfe = sample_rows(
         model, latent, rows, noise=noise, sigmas=sigmas, sampler=sampler, cfg=drawing.cfg, positive=positive,
-        negative=negative, seed=drawing.seed, callback=progress(model, max(len(sigmas) - 1, 1)),
+        negative=negative, seed=drawing.seed, callback=callback or progress(model, max(len(sigmas) - 1, 1)),
     )  # fmt: skip
-    info = Info(tuple(nfe), drawing.seed, latent["samples"], drawing.denoise, family(model))
+    info = Info(
+        tuple(nfe), drawing.seed, latent["samples"], drawing.denoise, family(model), student=student,
+        schedule=schedule_in_words(preset, sampler, sigmas, drawing.cfg),
+    )  # fmt: skip
     return {**latent, "samples": samples, INFO: info}
+
+
+def student_schedule(model: Any, preset: str, drawing: Drawing) -> tuple[Any, Any, Tensor]:
+    """The model, sampler and noise levels with which a student draws.
+
+    Raises:
+        ValueError: The preset does not fit the model or the number of steps.
+    """
+    if preset == CUSTOM:
+        return model, drawing.sampler, stock_sigmas(
+            model, drawing.sampler, drawing.scheduler, drawing.steps or 4, drawing.denoise
+        )
+    found, steps = find_preset(preset, drawing.steps)
+    model = predict_x0(model) if found.predicts_x0 else model
+    sampler = as_sampler(sample_tcd, "tcd") if found.sampler == "tcd" else found.sampler
+    return model, sampler, preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise)
+
+
+def schedule_in_words(preset: str, sampler: Any, sigmas: Tensor, cfg: float) -> str:
+    """What the student's drafts depend on beside its weights; equal texts mean equal schedules."""
+    name = sampler if isinstance(sampler, str) else getattr(sampler, "apprentice_name", "")
+    levels = " ".join(f"{float(sigma):.4g}" for sigma in sigmas)
+    return f"{preset}, {name} at {levels}, CFG {cfg:g}"
 
 
 def improve(
@@ -112,6 +146,7 @@ def improve(
     drawing: Drawing,
     pack: int = 0,
     vaes: tuple[Any, Any] | None = None,
+    callback: Any = None,
 ) -> Latent:
     """``drafts`` with the pictures ``rows`` improved by the teacher (Algorithm 1, lines 6-9).
 
@@ -122,6 +157,7 @@ def improve(
         drawing: The teacher's settings; its ``denoise`` is not used.
         pack: Rejected pictures in one pass; 0 for all at once.
         vaes: The student's and the teacher's VAE; needed only between different latent families.
+        callback: ComfyUI's preview callback; a bar of its own without.
 
     Raises:
         ValueError: The families differ and there are not two VAEs, or a setting is out of range.
@@ -144,7 +180,7 @@ def improve(
     drawn, evaluations = sample_rows(
         model, start, rows, noise=batch_noise(start, drawing.seed), sigmas=sigmas, sampler=drawing.sampler,
         cfg=drawing.cfg, positive=positive, negative=negative, seed=drawing.seed, pack=pack,
-        callback=progress(model, max(len(sigmas) - 1, 1), packs),
+        callback=callback or progress(model, max(len(sigmas) - 1, 1), packs),
     )  # fmt: skip
     if foreign and vaes:
         drawn = vaes[0].encode(vaes[1].decode(drawn)[..., :3])

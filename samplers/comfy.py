@@ -7,10 +7,13 @@ whole one.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.k_diffusion.sampling as k_sampling
 import comfy.model_management
@@ -19,6 +22,7 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import folder_paths
 import latent_preview
 import torch
 from torch import Tensor, nn
@@ -274,6 +278,16 @@ def progress(model: comfy.model_patcher.ModelPatcher, steps: int, packs: int = 1
     return callback
 
 
+def step_reports(model: comfy.model_patcher.ModelPatcher, report: Callable[[int, int, Any], None]) -> Any:
+    """A preview callback that tells ``report`` the steps done, all steps, and a preview for ComfyUI's progress bar."""
+    previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
+
+    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        report(step + 1, total, previewer.decode_latent_to_preview_image("JPEG", x0) if previewer else None)
+
+    return callback
+
+
 def fit_channels(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Latent:
     """``latent`` with the model's number of channels where it is empty, as the stock sampler does it.
 
@@ -320,7 +334,112 @@ def family(model: comfy.model_patcher.ModelPatcher) -> str:
     return type(model.get_model_object("latent_format")).__name__
 
 
+# ------------------------------------------------------------------------------------------------ fingerprints
+
+_DIGESTS: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()
+_SAMPLED = 64  # values of each weight that go into a fingerprint
+
+
+def model_name(model: comfy.model_patcher.ModelPatcher) -> str:
+    """What kind of model it is, for people: "SDXL", "TinyWorldModel"."""
+    return type(model.model).__name__
+
+
+def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
+    """Sixteen hex digits that change with the weights, the LoRAs on them and their strengths, and the kind of sampling.
+
+    Of each weight 64 values in even distances are looked at, which takes a fraction of a second for the largest models and
+    tells any two that were trained apart. A model in another precision is another model: it draws other pictures.
+    """
+    known = _DIGESTS.setdefault(model.model, {})
+    if model.patches_uuid not in known:
+        digest = hashlib.sha256(model_name(model).encode())
+        for key, (weight, *patches) in sorted(model.get_key_patches().items()):
+            digest.update(key.encode())
+            _digest(digest, weight[0])
+            for patch in patches:
+                _digest(digest, patch)
+        known[model.patches_uuid] = digest.hexdigest()
+    objects = {key: type(value).__name__ for key, value in sorted(model.object_patches.items())}
+    return hashlib.sha256(f"{known[model.patches_uuid]}|{objects}".encode()).hexdigest()[:16]
+
+
+def _digest(digest: Any, value: Any) -> None:
+    """Add a weight, or a patch made of numbers, texts, weights and objects that hold weights."""
+    if isinstance(value, Tensor):
+        digest.update(repr(tuple(value.shape)).encode())
+        try:
+            flat = value.detach().reshape(-1)
+            digest.update(flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].float().cpu().numpy().tobytes())
+        except (RuntimeError, NotImplementedError, TypeError):
+            digest.update(b"?")  # a packed format that can't be sampled: its shape must do
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _digest(digest, item)
+    elif isinstance(value, (int, float, str)) or value is None:
+        digest.update(repr(value).encode())
+    elif hasattr(value, "weights"):
+        _digest(digest, value.weights)
+
+
 # ------------------------------------------------------------------------------------------- helper networks
+
+
+# ----------------------------------------------------------------------------------------------- a quick look
+
+
+def fast_decode(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Tensor:
+    """Pictures [B, H, W, 3] in 0..1 by ComfyUI's own preview decoders: TAESD where its file is there, else the linear map.
+
+    Both give full-size pictures; the linear map's are blurred. Decodes eight at a time.
+
+    Raises:
+        ValueError: The model's family has neither.
+    """
+    kind = model.get_model_object("latent_format")
+    samples = kind.process_in(latent["samples"])
+    if (path := _taesd_file(kind)) is not None:
+        network = _taesd(path, kind.latent_channels)
+        with on_device(network) as device:
+            parts = [network.decode(part.to(device).float()).float().cpu() for part in samples.split(8)]
+        return ((torch.cat(parts) + 1) / 2).clamp(0, 1).movedim(1, -1)
+    if kind.latent_rgb_factors is None:
+        raise ValueError(
+            f"There is no fast decoder for {type(kind).__name__}; choose 'full decode', or put its TAESD into models/vae_approx."
+        )
+    previewer = latent_preview.Latent2RGBPreviewer(
+        kind.latent_rgb_factors, kind.latent_rgb_factors_bias, getattr(kind, "latent_rgb_factors_reshape", None)
+    )
+    reshape = previewer.latent_rgb_factors_reshape or (lambda x: x)
+    bias = previewer.latent_rgb_factors_bias
+    small = nn.functional.linear(reshape(samples.float()).movedim(1, -1), previewer.latent_rgb_factors.float(), bias)
+    scale = getattr(kind, "spacial_downscale_ratio", 8)
+    size = (samples.shape[-2] * scale, samples.shape[-1] * scale)
+    shown = nn.functional.interpolate(small.movedim(-1, 1), size, mode="bicubic").movedim(1, -1)
+    return ((shown + 1) / 2).clamp(0, 1)
+
+
+def _taesd_file(kind: Any) -> str | None:
+    """The decoder's file in models/vae_approx, or None. Those for video are another network, and are left out."""
+    name = kind.taesd_decoder_name
+    if name is None or name in latent_preview.VIDEO_TAES:
+        return None
+    found = next((f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(name)), None)
+    return folder_paths.get_full_path("vae_approx", found) if found else None
+
+
+@lru_cache(maxsize=2)
+def _taesd(path: str, channels: int) -> Any:
+    from comfy.taesd.taesd import TAESD
+
+    return TAESD(None, path, latent_channels=channels).eval()
+
+
+def prefers_half(network: nn.Module) -> bool:
+    """Whether ComfyUI would rather compute ``network`` in float16 on this machine's device; never on a CPU."""
+    device = comfy.model_management.get_torch_device()
+    size = sum(p.numel() for p in network.parameters())
+    return bool(comfy.model_management.should_use_fp16(device, model_params=size))
 
 
 @contextmanager

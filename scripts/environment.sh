@@ -47,7 +47,7 @@ get_comfyui() {
 install_comfyui_requirements() {
     say "Installing what ComfyUI needs…"
     grep -vE '^(torch|torchvision|torchaudio)[[:space:]]*$' "$COMFYUI_PATH/requirements.txt" >"$VENV/comfyui-requirements.txt"
-    "$PYTHON" -m pip install -q -r "$VENV/comfyui-requirements.txt" requests
+    "$PYTHON" -m pip install -q -r "$VENV/comfyui-requirements.txt" -r "$ROOT/requirements.txt" requests
 }
 
 set_up() {
@@ -63,5 +63,5 @@ set_up() {
     fi
     COMFYUI_PATH="$(cd "$COMFYUI_PATH" && pwd)"
     export COMFYUI_PATH
-    once "comfyui-$(cksum <"$COMFYUI_PATH/requirements.txt" | cut -d' ' -f1)" install_comfyui_requirements
+    once "comfyui-$(cat "$COMFYUI_PATH/requirements.txt" "$ROOT/requirements.txt" | cksum | cut -d' ' -f1)" install_comfyui_requirements
 }

@@ -136,7 +136,74 @@ def editing() -> tuple[Graph, Layout]:
     return g, layout
 
 
-EXAMPLES = {"adaptive": adaptive, "adaptive-modular": modular, "editing": editing}
+def calibrated() -> tuple[Graph, Layout]:
+    """Calibrate, then gate by the student's own 40th percentile; judged by the fast look at first, then by the full one."""
+    g, world, lines, negative, latent = start()
+    known = g.add(
+        "ApprenticeCalibrate", "5", model=world[1], clip=world[2], vae=world[3], oracle=world[4], prompts="bundled", text="",
+        name="tiny world example", max_prompts=24, drafts_per_prompt=2, batch_size=8, width=64, height=64, first_seed=0,
+        preset="tiny-world", steps=2, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
+    )  # fmt: skip
+    sampler = g.add(
+        "ApprenticeSampler", "6", student=world[1], teacher=world[0], vae=world[3], oracle=world[4], positive=lines[0],
+        negative=negative[0], prompt=lines[1], latent_image=latent[0], calibration=known[0],
+        **{**SETTINGS, "threshold": "percentile", "value": 40.0},
+    )  # fmt: skip
+    g.add("SaveImage", "7", images=known[2], filename_prefix="apprentice/calibration")
+    g.add("PreviewAny", "8", source=known[1])
+    g.add("SaveImage", "9", images=sampler[3], filename_prefix="apprentice/contact_sheet")
+    shipped = g.add("ApprenticeLoadCalibration", "10", name="lcm-sdxl-imagereward")
+    g.add("PreviewAny", "11", source=shipped[1])
+    layout = START | {
+        "5": (400, 60, 360, 820), "6": (1420, 60, 380, 1000), "7": (810, 60, 560, 300), "8": (810, 430, 560, 250),
+        "9": (1850, 60, 640, 560), "10": (400, 970, 360, 110), "11": (810, 750, 560, 310),
+    }  # fmt: skip
+    return g, layout
+
+
+def oracles() -> tuple[Graph, Layout]:
+    """What oracles are good for besides gating. Both loaders hold the built-in one: put another file into the second."""
+    g, world, lines, negative, latent = start()
+    drafts = g.add(
+        "ApprenticeStudentSampler", "5", model=world[1], positive=lines[0], negative=negative[0], latent_image=latent[0],
+        seed=5, preset="tiny-world", steps=2, cfg=1.0, denoise=1.0, sampler_name="lcm", scheduler="normal",
+    )  # fmt: skip
+    pictures = g.add("VAEDecode", "6", samples=drafts[0], vae=world[3])
+    one, two = (g.add("ApprenticeLoadOracle", key, name="tiny world") for key in ("7", "8"))
+    known = g.add(
+        "ApprenticeCalibrate", "9", model=world[1], clip=world[2], vae=world[3], oracle=one[0], prompts="bundled", text="",
+        name="tiny world example", max_prompts=24, drafts_per_prompt=2, batch_size=8, width=64, height=64, first_seed=0,
+        preset="tiny-world", steps=2, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
+    )  # fmt: skip
+    both = g.add(
+        "ApprenticeCombineOracles", "10", oracle_a=one[0], calibration_a=known[0], oracle_b=two[0], calibration_b=known[0],
+        weight_a=1.0, weight_b=1.0, combination="vote",
+    )  # fmt: skip
+    quick = g.add("ApprenticeFastDecode", "11", model=world[1], samples=drafts[0])
+    compared = g.add(
+        "ApprenticeOracleCompare", "12", oracle_a=one[0], oracle_b=both[0], images=pictures[0], prompt=lines[1]
+    )
+    best = g.add(
+        "ApprenticeBestOf", "13", oracle=one[0], images=pictures[0], prompt=lines[1], count=3, per_prompt=False,
+        order="best first", latents=drafts[0],
+    )  # fmt: skip
+    scored = g.add("ApprenticeScore", "14", oracle=one[0], images=quick[0], prompt=lines[1])
+    g.add("SaveImage", "15", images=compared[0], filename_prefix="apprentice/oracles")
+    g.add("PreviewImage", "16", images=best[0])
+    g.add("PreviewAny", "17", source=scored[1])
+    g.add("PreviewImage", "18", images=quick[0])
+    layout = START | {
+        "5": (400, 60, 320, 420), "6": (400, 560, 200, 60), "7": (400, 700, 320, 200), "8": (400, 980, 320, 200),
+        "9": (780, 60, 340, 820), "10": (780, 960, 340, 220), "11": (1180, 60, 260, 60), "14": (1180, 200, 320, 160),
+        "12": (1180, 440, 320, 160), "13": (1180, 680, 320, 280), "18": (1560, 60, 360, 300), "17": (1560, 430, 560, 230),
+        "16": (1560, 730, 360, 450), "15": (2180, 60, 720, 560),
+    }  # fmt: skip
+    return g, layout
+
+
+EXAMPLES = {
+    "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
+}  # fmt: skip
 
 ARRANGE = """(layout) => {
   for (const node of window.app.graph._nodes) {

@@ -1,6 +1,6 @@
-"""Put the figures of ``benchmarks/results/adaptive.json`` into the README, between its two markers; a test holds them equal.
+"""Put the figures of ``benchmarks/results/*.json`` and the table of model files into the README; a test holds them equal.
 
-``apprentice bench adaptive --json benchmarks/results/adaptive.json --plot benchmarks/results/adaptive.png``, then this.
+``apprentice bench NAME --json benchmarks/results/NAME.json --plot benchmarks/results/NAME.png``, then this.
 """
 
 from __future__ import annotations
@@ -37,12 +37,44 @@ def figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def filled(readme: str, results: dict[str, Any]) -> str:
-    """``readme`` with the figures in their place."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{figures(results)}\n{END}{rest.split(END)[1]}"
+def oracle_figures(results: dict[str, Any]) -> str:
+    """Speed and memory of the oracles, and what the thresholds make of a good and a bad one."""
+    lines = ["| oracle (base size) | batch | ours, scores a second | ratio to the authors' path | memory, ours / theirs |",
+             "| --- | ---: | ---: | --- | --- |"]  # fmt: skip
+    for r in results["rows"]:
+        memory = f"{r['ours (MiB)']} / {r['reference (MiB)']} MiB"
+        speed = f"{r['ours (scores/s)']:.1f} | {r['ratio']:.2f} ({r['spread']})"
+        lines.append(f"| {r['oracle']} | {r['batch']} | {speed} | {memory} |")
+    shown = (0.65, 0.85, 1.0)
+    lines += ["", "| threshold | " + " | ".join(f"gain at accuracy {a:g} | to the teacher" for a in shown) + " |"]
+    lines.append("| --- |" + " ---: | ---: |" * len(shown))
+    dial = results["findings"]["thresholds"]
+    for mode in dict.fromkeys(r["threshold"] for r in dial):
+        own = [next(r for r in dial if r["threshold"] == mode and r["accuracy"] == a) for a in shown]
+        cells = [f"{r['gain (judge)']:.2f} | {r['share to the teacher']:.0%}" for r in own]
+        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+    claim = results["claims"]["fast_look_rank_correlation"]
+    lines += ["", f"Rank correlation of scores on the linear preview with those on the full picture "
+              f"(`fast_look_rank_correlation`): {claim['value']:.2f} ({claim['lo']:.2f} to {claim['hi']:.2f})."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _between(text: str, begin: str, end: str, new: str) -> str:
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{new}\n{end}{rest.split(end, 1)[1]}"
+
+
+def filled(readme: str) -> str:
+    """``readme`` with the figures and the table of files in their places."""
+    from comfyui_apprentice.oracles.catalogue import markdown_table
+
+    read = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())  # noqa: E731
+    readme = _between(readme, BEGIN, END, figures(read("adaptive")))
+    begin, end = "<!-- figures: benchmarks/results/oracles.json -->", "<!-- end of oracles -->"
+    readme = _between(readme, begin, end, oracle_figures(read("oracles")))
+    return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8"), json.loads(RESULTS.read_text())), encoding="utf-8")
+    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,3 +26,12 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """A real ComfyUI with the pack in it."""
     with comfyui(tmp_path_factory.mktemp("comfyui")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def models(comfy: Comfy) -> Path:
+    """Its models folder, with a small checkpoint of the true SD 1.5 layout, a LoRA and a ControlNet; the weights are random."""
+    folder = comfy.base / "models"
+    script = Path(__file__).parent / "make_sd15.py"
+    subprocess.run([sys.executable, str(script), os.environ["COMFYUI_PATH"], str(folder)], check=True, cwd=comfy.base)
+    return folder

@@ -18,6 +18,7 @@ from ..oracles.tiny import TinyWorldOracle
 
 FOLDER = Path(__file__).parent / "weights"
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # the noise levels that teacher and students were trained between
+DEFAULT_STUDENT = "consistency"
 GUIDANCE = 2.0  # the classifier-free guidance that the students were distilled with
 
 
@@ -35,9 +36,12 @@ def read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def students() -> list[str]:
-    """Names of the students that ship, the default first."""
-    found = sorted(path.stem.removeprefix("student_") for path in FOLDER.glob("student_*.safetensors"))
-    return sorted(found, key=lambda name: name != "consistency")
+    """Names of the students that ship, the default first.
+
+    The default is named even where its file is missing: then the node says so when it runs, and the pack still loads.
+    """
+    found = {path.stem.removeprefix("student_") for path in FOLDER.glob("student_*.safetensors")}
+    return sorted(found | {DEFAULT_STUDENT}, key=lambda name: (name != DEFAULT_STUDENT, name))
 
 
 def _float(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 NODE_IDS = [
     "ApprenticeTinyWorld", "ApprenticePrompts", "ApprenticeStudentSampler", "ApprenticeJudge", "ApprenticeTeacher",
     "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeReport", "ApprenticeSaveImages",
+    "ApprenticeCalibrate", "ApprenticeLoadCalibration", "ApprenticeLoadOracle", "ApprenticeScore", "ApprenticeBestOf",
+    "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode",
 ]  # fmt: skip
 
 
@@ -126,7 +128,8 @@ def test_import_adds_little_to_start_up(comfy: Comfy) -> None:
 
     code = (
         "import sys; import comfyui_apprentice.samplers.schedules, "
-        "comfyui_apprentice.oracles.contact_sheet, comfyui_apprentice.world.weights; "
+        "comfyui_apprentice.oracles.contact_sheet, comfyui_apprentice.oracles.registry, comfyui_apprentice.oracles.checkpoints, "
+        "comfyui_apprentice.oracles.comparison_chart, comfyui_apprentice.oracles.ensemble, comfyui_apprentice.world.weights; "
         "print([m for m in ('diffusers', 'transformers', 'open_clip', 'matplotlib', 'scipy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

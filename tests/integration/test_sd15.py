@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from harness import Comfy, Graph, GraphError
 from worlds import World
-
-
-@pytest.fixture(scope="module")
-def models(comfy: Comfy) -> Path:
-    """Random weights in ComfyUI's models folder."""
-    folder = comfy.base / "models"
-    script = Path(__file__).parents[1] / "make_sd15.py"
-    subprocess.run([sys.executable, str(script), os.environ["COMFYUI_PATH"], str(folder)], check=True, cwd=comfy.base)
-    return folder
 
 
 def sd15_graph(strategy: str) -> Graph:

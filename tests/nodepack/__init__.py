@@ -9,7 +9,7 @@ import comfy.patcher_extension
 import folder_paths
 import torch
 from aiohttp import web
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from server import PromptServer
 
 import nodes
@@ -128,6 +128,43 @@ class TestPromptOracle:
         return (PromptOracle(),)
 
 
+class TestStackMasks:
+    """Masks one after another; the stock nodes have none for that."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"a": ("MASK",), "b": ("MASK",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MASK",), "stack", "test"
+
+    def stack(self, a, b):
+        """[N + M, H, W]."""
+        return (torch.cat([a, b]),)
+
+
+class TestLoadLatent:
+    """A latent that TestSave saved."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING", {"default": "x"})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "load", "test"
+
+    def load(self, name):
+        """The samples alone."""
+        path = os.path.join(folder_paths.get_output_directory(), f"{name}.safetensors")
+        return ({"samples": load_file(path)["latent"]},)
+
+
+class TestCalibration:
+    """A calibration of an oracle with given scores."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"oracle": ("ORACLE",), "scores": ("STRING", {"default": "0, 1"})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CALIBRATION",), "make", "test"
+
+    def make(self, oracle, scores):
+        """The calibration, of the pack's own class."""
+        import sys
+
+        module = sys.modules[nodes.NODE_CLASS_MAPPINGS["ApprenticeCombineOracles"].__module__]
+        return (module.CalibrationData(tuple(float(s) for s in scores.split(",")), oracle.fingerprint()),)
+
+
 class TestManualSigmas:
     """SIGMAS from numbers; ComfyUI 0.3.75 has no such node."""
 
@@ -151,5 +188,9 @@ class TestTellSigmas:
 
 
 NODE_CLASS_MAPPINGS = {
-    c.__name__: c for c in (TestBoomModel, TestCountModel, TestSave, TestPromptOracle, TestManualSigmas, TestTellSigmas)
+    c.__name__: c
+    for c in (
+        TestBoomModel, TestCalibration, TestCountModel, TestLoadLatent, TestManualSigmas, TestPromptOracle, TestSave,
+        TestStackMasks, TestTellSigmas,
+    )  # fmt: skip
 }

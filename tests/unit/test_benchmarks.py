@@ -14,7 +14,7 @@ from make_figures import RESULTS, filled
 
 def test_readme_says_what_was_measured() -> None:
     readme, results = (ROOT / "README.md").read_text(encoding="utf-8"), json.loads(RESULTS.read_text())
-    assert filled(readme, results) == readme, "run: python scripts/make_figures.py"
+    assert filled(readme) == readme, "run: python scripts/make_figures.py"
     assert set(results) >= {"machine", "settings", "rows", "claims"}
     for name in (
         "adaptive_minus_random", "adaptive_minus_student", "adaptive_minus_teacher", "adaptive_minus_best_of_n",
@@ -65,3 +65,31 @@ def test_random_routing_is_an_expectation_and_best_of_n_takes_the_gates_favourit
     best = best_of([DRAFTS, TEACHER], 2)
     assert best.quality.tolist() == [9, 7, 6, 3] and best.nfe == 4
     assert share_for(7, DRAFTS, TEACHER) == 0.5
+
+
+def test_dialled_scores_order_as_often_as_they_say() -> None:
+    from comfyui_apprentice.benchmarks.oracles import dialled
+
+    rng = np.random.default_rng(0)
+    quality = rng.standard_normal(4000) * 3 + 20
+    for accuracy in (0.5, 0.65, 0.85, 1.0):
+        scores = dialled(quality, accuracy, rng)
+        pairs = rng.integers(4000, size=(20000, 2))
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+        right = (scores[pairs[:, 0]] > scores[pairs[:, 1]]) == (quality[pairs[:, 0]] > quality[pairs[:, 1]])
+        assert right.mean() == pytest.approx(accuracy, abs=0.02)
+
+
+def test_every_threshold_gates_by_a_perfect_oracle_and_none_gains_by_guessing_alone() -> None:
+    from comfyui_apprentice.benchmarks.oracles import Pictures, gates
+
+    rng = np.random.default_rng(1)
+    draft = rng.standard_normal(400)
+    teacher = draft * 0.2 + rng.standard_normal(400) + 0.5
+    pictures = Pictures([f"p{i // 2}" for i in range(400)], draft, teacher, (2.0, 18.0))
+    perfect, guess = ({r["threshold"]: r for r in gates(pictures, a, repeats=6)} for a in (1.0, 0.5))
+    for mode in ("absolute", "worst share", "percentile", "budget", "running"):
+        assert perfect[mode]["gain (judge)"] > guess[mode]["gain (judge)"] + 0.3
+        assert perfect[mode]["share to the teacher"] == pytest.approx(0.5, abs=0.1)
+    assert perfect["guaranteed"]["accepted worse than teacher"] <= 0.3
+    assert guess["guaranteed"]["share to the teacher"] > 0.9, "nothing can be promised of guesses"

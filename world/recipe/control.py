@@ -15,7 +15,7 @@ from .log import log_to
 from .student import load_teacher
 from .teacher import P_MEAN, P_STD, SIGMA_DATA
 
-SCHEDULE = Schedule(pictures=32_000, batch=32, learning_rate=6e-4, decay=0.5)
+SCHEDULE = Schedule(pictures=24_000, batch=32, learning_rate=6e-4, decay=0.5)
 
 
 def edges(images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -18,8 +18,8 @@ from .latents import Latents, load_autoencoder
 from .log import log_to
 from .teacher import SIGMA_DATA, TextToImage, sample_prompts
 
-SCHEDULE = Schedule(pictures=24_000, batch=32, learning_rate=2e-4, decay=0.7, warmup=0.03)
-LEVELS = 24  # noise levels of the teacher's path that the student is made consistent along
+SCHEDULE = Schedule(pictures=48_000, batch=32, learning_rate=3e-4, decay=0.7, warmup=0.03)
+LEVELS = 18  # noise levels of the teacher's path that the student is made consistent along
 
 
 def load_teacher(work: Path, words: int) -> TextToImage:

@@ -16,7 +16,7 @@ from .data import sheet
 from .latents import Latents, load_autoencoder
 from .log import log_to
 
-SCHEDULE = Schedule(pictures=300_000, batch=32, learning_rate=1.2e-3, decay=0.5)
+SCHEDULE = Schedule(pictures=260_000, batch=32, learning_rate=1.2e-3, decay=0.5)
 SIGMA_DATA = 0.5
 P_MEAN, P_STD = -0.4, 1.4  # ln sigma of the training noise
 

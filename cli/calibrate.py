@@ -1,0 +1,169 @@
+"""``apprentice calibrate``: the Calibrate node from a terminal, in a ComfyUI that is running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..oracles.calibrate import BUNDLED, read_prompts
+
+NODE = "ApprenticeCalibrate"
+_POLL = 1.0  # seconds between two looks at the history
+
+
+def calibrate(
+    name: Annotated[str, typer.Argument(help="Name of the calibration: models/calibrations/NAME.json of that ComfyUI.")],
+    prompts: Annotated[Path, typer.Option(help="A .txt, one prompt a line, or a .csv with a column caption.")] = BUNDLED,
+    workflow: Annotated[
+        Path | None, typer.Option(help="A workflow in API format with a Calibrate node: your student, oracle and schedule.")
+    ] = None,
+    drafts_per_prompt: Annotated[
+        int | None, typer.Option(min=1, help="Two or more give every prompt a baseline; 1, or what the workflow says.")
+    ] = None,
+    max_prompts: Annotated[int, typer.Option(min=0, help="Only the first so many prompts; 0 for all.")] = 0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Drafts at a time; 8, or what the workflow says.")] = None,
+    teacher: Annotated[bool, typer.Option(help="Without a workflow: let the tiny world's teacher answer every draft.")] = False,
+    url: Annotated[str, typer.Option(help="Where ComfyUI runs.")] = "http://127.0.0.1:8188",
+) -> None:
+    """Measure how a student scores. Ctrl-C stops it; the same command goes on where it was.
+
+    Without --workflow the tiny world's student is measured. For your own checkpoint, wire its loader and an oracle to a
+    Calibrate node, export the workflow (API), and hand it in: what is given here replaces the node's own settings.
+    """
+    changes: dict[str, Any] = {"name": name, "max_prompts": max_prompts}
+    changes |= {"drafts_per_prompt": drafts_per_prompt} if drafts_per_prompt else {}
+    changes |= {"batch_size": batch_size} if batch_size else {}
+    try:
+        changes["text"] = "\n".join(read_prompts(prompts))
+        graph = _with_changes(_read(workflow), changes) if workflow else tiny_world(changes, teacher)
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        typer.echo(_Server(url).run(graph))
+    except ValueError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+
+
+def tiny_world(changes: dict[str, Any], teacher: bool) -> dict[str, Any]:
+    """The graph that measures the built-in student."""
+    inputs: dict[str, Any] = {
+        "model": ["world", 1], "clip": ["world", 2], "vae": ["world", 3], "oracle": ["world", 4], "prompts": "bundled",
+        "drafts_per_prompt": 1, "batch_size": 8, "width": 64, "height": 64, "first_seed": 0, "preset": "tiny-world", "steps": 0,
+        "cfg": 1.0, **({"teacher": ["world", 0]} if teacher else {}), **changes,
+    }  # fmt: skip
+    return {
+        "world": {"class_type": "ApprenticeTinyWorld", "inputs": {"student": "consistency"}},
+        "calibrate": {"class_type": NODE, "inputs": inputs},
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        graph = json.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"'{path.name}' is no valid JSON ({error}).") from error
+    if not isinstance(graph, dict) or "nodes" in graph or not all(isinstance(node, dict) for node in graph.values()):
+        raise ValueError(f"'{path.name}' is no workflow in API format; in ComfyUI choose Workflow > Export (API).")
+    return graph
+
+
+def _with_changes(graph: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The graph with the Calibrate node's settings replaced, and without the outputs that don't need that node."""
+    found = [key for key, node in graph.items() if node.get("class_type") == NODE]
+    if len(found) != 1:
+        raise ValueError(f"The workflow has {len(found)} Calibrate nodes; it should have one.")
+    needed, waiting = set(), found
+    while waiting:
+        key = waiting.pop()
+        needed.add(key)
+        links = [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2]
+        waiting += [link for link in links if link in graph and link not in needed]
+    kept = {key: {**graph[key], "inputs": dict(graph[key]["inputs"])} for key in graph if key in needed}
+    next(node for node in kept.values() if node["class_type"] == NODE)["inputs"].update(changes)
+    return kept
+
+
+class _Server:
+    """A running ComfyUI, over HTTP."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def run(self, graph: dict[str, Any]) -> str:
+        """Run a graph, show its progress, and return the Calibrate node's report.
+
+        Raises:
+            ValueError: ComfyUI is not there, or it refused or failed; the message is ComfyUI's.
+        """
+        client = uuid.uuid4().hex
+        prompt = str(self._ask("/prompt", {"prompt": graph, "client_id": client})["prompt_id"])
+        try:
+            asyncio.run(self._watch(client, prompt))
+        except KeyboardInterrupt:
+            self._ask("/interrupt", {"prompt_id": prompt})
+            raise ValueError("Stopped; the same command goes on where it was.") from None
+        entry = self._ask(f"/history/{prompt}")[prompt]
+        if entry["status"]["status_str"] != "success":
+            raise ValueError(_why(entry["status"]))
+        return "\n".join(text for output in entry["outputs"].values() for text in output.get("text", []))
+
+    async def _watch(self, client: str, prompt: str) -> None:
+        """Wait for the end; with a progress bar where aiohttp is at hand, as it is wherever ComfyUI is installed."""
+        import importlib.util
+
+        bar = asyncio.create_task(self._show(client)) if importlib.util.find_spec("aiohttp") else None
+        while prompt not in await asyncio.to_thread(self._ask, f"/history/{prompt}"):
+            await asyncio.sleep(_POLL)
+        if bar is not None:
+            bar.cancel()
+
+    async def _show(self, client: str) -> None:
+        import aiohttp
+
+        with typer.progressbar(length=1000, label="Calibrating", show_eta=True) as bar:
+            async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as socket:
+                async for message in socket:
+                    event = json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else {}
+                    if event.get("type") == "progress":
+                        part = event["data"]["value"] / max(event["data"]["max"], 1)
+                        bar.update(max(0, round(1000 * part) - bar.pos))
+
+    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"ComfyUI refused: {_refusal(error.read())}") from error
+        except urllib.error.URLError as error:
+            raise ValueError(
+                f"No ComfyUI answers at {self.url} ({error.reason}); start it, or give its address with --url."
+            ) from error
+
+
+def _refusal(answer: bytes) -> str:
+    """ComfyUI's sentences about a graph that it won't run."""
+    try:
+        found = json.loads(answer)
+        details = [error["details"] or error["message"] for node in found["node_errors"].values() for error in node["errors"]]
+        return "; ".join(dict.fromkeys(details)) or str(found["error"]["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.decode(errors="replace")[:500]
+
+
+def _why(status: dict[str, Any]) -> str:
+    for kind, data in status["messages"]:
+        if kind == "execution_error":
+            return str(data["exception_message"]).strip()
+        if kind == "execution_interrupted":
+            return "It was interrupted; the same command goes on where it was."
+    return "ComfyUI did not say what went wrong; see its log."

@@ -1,0 +1,105 @@
+"""Where calibrations and controllers lie, and whether somebody else has changed them since ComfyUI last looked."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import folder_paths
+
+from ..oracles import calibration
+from ..oracles.checkpoints import PICKLED
+
+CALIBRATIONS = "calibrations"
+ORACLES = "oracles"
+BUNDLED = "bundled"
+
+# Path -> (digest of the content that we know, how often it was found changed).
+_SEEN: dict[Path, tuple[str, int]] = {}
+
+folder_paths.add_model_folder_path(CALIBRATIONS, str(Path(folder_paths.models_dir) / CALIBRATIONS))
+folder_paths.folder_names_and_paths[CALIBRATIONS][1].add(".json")
+folder_paths.add_model_folder_path(ORACLES, str(Path(folder_paths.models_dir) / ORACLES))
+folder_paths.folder_names_and_paths[ORACLES][1].update({".safetensors", *PICKLED})
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` without blanks around it and without ".json", if it can be a file's name everywhere.
+
+    Raises:
+        ValueError: It can't.
+    """
+    plain = name.strip().removesuffix(".json")
+    if not re.fullmatch(r"\w[\w .()+-]{0,99}", plain) or plain.endswith("."):
+        raise ValueError(f"The {what}'s name '{name}' can't be a file name; take letters, digits, '-', '_' and blanks.")
+    return plain
+
+
+def calibration_file(name: str) -> Path:
+    """Where a calibration of that name is saved: models/calibrations/<name>.json."""
+    return Path(folder_paths.get_folder_paths(CALIBRATIONS)[0]) / f"{check_name(name, 'calibration')}.json"
+
+
+def controller_file(name: str) -> Path:
+    """Where a controller of that name remembers: output/apprentice/controllers/<name>.json."""
+    folder = Path(folder_paths.get_output_directory()) / "apprentice" / "controllers"
+    return folder / f"{check_name(name, 'controller')}.json"
+
+
+def known_calibrations() -> dict[str, Path]:
+    """All calibrations by name: those that were saved, then those that ship."""
+    saved = {
+        path.stem: path
+        for folder in reversed(folder_paths.get_folder_paths(CALIBRATIONS))
+        for path in sorted(Path(folder).glob("*.json"))
+    }
+    return saved | {name: path for name, path in calibration.shipped().items() if name not in saved}
+
+
+def oracle_files() -> list[str]:
+    """Weights in the ``oracles`` model folders."""
+    return list(folder_paths.get_filename_list(ORACLES))
+
+
+def clip_files() -> list[str]:
+    """CLIPs that an aesthetic head can stand on: in ``oracles`` and in ``clip_vision``."""
+    return [*oracle_files(), *(f for f in folder_paths.get_filename_list("clip_vision") if f not in oracle_files())]
+
+
+def model_file(name: str, *kinds: str) -> Path | None:
+    """The full path of a file in the model folders ``kinds``, or None."""
+    for kind in kinds:
+        if found := folder_paths.get_full_path(kind, name):
+            return Path(found)
+    return None
+
+
+def prompt_files() -> list[str]:
+    """The bundled prompts, then the .txt and .csv files in ComfyUI's input folder."""
+    folder = Path(folder_paths.get_input_directory())
+    found = [path.name for path in folder.glob("*") if path.suffix.lower() in (".txt", ".csv")]
+    return [BUNDLED, *sorted(found)]
+
+
+def digest(path: Path) -> str:
+    """The file's content in short; empty where there is no file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""
+
+
+def generation(path: Path) -> int:
+    """How often the file was changed or deleted by somebody other than the node that writes it, while ComfyUI ran.
+
+    For ``fingerprint_inputs`` of a node that remembers in a file: what the node itself wrote must not make it run again,
+    but whoever edits or deletes the file wants to see the effect.
+    """
+    known, count = _SEEN.get(path, (digest(path), 0))
+    if digest(path) != known:
+        count += 1
+    _SEEN[path] = (digest(path), count)
+    return count
+
+
+def written(path: Path) -> None:
+    """Tell ``generation`` that the file's content is our own."""
+    _SEEN[path] = (digest(path), _SEEN.get(path, ("", 0))[1])

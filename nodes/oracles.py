@@ -1,0 +1,375 @@
+"""Oracles from files, and what can be done with one besides gating: score, pick the best, combine, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.v0_0_2 import io
+from torch import Tensor
+
+from ..oracles.base import Oracle as OracleBase
+from ..oracles.base import one_prompt_each
+from ..oracles.calibration import Calibration as CalibrationData
+from ..oracles.checkpoints import read_weights
+from ..oracles.comparison_chart import comparison_chart
+from ..oracles.ensemble import COMBINATIONS, Ensemble, Member
+from ..oracles.registry import KINDS, detect, load
+from ..oracles.selection import agreement, best_of
+from ..samplers.comfy import INFO, on_device, prefers_half, show_text, take_latent, take_rows
+from ..world import loader
+from . import folders
+from .judge import join_batches, score
+from .types import CATEGORY, Calibration, Oracle
+
+WORLD, AUTO = "tiny world", "auto"
+PRECISIONS = [AUTO, "fp32", "fp16"]
+ORDERS = ["best first", "batch order"]
+# Where the companions of some oracles lie after ``apprentice models pull``.
+_CLIP_L14, _QWEN_TOKENIZER = "clip-vit-large-patch14.safetensors", "HPSv3_tokenizer.json"
+
+
+def _prompt() -> io.String.Input:
+    return io.String.Input(
+        "prompt", multiline=True, default="", tooltip="What the pictures should show: one for all, or a list with one a picture."
+    )
+
+
+class ApprenticeLoadOracle(io.ComfyNode):
+    """A published preference model from a local file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeLoadOracle",
+            display_name="Load Oracle",
+            category=CATEGORY,
+            description="ImageReward, PickScore, HPSv2, HPSv2.1, HPSv3, the aesthetic predictors, CLIP score or CLIP-IQA, from a "
+            "file in models/oracles. Nothing is downloaded: 'apprentice models pull' does that.",
+            inputs=[
+                io.Combo.Input(
+                    "name", options=[WORLD, *folders.oracle_files()], default=WORLD,
+                    tooltip="The built-in oracle, or a file in models/oracles (.safetensors, or .pt and .bin read as data only).",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "kind", options=[AUTO, *KINDS], default=AUTO, optional=True,
+                    tooltip="Which oracle the file is. auto tells by its contents; CLIP-IQA must be chosen by hand.",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "clip", options=[AUTO, *folders.clip_files()], default=AUTO, optional=True,
+                    tooltip="For the aesthetic predictors: OpenAI's CLIP ViT-L/14, from models/oracles or models/clip_vision.",
+                ),  # fmt: skip
+                io.String.Input(
+                    "open_clip_model", default="", optional=True,
+                    tooltip="For CLIP score and CLIP-IQA: open_clip's name of the architecture, such as ViT-B-16-SigLIP. Empty "
+                    "reads it off the file, which works for OpenAI's and LAION's CLIPs.",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "precision", options=PRECISIONS, default=AUTO, optional=True,
+                    tooltip="auto is fp16 where ComfyUI would use it, and fp32 on a CPU.",
+                ),  # fmt: skip
+            ],
+            outputs=[Oracle.Output("oracle", display_name="oracle", tooltip="For Judge, Keep Better, Score and the rest.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, name: str, kind: str = AUTO, clip: str = AUTO, precision: str = AUTO) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        if name != WORLD and folders.model_file(name, folders.ORACLES) is None:
+            return f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull', or put it there."
+        if clip != AUTO and folders.model_file(clip, folders.ORACLES, "clip_vision") is None:
+            return f"There is no file '{clip}' in models/oracles or models/clip_vision; choose CLIP ViT-L/14."
+        for what, value, known in (("kind", kind, [AUTO, *KINDS]), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                return f"{what} is '{value}', which is not one of: {', '.join(known)}."
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: Any) -> str:
+        """Another file under the same name is another oracle."""
+        path = folders.model_file(name, folders.ORACLES)
+        return f"{path} {path.stat().st_mtime_ns}" if path else name
+
+    @classmethod
+    def execute(
+        cls, name: str, kind: str = AUTO, clip: str = AUTO, open_clip_model: str = "", precision: str = AUTO
+    ) -> io.NodeOutput:
+        if name == WORLD:
+            return io.NodeOutput(loader.load_world_oracle())
+        path = folders.model_file(name, folders.ORACLES)
+        if path is None:
+            raise ValueError(f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull'.")
+        oracle = _load(path, kind, clip, open_clip_model.strip())
+        if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):
+            oracle.fingerprint()  # of the weights as they are in the file
+            oracle.network.half()
+        show_text(f"{oracle.name}, {sum(p.numel() for p in oracle.network.parameters()) / 1e6:.0f} M parameters")
+        return io.NodeOutput(oracle)
+
+
+def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:
+    # Outside of inference mode, so that a reward can be differentiated later on.
+    with torch.inference_mode(False):
+        weights = read_weights(path)
+        kind = detect(weights, path.name) if kind == AUTO else kind
+        options: dict[str, Any] = {}
+        if kind.startswith("aesthetic"):
+            found = folders.model_file(_CLIP_L14 if clip == AUTO else clip, folders.ORACLES, "clip_vision")
+            options["clip"] = found
+        elif kind == "hpsv3":
+            options["tokenizer"] = path.with_name(_QWEN_TOKENIZER) if path.with_name(_QWEN_TOKENIZER).is_file() else None
+        elif kind.startswith("clip"):
+            options["model"] = open_clip_model or None
+            if kind == "clip-score":
+                options["quick_gelu"] = "openai" in path.name.lower()
+        return load(kind, weights, **options)
+
+
+class ApprenticeScore(io.ComfyNode):
+    """Scores without a gate."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeScore",
+            display_name="Score",
+            category=CATEGORY,
+            description="What an oracle thinks of every picture: as a list of numbers, and as text.",
+            is_input_list=True,
+            inputs=[
+                Oracle.Input("oracle", tooltip="Who judges."),
+                io.Image.Input("images", tooltip="The pictures."),
+                _prompt(),
+            ],
+            outputs=[
+                io.Float.Output("scores", display_name="scores", is_output_list=True, tooltip="One number a picture."),
+                io.String.Output("text", display_name="text", tooltip="The same as a table."),
+                io.Float.Output(
+                    "uncertainty", display_name="uncertainty", is_output_list=True,
+                    tooltip="Of an ensemble: how far its members disagree. Of HPSv3: its sigma. Of the others: 0.",
+                ),  # fmt: skip
+            ],
+        )
+
+    @classmethod
+    def execute(cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str]) -> io.NodeOutput:
+        pictures = join_batches(images)
+        prompts = one_prompt_each(prompt, len(pictures))
+        scores = score(oracle[0], pictures, prompts)
+        unsure = uncertainty(oracle[0], pictures, prompts)
+        return io.NodeOutput(scores, score_table(oracle[0].name, scores, prompts, unsure), unsure)
+
+
+def uncertainty(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
+    """What the oracle says of its own doubt about ``images`` [B, H, W, C]; 0 where it says nothing."""
+    tell = getattr(oracle, "uncertainty", None)
+    if tell is None:
+        return [0.0] * len(images)
+    with on_device(oracle.network):
+        return [float(value) for value in tell(images[..., :3], prompts)]
+
+
+def score_table(name: str, scores: list[float], prompts: list[str], unsure: list[float]) -> str:
+    """A Markdown table, a line a picture."""
+    doubt = any(unsure)
+    lines = [
+        f"| picture | {name} |" + (" uncertainty |" if doubt else "") + " prompt |",
+        "| --- | ---: |" + (" ---: |" if doubt else "") + " --- |",
+    ]
+    for i, (value, prompt, width) in enumerate(zip(scores, prompts, unsure, strict=True)):
+        middle = f" {width:.3g} |" if doubt else ""
+        lines.append(f"| {i} | {value:.4g} |{middle} {' '.join(prompt.split())} |")
+    return "\n".join(lines)
+
+
+class ApprenticeBestOf(io.ComfyNode):
+    """The best n of a batch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeBestOf",
+            display_name="Best of Batch",
+            category=CATEGORY,
+            description="Keeps the n pictures that the oracle likes best, with their latents, masks and prompts.",
+            is_input_list=True,
+            inputs=[
+                Oracle.Input("oracle", tooltip="Who judges."),
+                io.Image.Input("images", tooltip="The pictures to choose from."),
+                _prompt(),
+                io.Int.Input("count", default=1, min=1, max=4096, tooltip="How many to keep."),
+                io.Boolean.Input(
+                    "per_prompt", default=False,
+                    tooltip="Keep so many of each prompt, instead of so many in all. Right for oracles whose scores mean nothing "
+                    "between prompts, such as PickScore and HPSv2.",
+                ),  # fmt: skip
+                io.Combo.Input("order", options=ORDERS, default=ORDERS[0], tooltip="How the kept pictures are sorted."),
+                io.Latent.Input("latents", optional=True, tooltip="Their latents, kept in step."),
+                io.Mask.Input("masks", optional=True, tooltip="Their masks, kept in step."),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="IMAGE", tooltip="The best."),
+                io.Latent.Output("latent", display_name="LATENT", tooltip="Their latents, where given."),
+                io.Mask.Output("masks", display_name="MASK", tooltip="Their masks, where given."),
+                io.String.Output("prompts", display_name="prompts", is_output_list=True, tooltip="Their prompts."),
+                io.Float.Output("scores", display_name="scores", is_output_list=True, tooltip="Their scores."),
+                io.Int.Output("indices", display_name="indices", is_output_list=True, tooltip="Their old places, from 0."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, order: Any) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        value = order[0] if isinstance(order, list) else order
+        return value in ORDERS or f"order is '{value}', which is not one of: {', '.join(ORDERS)}."
+
+    @classmethod
+    def execute(
+        cls,
+        oracle: list[OracleBase],
+        images: list[Tensor],
+        prompt: list[str],
+        count: list[int],
+        per_prompt: list[bool],
+        order: list[str],
+        latents: list[dict[str, Any]] | None = None,
+        masks: list[Tensor] | None = None,
+    ) -> io.NodeOutput:
+        pictures = join_batches(images)
+        prompts = one_prompt_each(prompt, len(pictures))
+        if not per_prompt[0] and not oracle[0].comparable_across_prompts and len(set(prompts)) > 1:
+            raise ValueError(
+                f"Scores of {oracle[0].name} mean nothing between different prompts, so there is no best of them all; switch "
+                f"per_prompt on."
+            )
+        scores = score(oracle[0], pictures, prompts)
+        rows = best_of(scores, count[0], prompts if per_prompt[0] else None)
+        if order[0] == "batch order":
+            rows.sort()
+        latent = _latents_of(latents[0], rows, len(pictures)) if latents else None
+        mask = _masks_of(masks, rows, len(pictures)) if masks else None
+        show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows))
+        return io.NodeOutput(pictures[rows], latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
+
+
+def _latents_of(latent: dict[str, Any], rows: list[int], total: int) -> dict[str, Any]:
+    """The latents of ``rows``.
+
+    Raises:
+        ValueError: There isn't one for each picture.
+    """
+    if len(latent["samples"]) != total:
+        count = len(latent["samples"])
+        raise ValueError(f"There are {count} latents for {total} pictures; connect the batch they were decoded from.")
+    part = take_latent(latent, rows)
+    part.pop(INFO, None)  # it tells of the whole batch
+    return part
+
+
+def _masks_of(masks: list[Tensor], rows: list[int], total: int) -> Tensor:
+    """The masks of ``rows``; one mask holds for all.
+
+    Raises:
+        ValueError: There is neither one nor one for each picture.
+    """
+    joined = torch.cat([m if m.ndim == 3 else m[None] for m in masks])
+    if len(joined) not in (1, total):
+        raise ValueError(f"There are {len(joined)} masks for {total} pictures; give one for all, or one for each.")
+    taken: Tensor = take_rows(joined, rows, total)
+    return taken
+
+
+class ApprenticeCombineOracles(io.ComfyNode):
+    """Two oracles as one; chain it for more."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeCombineOracles",
+            display_name="Combine Oracles",
+            category=CATEGORY,
+            description="Two oracles as one: the weighted mean of their z-scores, or a vote. Each one's scale is that of its own "
+            "calibration. Chain it for more than two.",
+            inputs=[
+                Oracle.Input("oracle_a", tooltip="The one."),
+                Calibration.Input("calibration_a", tooltip="Its calibration: makes its scores comparable with the other's."),
+                Oracle.Input("oracle_b", tooltip="The other."),
+                Calibration.Input("calibration_b", tooltip="Its calibration, on the same student and prompts."),
+                io.Float.Input("weight_a", default=1.0, min=0.0, max=1000.0, step=0.05, tooltip="The one's say."),
+                io.Float.Input("weight_b", default=1.0, min=0.0, max=1000.0, step=0.05, tooltip="The other's say."),
+                io.Combo.Input(
+                    "combination", options=list(COMBINATIONS), default=COMBINATIONS[0],
+                    tooltip="weighted: mean of z-scores, 0 is an average draft. vote: share, 0 to 1, of the oracles for which "
+                    "the picture is at least as good as their median draft.",
+                ),  # fmt: skip
+            ],
+            outputs=[Oracle.Output("oracle", display_name="oracle", tooltip="Knows its members' disagreement; see Score.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, combination: str) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        known = combination in COMBINATIONS
+        return known or f"combination is '{combination}', which is not one of: {', '.join(COMBINATIONS)}."
+
+    @classmethod
+    def execute(
+        cls,
+        oracle_a: OracleBase,
+        calibration_a: CalibrationData,
+        oracle_b: OracleBase,
+        calibration_b: CalibrationData,
+        weight_a: float,
+        weight_b: float,
+        combination: str,
+    ) -> io.NodeOutput:
+        members = [
+            Member.calibrated(oracle_a, weight_a, calibration_a),
+            Member.calibrated(oracle_b, weight_b, calibration_b),
+        ]
+        return io.NodeOutput(Ensemble(members, combination))
+
+
+class ApprenticeOracleCompare(io.ComfyNode):
+    """Where two oracles agree and where not."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeOracleCompare",
+            display_name="Compare Oracles",
+            category=CATEGORY,
+            description="Ranks a batch by two oracles: their rank correlation, every picture at its two scores, and the pictures "
+            "they differ on most.",
+            is_input_list=True,
+            inputs=[
+                Oracle.Input("oracle_a", tooltip="The one; along the plot."),
+                Oracle.Input("oracle_b", tooltip="The other; up the plot."),
+                io.Image.Input("images", tooltip="The pictures."),
+                _prompt(),
+            ],
+            outputs=[
+                io.Image.Output("chart", display_name="chart", tooltip="One picture; preview it or save it."),
+                io.String.Output("text", display_name="text", tooltip="Correlations and disagreements in words."),
+                io.Float.Output("spearman", display_name="spearman", tooltip="Spearman's rank correlation, -1 to 1."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, oracle_a: list[OracleBase], oracle_b: list[OracleBase], images: list[Tensor], prompt: list[str]
+    ) -> io.NodeOutput:
+        pictures = join_batches(images)
+        prompts = one_prompt_each(prompt, len(pictures))
+        scores = score(oracle_a[0], pictures, prompts), score(oracle_b[0], pictures, prompts)
+        found, names = agreement(*scores), (oracle_a[0].name, oracle_b[0].name)
+        lines = [
+            f"{names[0]} and {names[1]} on {len(pictures)} pictures: Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}."
+        ]
+        lines += [
+            f"#{i}: rank {found.ranks_a[i]:g} and {found.ranks_b[i]:g} (scores {scores[0][i]:.4g} and {scores[1][i]:.4g}), "
+            f"{' '.join(prompts[i].split())}"
+            for i in found.disagreements()
+        ]
+        return io.NodeOutput(comparison_chart(pictures, scores, names, found), "\n".join(lines), found.spearman)

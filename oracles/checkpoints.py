@@ -1,0 +1,219 @@
+"""Reading weights as data: safetensors as they are, PyTorch's own formats without ever running what is inside them.
+
+A general unpickler runs whatever the file says. Nothing here does: a file that isn't plain tensors is refused with one
+sentence that says what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..files import save_safetensors_atomically
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+"""Names of files that hold a pickle, which is read as data only."""
+
+_NESTINGS = ("state_dict", "model_state_dict", "model")
+# Before 2.6 a file could escape from weights_only=True (CVE-2025-32434).
+_SAFE_TORCH = (2, 6)
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
+
+
+class UnsafeCheckpoint(ValueError):  # noqa: N818 - it names what the file is
+    """A file that can't be read as plain tensors; the message is one sentence for people."""
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors in ``path``, on the CPU, under their names; memory-mapped where the format allows it.
+
+    A ``.safetensors`` file is read as is. Of a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file the usual wrappings come off:
+    ``state_dict``, ``model_state_dict`` or ``model`` around it, ``module.`` before every name.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpoint: It isn't weights, it is damaged, or it holds more than tensors.
+    """
+    file = Path(path)
+    _refuse_impostors(file)
+    if file.suffix == ".safetensors":
+        return _read_safetensors(file)
+    if file.suffix in PICKLED:
+        return _plain_tensors(_read_pickled(file), file.name)
+    raise UnsafeCheckpoint(f"{file.name} does not look like weights: the name must end in .safetensors, {', '.join(PICKLED)}.")
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What a ``.safetensors`` file says about itself; empty for every other kind of file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpoint: It isn't a safetensors file, or it is damaged.
+    """
+    file = Path(path)
+    _refuse_impostors(file)
+    if file.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except SafetensorError as error:
+        raise UnsafeCheckpoint(_no_safetensors(file)) from error
+
+
+def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
+    """Write the tensors in ``source`` to ``target`` as safetensors, atomically; returns how many there are.
+
+    Names and dtypes stay. Tensors that share memory are stored twice, since the format has no sharing. The metadata record
+    the source's name and SHA-256.
+
+    Raises:
+        FileNotFoundError: There is no ``source``.
+        UnsafeCheckpoint: ``source`` can't be read as data, or holds tensors that safetensors can't store.
+        OSError: ``target`` can't be written.
+    """
+    file = Path(source)
+    tensors = read_weights(file)
+    metadata = {"format": "pt", "source": file.name, "source_sha256": sha256(file)}
+    try:
+        save_safetensors_atomically(_unshared(tensors), target, metadata)
+    except (KeyError, ValueError, NotImplementedError) as error:
+        raise UnsafeCheckpoint(f"{file.name} holds tensors of a kind that safetensors cannot store ({error}).") from error
+    except SafetensorError as error:
+        raise OSError(f"{target} could not be written ({error}).") from error
+    return len(tensors)
+
+
+def sha256(path: str | os.PathLike[str], progress: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file, in hex; ``progress`` gets the number of bytes of every piece that was read."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+            if progress:
+                progress(len(piece))
+    return digest.hexdigest()
+
+
+def _refuse_impostors(file: Path) -> None:
+    """Refuse what downloads leave behind when they go wrong."""
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    with file.open("rb") as opened:
+        start = opened.read(512).lstrip().lower()
+    again = "delete it and fetch the weights again (apprentice models pull)"
+    if not start:
+        raise UnsafeCheckpoint(f"{file.name} is empty: {again}.")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UnsafeCheckpoint(f"{file.name} is a web page, probably an error page saved under this name: {again}.")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file, device="cpu")
+    except SafetensorError as error:
+        raise UnsafeCheckpoint(_no_safetensors(file)) from error
+
+
+def _no_safetensors(file: Path) -> str:
+    if _start(file) in (_ZIP, _PICKLE):
+        return f"{file.name} is a PyTorch checkpoint, not safetensors: rename it to .pt and run apprentice convert on it."
+    return _torn(file)
+
+
+def _read_pickled(file: Path) -> Any:
+    """What the file holds, by PyTorch's data-only unpickler: it builds tensors and containers and refuses all else."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
+        raise UnsafeCheckpoint(
+            f"{file.name} can be read safely only by PyTorch 2.6 or newer and yours is {torch.__version__}: update PyTorch, or "
+            f"run apprentice convert on it where PyTorch is newer."
+        )
+    zipped = _start(file) == _ZIP
+    if zipped:
+        _refuse_broken_archive(file)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # torch raises a dozen kinds for bad files, among them ones it doesn't document
+        raise UnsafeCheckpoint(_why_not(file, error)) from error
+
+
+def _refuse_broken_archive(file: Path) -> None:
+    """A checkpoint since PyTorch 1.6 is a zip archive, whose directory is at the end."""
+    if not zipfile.is_zipfile(file):
+        raise UnsafeCheckpoint(_torn(file))
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    if any("/code/" in name for name in names):
+        raise UnsafeCheckpoint(
+            f"{file.name} is a TorchScript program, which loading would run: use weights saved as a state dict or as safetensors."
+        )
+
+
+def _why_not(file: Path, error: Exception) -> str:
+    start = _start(file)
+    refused = type(error).__name__ == "UnpicklingError"
+    # A zip archive got here with its directory in place, so it is whole and was refused for what it holds. The older format
+    # has no such mark: there only torch's own words tell a forbidden name from a torn pickle.
+    forbidden = any(word in str(error).lower() for word in ("global", "can only create", "can only build", "class"))
+    if refused and (start == _ZIP or forbidden):
+        return (
+            f"{file.name} holds more than tensors and loading it could run code, so it was not loaded: use a safetensors "
+            f"version, or have somebody who trusts it save its state dict alone."
+        )
+    if start in (_ZIP, _PICKLE):
+        return _torn(file)
+    return f"{file.name} is not a PyTorch checkpoint: delete it and fetch the weights again (apprentice models pull)."
+
+
+def _torn(file: Path) -> str:
+    return f"{file.name} is cut short or damaged: delete it and fetch the weights again (apprentice models pull)."
+
+
+def _start(file: Path) -> bytes:
+    """The first four bytes of a zip archive, the first two of anything else."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    return start if start == _ZIP else start[:2]
+
+
+def _plain_tensors(value: Any, name: str) -> dict[str, Tensor]:
+    """The state dict in ``value``, out of its wrappings and without ``module.`` before the names."""
+    while isinstance(value, Mapping):
+        inner = next((value[key] for key in _NESTINGS if isinstance(value.get(key), Mapping)), None)
+        if inner is None:
+            break
+        value = inner
+    if not isinstance(value, Mapping) or not value:
+        raise UnsafeCheckpoint(f"{name} holds no dictionary of tensors: use a file that was saved as a state dict.")
+    strangers = [str(key) for key, item in value.items() if not isinstance(key, str) or not isinstance(item, Tensor)]
+    if strangers:
+        raise UnsafeCheckpoint(
+            f"{name} holds things that are not tensors among its weights ({', '.join(strangers[:3])}): use a file that was saved "
+            f"as a state dict alone."
+        )
+    prefix = "module." if all(key.startswith("module.") for key in value) else ""
+    return {key[len(prefix) :]: item.detach() for key, item in value.items()}
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` with a copy of each that shares its memory with an earlier one."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in tensors.items():
+        memory = value.untyped_storage().data_ptr()
+        result[key] = value.clone() if memory in seen else value
+        seen.add(memory)
+    return result

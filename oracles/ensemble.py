@@ -1,0 +1,117 @@
+"""Several oracles as one: a weighted mean of z-scores, or a vote; with their disagreement as uncertainty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .base import Oracle
+from .calibration import Calibration
+from .thresholds import quantile
+
+WEIGHTED, VOTE = "weighted", "vote"
+COMBINATIONS = (WEIGHTED, VOTE)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One oracle of an ensemble.
+
+    Attributes:
+        weight: Its say, above 0.
+        mean, std: Of its scores on many drafts; a score's z is (score - mean) / std.
+        median: Of the same; a vote is for the pictures that reach it.
+    """
+
+    oracle: Oracle
+    weight: float
+    mean: float
+    std: float
+    median: float
+
+    @classmethod
+    def calibrated(cls, oracle: Oracle, weight: float, calibration: Calibration) -> Member:
+        """A member whose scale is that of ``calibration``.
+
+        Raises:
+            ValueError: The calibration is another oracle's, or holds fewer than two different scores.
+        """
+        calibration.require_oracle(oracle.fingerprint())
+        scores = torch.tensor([s for s in calibration.scores if math.isfinite(s)], dtype=torch.float64)
+        if len(scores) < 2 or scores.std() == 0:
+            raise ValueError(
+                f"The calibration of {oracle.name} holds no two different scores, so its scale is unknown; calibrate with more "
+                f"prompts."
+            )
+        return cls(oracle, weight, float(scores.mean()), float(scores.std()), quantile(scores.tolist(), 0.5))
+
+    def z(self, scores: Tensor) -> Tensor:
+        """How many deviations above the mean."""
+        return (scores - self.mean) / self.std
+
+
+class Ensemble(Oracle):
+    """What several oracles say together.
+
+    ``weighted``: sum w z / sum w, with each member's z-score by its own calibration. ``vote``: the weighted share, 0 to 1, of the
+    members whose score reaches the median of their calibration.
+
+    Raises:
+        ValueError: There are fewer than two members, a weight is not above 0, or the combination has another name.
+    """
+
+    def __init__(self, members: Sequence[Member], combination: str = WEIGHTED) -> None:
+        if combination not in COMBINATIONS:
+            raise ValueError(f"Oracles are combined by one of {', '.join(COMBINATIONS)}, not '{combination}'.")
+        if len(members) < 2:
+            raise ValueError("An ensemble needs two oracles or more; connect another one.")
+        if any(m.weight <= 0 for m in members):
+            raise ValueError("Every oracle in an ensemble needs a weight above 0; leave out the one that should not count.")
+        self.members, self.combination = tuple(members), combination
+        self.network = nn.ModuleList(m.oracle.network for m in members)
+        self.batch = min(m.oracle.batch for m in members)
+        self.differentiable = combination == WEIGHTED and all(m.oracle.differentiable for m in members)
+        self.comparable_across_prompts = all(m.oracle.comparable_across_prompts for m in members)
+        # In the name, since the name is part of the fingerprint: other weights are another oracle.
+        self.name = f"{combination} of " + " + ".join(
+            f"{m.weight:g} {m.oracle.name} ({m.mean:.6g}, {m.std:.6g}, {m.median:.6g})" for m in members
+        )
+
+    def member_scores(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """What each member says: [members, B]."""
+        return torch.stack([m.oracle.reward(images, prompts).float() for m in self.members])
+
+    def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """See ``Oracle.reward``."""
+        return self.combine(self.member_scores(images, prompts))
+
+    def combine(self, scores: Tensor) -> Tensor:
+        """The ensemble's scores [B] of the members' [members, B]; a NaN of any member makes NaN."""
+        weights = scores.new_tensor([m.weight for m in self.members])[:, None]
+        if self.combination == WEIGHTED:
+            said = torch.stack([m.z(s) for m, s in zip(self.members, scores, strict=True)])
+        else:
+            votes = torch.stack([(s >= m.median).float() for m, s in zip(self.members, scores, strict=True)])
+            said = torch.where(scores.isnan(), scores, votes)
+        return (weights * said).sum(0) / weights.sum()
+
+    def disagreement(self, scores: Tensor) -> Tensor:
+        """The weighted standard deviation [B] of the members' z-scores: 0 where all say the same."""
+        z = torch.stack([m.z(s) for m, s in zip(self.members, scores, strict=True)])
+        weights = z.new_tensor([m.weight for m in self.members])[:, None] / sum(m.weight for m in self.members)
+        mean = (weights * z).sum(0)
+        return ((weights * (z - mean).square()).sum(0)).sqrt()
+
+    def uncertainty(self, images: Tensor, prompts: list[str]) -> Tensor:
+        """``disagreement`` [B], float32 on the CPU, of pictures [B, H, W, 3] in 0..1, in batches of bounded size."""
+        device = next(self.network.parameters()).device
+        found = [torch.zeros(0)]
+        with torch.no_grad():
+            for start in range(0, len(images), self.batch):
+                part = slice(start, start + self.batch)
+                found.append(self.disagreement(self.member_scores(images[part].to(device), prompts[part])).cpu())
+        return torch.cat(found)

@@ -1,0 +1,152 @@
+"""Oracles by name: which there are, which one a file of weights is for, and ``load``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .base import Oracle
+from .towers import Weights
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One oracle.
+
+    Attributes:
+        title: For people.
+        make: (weights, name=..., **options) -> Oracle; imports what is heavy.
+    """
+
+    title: str
+    make: Callable[..., Oracle]
+
+
+def _image_reward(weights: Weights, **options: Any) -> Oracle:
+    from .image_reward import ImageReward
+
+    return ImageReward(weights, **options)
+
+
+def _pickscore(weights: Weights, **options: Any) -> Oracle:
+    from .pickscore import PickScore
+
+    return PickScore(weights, **options)
+
+
+def _hps(weights: Weights, **options: Any) -> Oracle:
+    from .clip_score import HumanPreferenceScore
+
+    return HumanPreferenceScore(weights, **options)
+
+
+def _aesthetic(weights: Weights, clip: Weights | str | os.PathLike[str] | None = None, **options: Any) -> Oracle:
+    from .aesthetic import Aesthetic
+
+    return Aesthetic(weights, None if clip is None else _as_weights(clip), **options)
+
+
+def _clip_score(weights: Weights, **options: Any) -> Oracle:
+    from .clip_score import ClipScore
+
+    return ClipScore(weights, **options)
+
+
+def _clip_iqa(weights: Weights, **options: Any) -> Oracle:
+    from .clip_iqa import ClipIqa
+
+    return ClipIqa(weights, **options)
+
+
+def _hpsv3(weights: Weights, **options: Any) -> Oracle:
+    from .hpsv3 import HumanPreferenceScore3
+
+    return HumanPreferenceScore3(weights, **options)
+
+
+KINDS: dict[str, Kind] = {
+    "imagereward": Kind("ImageReward v1.0", _image_reward),
+    "pickscore": Kind("PickScore v1", _pickscore),
+    "hpsv2": Kind("HPSv2", _hps),
+    "hpsv2.1": Kind("HPSv2.1", _hps),
+    "hpsv3": Kind("HPSv3", _hpsv3),
+    "aesthetic-v1": Kind("Aesthetic v1", _aesthetic),
+    "aesthetic-v2": Kind("Aesthetic v2", _aesthetic),
+    "clip-score": Kind("CLIP score", _clip_score),
+    "clip-iqa": Kind("CLIP-IQA", _clip_iqa),
+}
+
+_OTHER_NAMES = {
+    "imagerewardv1": "imagereward", "imagerewardv10": "imagereward", "pickscorev1": "pickscore", "hps": "hpsv2",
+    "hpsv20": "hpsv2", "hps21": "hpsv2.1", "aesthetic": "aesthetic-v2", "clip": "clip-score",
+}  # fmt: skip
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def find_kind(name: str) -> str:
+    """The key in ``KINDS`` of an oracle's name, however it is written ("ImageReward v1.0", "clip_score").
+
+    Raises:
+        ValueError: There is no such oracle.
+    """
+    known = {_plain(key): key for key in KINDS} | _OTHER_NAMES
+    if (key := known.get(_plain(name))) is None:
+        raise ValueError(f"There is no oracle '{name}'; choose one of: {', '.join(KINDS)}.")
+    return key
+
+
+def load(name: str, weights: Weights | str | os.PathLike[str], **options: Any) -> Oracle:
+    """An oracle with given weights, on the CPU in float32; nothing is downloaded.
+
+    Args:
+        name: A key of ``KINDS``, or its title.
+        weights: A state dict in the authors' layout, or a file of one (``.safetensors``, or ``.pt``/``.bin`` read as data only).
+        options: ``clip`` (aesthetic: the CLIP beside the head), ``model``, ``config``, ``quick_gelu`` (open_clip models),
+            ``config`` (PickScore, aesthetic: sizes that can't be read off the weights), ``vocabulary`` (ImageReward),
+            ``tokenizer``, ``config`` (HPSv3).
+
+    Raises:
+        ValueError: Unknown name, or weights that don't fit.
+        FileNotFoundError: There is no such file.
+    """
+    key = find_kind(name)
+    return KINDS[key].make(_as_weights(weights), name=KINDS[key].title, **options)
+
+
+def _as_weights(weights: Weights | str | os.PathLike[str]) -> Weights:
+    if isinstance(weights, (str, os.PathLike)):
+        from .checkpoints import read_weights
+
+        return read_weights(weights)
+    return weights
+
+
+def detect(keys: Iterable[str], file_name: str = "") -> str:
+    """Which oracle a file is for, by the names of its weights and, between twins, its own name.
+
+    Raises:
+        ValueError: It is none that is known.
+    """
+    names, stem = set(keys), _plain(Path(file_name).stem)
+    if any(name.startswith("rm_head.") for name in names):
+        return "hpsv3"
+    if any(name.startswith("blip.") for name in names):
+        return "imagereward"
+    if "vision_model.embeddings.class_embedding" in names:
+        return "pickscore"
+    if "layers.7.weight" in names:
+        return "aesthetic-v2"
+    if {"weight", "bias"} >= names and names:
+        return "aesthetic-v1"
+    if "text_projection" in names and any(name.startswith("visual.") for name in names):
+        if "hps" in stem:
+            return "hpsv2.1" if "v21" in stem else "hpsv2"
+        return "clip-score"
+    raise ValueError(f"'{file_name}' is not the weights of an oracle that Apprentice knows; choose what it is by hand.")

@@ -1,0 +1,205 @@
+"""CLIP towers built to fit given weights: open_clip's and transformers' layouts, sizes read off the tensors.
+
+The libraries do the networks; what is here only tells them how large to make them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Weights = Mapping[str, Tensor]
+
+
+def load_exactly(network: nn.Module, weights: Weights, what: str) -> Any:
+    """``network`` with ``weights``, frozen, in evaluation mode.
+
+    Raises:
+        ValueError: A weight is missing or of another shape, so the network would be partly random; or the file has
+            weights that the network has no place for.
+    """
+    own = network.state_dict()
+    # Buffers that old versions of the libraries saved; the network makes them itself.
+    given = {key: value for key, value in weights.items() if key in own or not key.endswith(("position_ids", "attn_mask"))}
+    missing = sorted(own.keys() - given.keys() - {key for key in own if key.endswith(("position_ids", "attn_mask"))})
+    unknown = sorted(given.keys() - own.keys())
+    wrong = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
+    for keys, why in ((missing, "lack"), (unknown, "hold, without a place for it,"), (wrong, "have in another shape")):
+        if keys:
+            more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+            raise ValueError(f"These are not the weights of {what}: they {why} '{keys[0]}'{more}; choose another file or oracle.")
+    network.load_state_dict({key: value.to(own[key].dtype) for key, value in given.items()}, strict=False)
+    return network.eval().requires_grad_(False)
+
+
+def below(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with ``prefix``, without it."""
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+def count_layers(weights: Weights, pattern: str) -> int:
+    """How many different numbers stand at the group of ``pattern`` in the names."""
+    return len({match[1] for key in weights if (match := re.search(pattern, key))})
+
+
+def heads_of(width: int) -> int:
+    """Attention heads of a published CLIP tower of that width: 64 channels a head, 80 for ViT-H; 16 for test sizes."""
+    if width == 1280:
+        return 16
+    return width // 64 if width >= 128 else max(width // 16, 1)
+
+
+# ------------------------------------------------------------------------------------------------- open_clip
+
+
+def open_clip_config(weights: Weights) -> dict[str, Any]:
+    """``embed_dim``, ``vision_cfg`` and ``text_cfg`` of an open_clip CLIP (ViT or ResNet) that fits ``weights``."""
+    text_width = weights["ln_final.weight"].shape[0]
+    text = {
+        "context_length": weights["positional_embedding"].shape[0],
+        "vocab_size": weights["token_embedding.weight"].shape[0],
+        "width": text_width,
+        "heads": heads_of(text_width),
+        "layers": count_layers(weights, r"^transformer\.resblocks\.(\d+)\."),
+    }
+    visual = below(weights, "visual.")
+    if "layer1.0.conv1.weight" in visual:
+        side = round((visual["attnpool.positional_embedding"].shape[0] - 1) ** 0.5)
+        vision: dict[str, Any] = {
+            "layers": [count_layers(visual, rf"^layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4)],
+            "width": visual["layer1.0.conv1.weight"].shape[0],
+            "image_size": side * 32,
+            "patch_size": None,
+        }
+    else:
+        vision = vit_config(visual)
+        vision["head_width"] = vision["width"] // vision.pop("heads")
+        vision.pop("output_dim")
+    return {"embed_dim": weights["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
+
+
+def vit_config(visual: Weights) -> dict[str, Any]:
+    """Sizes of an open_clip ``VisionTransformer``."""
+    width, _, patch, _ = visual["conv1.weight"].shape
+    side = round((visual["positional_embedding"].shape[0] - 1) ** 0.5)
+    return {
+        "image_size": side * patch,
+        "patch_size": patch,
+        "width": width,
+        "layers": count_layers(visual, r"^transformer\.resblocks\.(\d+)\."),
+        "heads": heads_of(width),
+        "mlp_ratio": visual["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width,
+        "output_dim": visual["proj"].shape[1],
+    }
+
+
+def build_open_clip(
+    weights: Weights, what: str, model: str | None = None, config: dict[str, Any] | None = None, quick_gelu: bool = False
+) -> Any:
+    """An open_clip CLIP with ``weights``.
+
+    Args:
+        model: A name that open_clip knows ("ViT-H-14"); without it, ``config``, else the sizes are read off the weights.
+        config: ``embed_dim``, ``vision_cfg``, ``text_cfg`` as in open_clip's model configs.
+        quick_gelu: OpenAI's activation; their weights need it. Names that end in "-quickgelu" imply it.
+
+    Raises:
+        ValueError: open_clip has no such model, or the weights don't fit it.
+    """
+    import open_clip
+
+    if model is not None:
+        if model not in open_clip.list_models():
+            raise ValueError(f"open_clip has no model '{model}'; choose one of its names, such as ViT-L-14 or ViT-H-14.")
+        network = open_clip.create_model(model, pretrained=None, force_quick_gelu=quick_gelu)
+        return load_exactly(network, weights, f"{what} with {model}")
+    sizes = {key: value for key, value in (config or open_clip_config(weights)).items() if key != "quick_gelu"}
+    quick = quick_gelu or bool((config or {}).get("quick_gelu", False))
+    return load_exactly(open_clip.CLIP(**sizes, quick_gelu=quick), weights, what)
+
+
+def build_vit(visual: Weights, what: str, config: dict[str, Any] | None = None, quick_gelu: bool = True) -> Any:
+    """The picture tower alone: pictures [B, 3, S, S] to features [B, output_dim].
+
+    ``config`` may be OpenAI's (``input_resolution, patch_size, width, layers, heads, output_dim``).
+    """
+    from open_clip.transformer import QuickGELU, VisionTransformer
+
+    sizes = vit_config(visual)
+    for key, value in (config or {}).items():
+        sizes["image_size" if key == "input_resolution" else key] = value
+    network = VisionTransformer(**sizes, act_layer=QuickGELU if quick_gelu else nn.GELU)
+    return load_exactly(network, visual, what)
+
+
+# ---------------------------------------------------------------------------------------------- transformers
+
+
+def hf_clip_config(weights: Weights) -> dict[str, Any]:
+    """``text_config``, ``vision_config`` and ``projection_dim`` of a transformers CLIP that fits ``weights``."""
+    text, vision = below(weights, "text_model."), below(weights, "vision_model.")
+    text_width, vision_width = text["final_layer_norm.weight"].shape[0], vision["embeddings.class_embedding"].shape[0]
+    patch = vision["embeddings.patch_embedding.weight"].shape[-1]
+    side = round((vision["embeddings.position_embedding.weight"].shape[0] - 1) ** 0.5)
+    return {
+        "projection_dim": weights["visual_projection.weight"].shape[0],
+        "text_config": {
+            "vocab_size": text["embeddings.token_embedding.weight"].shape[0],
+            "hidden_size": text_width,
+            "intermediate_size": text["encoder.layers.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": count_layers(text, r"^encoder\.layers\.(\d+)\."),
+            "num_attention_heads": heads_of(text_width),
+            "max_position_embeddings": text["embeddings.position_embedding.weight"].shape[0],
+        },
+        "vision_config": {
+            "hidden_size": vision_width,
+            "intermediate_size": vision["encoder.layers.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": count_layers(vision, r"^encoder\.layers\.(\d+)\."),
+            "num_attention_heads": heads_of(vision_width),
+            "patch_size": patch,
+            "image_size": side * patch,
+        },
+    }
+
+
+def build_hf_clip(weights: Weights, what: str, config: dict[str, Any] | None = None, activation: str = "gelu") -> Any:
+    """A transformers ``CLIPModel`` with ``weights``; ``config`` overrides sizes (keys ``text``/``text_config`` and so on)."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = hf_clip_config(weights)
+    given = dict(config or {})
+    for part in ("text", "vision"):
+        own = sizes[f"{part}_config"]
+        own |= {"hidden_act": activation, "eos_token_id": 49407} if part == "text" else {"hidden_act": activation}
+        own |= given.get(f"{part}_config") or given.get(part) or {}
+        own["projection_dim"] = sizes["projection_dim"]
+    return load_exactly(CLIPModel(CLIPConfig(**sizes)), weights, what)
+
+
+def hf_vision_to_open_clip(weights: Weights) -> dict[str, Tensor]:
+    """transformers' CLIP picture tower (``vision_model.*``, ``visual_projection``) under open_clip's ``visual.*`` names."""
+    vision = below(weights, "vision_model.")
+    embeddings = "embeddings."
+    found = {
+        "class_embedding": vision[f"{embeddings}class_embedding"],
+        "positional_embedding": vision[f"{embeddings}position_embedding.weight"],
+        "conv1.weight": vision[f"{embeddings}patch_embedding.weight"],
+        "proj": weights["visual_projection.weight"].T.contiguous(),
+    }
+    for kind in ("weight", "bias"):
+        found[f"ln_pre.{kind}"] = vision[f"pre_layrnorm.{kind}"]  # transformers' own spelling
+        found[f"ln_post.{kind}"] = vision[f"post_layernorm.{kind}"]
+        for i in range(count_layers(vision, r"^encoder\.layers\.(\d+)\.")):
+            source, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+            parts = [vision[f"{source}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            found[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+            for theirs, ours in (
+                ("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
+                ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+            ):  # fmt: skip
+                found[f"{block}.{ours}.{kind}"] = vision[f"{source}.{theirs}.{kind}"]
+    return {f"visual.{key}": value for key, value in found.items()}
