@@ -121,8 +121,8 @@ def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:
             options["tokenizer"] = path.with_name(_QWEN_TOKENIZER) if path.with_name(_QWEN_TOKENIZER).is_file() else None
         elif kind.startswith("clip"):
             options["model"] = open_clip_model or None
-            if kind == "clip-score":
-                options["quick_gelu"] = "openai" in path.name.lower()
+            if kind == "clip-score" and "openai" in path.name.lower():
+                options["quick_gelu"] = True
         return load(kind, weights, **options)
 
 
@@ -209,9 +209,9 @@ class ApprenticeBestOf(io.ComfyNode):
                 io.Mask.Input("masks", optional=True, tooltip="Their masks, kept in step."),
             ],
             outputs=[
-                io.Image.Output("images", display_name="IMAGE", tooltip="The best."),
+                io.Image.Output("best_images", display_name="IMAGE", tooltip="The best."),
                 io.Latent.Output("latent", display_name="LATENT", tooltip="Their latents, where given."),
-                io.Mask.Output("masks", display_name="MASK", tooltip="Their masks, where given."),
+                io.Mask.Output("best_masks", display_name="MASK", tooltip="Their masks, where given."),
                 io.String.Output("prompts", display_name="prompts", is_output_list=True, tooltip="Their prompts."),
                 io.Float.Output("scores", display_name="scores", is_output_list=True, tooltip="Their scores."),
                 io.Int.Output("indices", display_name="indices", is_output_list=True, tooltip="Their old places, from 0."),

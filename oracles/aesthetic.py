@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from .base import Oracle
 from .preprocess import resize_and_crop
-from .towers import Weights, below, build_vit, hf_vision_to_open_clip, load_exactly
+from .towers import Weights, below, build_vit, hf_vision_to_open_clip, is_hf_clip, load_exactly
 
 
 class AestheticNetwork(nn.Module):
@@ -55,7 +55,7 @@ class Aesthetic(Oracle):
     ) -> None:
         self.name = name
         tower = clip if clip is not None else weights
-        if "vision_model.embeddings.class_embedding" in tower:
+        if is_hf_clip(tower):
             tower = hf_vision_to_open_clip(tower)
         visual = below(tower, "visual.")
         if not visual:

@@ -8,19 +8,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import TwoTowerOracle
-from .preprocess import normalise, resize_and_crop, resize_and_pad, resize_pil
-from .tokenizers import open_clip_tokens
-from .towers import Weights, build_open_clip
+from .preprocess import floor_offset, normalise, resize_and_crop, resize_and_pad, resize_pil, round_half_even
+from .tokenizers import clip_tokens, open_clip_tokens
+from .towers import Weights, build_open_clip, hf_to_open_clip, is_hf_clip
 
 
 class OpenClipOracle(TwoTowerOracle):
     """What oracles on open_clip share: towers, tokenizer, preprocessing.
 
+    Weights in transformers' layout are drawn and read as transformers does: its tokens, and its middle square, which differs by
+    a pixel where an odd number of pixels is cut off.
+
     Args:
-        weights: An open_clip state dict (``visual.*``, ``transformer.*``, ``text_projection``).
+        weights: A CLIP's state dict, in open_clip's layout (``visual.*``) or transformers' (``vision_model.*``).
         model: open_clip's name of the architecture ("ViT-L-14"); without it, the sizes are read off the weights.
         config: open_clip's model config, in place of a name.
-        quick_gelu: OpenAI's own weights need it.
+        quick_gelu: OpenAI's own weights need it; None takes it for transformers' layout, where most are OpenAI's.
     """
 
     differentiable = True
@@ -31,10 +34,13 @@ class OpenClipOracle(TwoTowerOracle):
         weights: Weights,
         model: str | None = None,
         config: dict[str, Any] | None = None,
-        quick_gelu: bool = False,
+        quick_gelu: bool | None = None,
         name: str = "",
     ) -> None:
         self.name = name or f"{type(self).__name__} {model or ''}".strip()
+        self.hf = is_hf_clip(weights)
+        weights = hf_to_open_clip(weights) if self.hf else weights
+        quick_gelu = self.hf if quick_gelu is None else quick_gelu
         self.network: Any = build_open_clip(weights, self.name, model, config, quick_gelu)
         size = self.network.visual.image_size
         self.size: int = size[0] if isinstance(size, (tuple, list)) else size
@@ -47,7 +53,7 @@ class OpenClipOracle(TwoTowerOracle):
         """Preprocessed pictures [B, 3, S, S]: open_clip's evaluation transform."""
         if self.squash:
             return normalise(resize_pil(images, self.size, self.size), **self.statistics)
-        return resize_and_crop(images, self.size)
+        return resize_and_crop(images, self.size, floor_offset if self.hf else round_half_even)
 
     def image_features(self, images: Tensor) -> Tensor:
         """See ``TwoTowerOracle``."""
@@ -56,7 +62,7 @@ class OpenClipOracle(TwoTowerOracle):
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """See ``TwoTowerOracle``."""
         context = getattr(self.network, "context_length", 77)
-        ids = open_clip_tokens(prompts, context).to(next(self.network.parameters()).device)
+        ids = (clip_tokens(prompts) if self.hf else open_clip_tokens(prompts, context)).to(next(self.network.parameters()).device)
         return F.normalize(self.network.encode_text(ids).float(), dim=-1)
 
 

@@ -51,8 +51,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _axes(pen: ImageDraw.ImageDraw, names: tuple[str, str]) -> None:
     pen.line((EDGE, EDGE, EDGE, PLOT), FAINT)
     pen.line((EDGE, PLOT, PLOT, PLOT), FAINT)
-    pen.text(((EDGE + PLOT) / 2, PLOT + 22), f"{shortened(names[0], 400, _font(13))} →", INK, _font(13), anchor="ma")
-    pen.text((EDGE - 6, EDGE - 18), f"↑ {shortened(names[1], 400, _font(13))}", INK, _font(13))
+    pen.polygon([(EDGE - 4, EDGE), (EDGE + 4, EDGE), (EDGE, EDGE - 8)], FAINT)
+    pen.polygon([(PLOT, PLOT - 4), (PLOT, PLOT + 4), (PLOT + 8, PLOT)], FAINT)
+    pen.text((PLOT, PLOT + 14), shortened(names[0], 400, _font(13)), INK, _font(13), anchor="ra")
+    pen.text((EDGE + 10, EDGE - 16), shortened(names[1], 400, _font(13)), INK, _font(13))
 
 
 def _places(scores: tuple[Sequence[float], Sequence[float]]) -> dict[int, tuple[int, int]]:

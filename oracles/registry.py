@@ -140,7 +140,7 @@ def detect(keys: Iterable[str], file_name: str = "") -> str:
     if any(name.startswith("blip.") for name in names):
         return "imagereward"
     if "vision_model.embeddings.class_embedding" in names:
-        return "pickscore"
+        return "pickscore" if "pick" in stem or not stem else "clip-score"
     if "layers.7.weight" in names:
         return "aesthetic-v2"
     if {"weight", "bias"} >= names and names:

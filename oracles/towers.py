@@ -180,26 +180,56 @@ def build_hf_clip(weights: Weights, what: str, config: dict[str, Any] | None = N
     return load_exactly(CLIPModel(CLIPConfig(**sizes)), weights, what)
 
 
+def is_hf_clip(weights: Weights) -> bool:
+    """Whether a CLIP is in transformers' layout."""
+    return "vision_model.embeddings.class_embedding" in weights
+
+
+# transformers' names within a layer -> open_clip's.
+_LAYER_NAMES = (
+    ("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"),
+    ("mlp.fc2", "mlp.c_proj"),
+)  # fmt: skip
+
+
+def _layers_to_open_clip(tower: Weights) -> dict[str, Tensor]:
+    """The transformer's layers; open_clip keeps query, key and value in one matrix."""
+    found = {}
+    for i in range(count_layers(tower, r"^encoder\.layers\.(\d+)\.")):
+        source, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
+        for kind in ("weight", "bias"):
+            parts = [tower[f"{source}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            found[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+            found |= {f"{block}.{ours}.{kind}": tower[f"{source}.{theirs}.{kind}"] for theirs, ours in _LAYER_NAMES}
+    return found
+
+
 def hf_vision_to_open_clip(weights: Weights) -> dict[str, Tensor]:
     """transformers' CLIP picture tower (``vision_model.*``, ``visual_projection``) under open_clip's ``visual.*`` names."""
     vision = below(weights, "vision_model.")
-    embeddings = "embeddings."
     found = {
-        "class_embedding": vision[f"{embeddings}class_embedding"],
-        "positional_embedding": vision[f"{embeddings}position_embedding.weight"],
-        "conv1.weight": vision[f"{embeddings}patch_embedding.weight"],
+        "class_embedding": vision["embeddings.class_embedding"],
+        "positional_embedding": vision["embeddings.position_embedding.weight"],
+        "conv1.weight": vision["embeddings.patch_embedding.weight"],
         "proj": weights["visual_projection.weight"].T.contiguous(),
+        **_layers_to_open_clip(vision),
     }
     for kind in ("weight", "bias"):
         found[f"ln_pre.{kind}"] = vision[f"pre_layrnorm.{kind}"]  # transformers' own spelling
         found[f"ln_post.{kind}"] = vision[f"post_layernorm.{kind}"]
-        for i in range(count_layers(vision, r"^encoder\.layers\.(\d+)\.")):
-            source, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
-            parts = [vision[f"{source}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
-            found[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
-            for theirs, ours in (
-                ("self_attn.out_proj", "attn.out_proj"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
-                ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
-            ):  # fmt: skip
-                found[f"{block}.{ours}.{kind}"] = vision[f"{source}.{theirs}.{kind}"]
     return {f"visual.{key}": value for key, value in found.items()}
+
+
+def hf_to_open_clip(weights: Weights) -> dict[str, Tensor]:
+    """A whole transformers CLIP under open_clip's names."""
+    text = below(weights, "text_model.")
+    return {
+        **hf_vision_to_open_clip(weights),
+        **_layers_to_open_clip(text),
+        "positional_embedding": text["embeddings.position_embedding.weight"],
+        "token_embedding.weight": text["embeddings.token_embedding.weight"],
+        "ln_final.weight": text["final_layer_norm.weight"],
+        "ln_final.bias": text["final_layer_norm.bias"],
+        "text_projection": weights["text_projection.weight"].T.contiguous(),
+        "logit_scale": weights["logit_scale"],
+    }

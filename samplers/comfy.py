@@ -449,7 +449,8 @@ def on_device(network: nn.Module) -> Iterator[torch.device]:
     if patcher is None:
         device = comfy.model_management.get_torch_device()
         offload = comfy.model_management.unet_offload_device()
-        patcher = comfy.model_patcher.ModelPatcher(network, device, offload)
+        # In a module of our own: ModelPatcher writes attributes, some of which transformers' classes don't let anybody set.
+        patcher = comfy.model_patcher.ModelPatcher(nn.ModuleList([network]), device, offload)
         # On the network itself, so that both go when nobody needs the oracle any more.
         network.__dict__["apprentice_patcher"] = patcher
     comfy.model_management.load_models_gpu([patcher])

@@ -200,6 +200,34 @@ def test_clip_score_is_a_hundred_cosines_on_the_middle_square_and_never_negative
     torch.testing.assert_close(scores(oracle, "astronaut", prompts), expected.clamp(min=0), rtol=0, atol=1e-4)
 
 
+def test_clip_score_of_transformers_weights_is_transformers_own() -> None:
+    """Its tokens, with the end token kept when a prompt is cut; its middle square; OpenAI's activation."""
+    from transformers import CLIPConfig, CLIPModel
+
+    weights = golden("clip_tiny", KEYS["clip_tiny"])
+    oracle = oracles.load("clip-score", weights)
+    sizes = {"hidden_act": "quick_gelu", "num_hidden_layers": 0, "projection_dim": 48}
+    encoders = {part: [k for k in weights if k.startswith(f"{part}_model.encoder")] for part in ("text", "vision")}
+    layers = {part: len({key.split(".")[3] for key in keys}) for part, keys in encoders.items()}
+    config = CLIPConfig(
+        text_config={**sizes, "hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 4, "eos_token_id": 49407,
+                     "num_hidden_layers": layers["text"]},
+        vision_config={**sizes, "hidden_size": 80, "intermediate_size": 320, "num_attention_heads": 5, "patch_size": 16,
+                       "num_hidden_layers": layers["vision"]},
+        projection_dim=48,
+    )  # fmt: skip
+    model = CLIPModel(config).eval()
+    model.load_state_dict(weights, strict=False)
+    prompts = [*PROMPTS["coffee"], "word " * 200]
+    pixels = resize_and_crop(as_image(PHOTOS["coffee"]), 224, floor_offset)
+    with torch.no_grad():
+        image = model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)
+        text = model.text_projection(model.text_model(input_ids=clip_tokens(prompts)).pooler_output)
+        expected = 100 * (F.normalize(image, dim=-1) * F.normalize(text, dim=-1)).sum(-1)
+    torch.testing.assert_close(scores(oracle, "coffee", prompts), expected.clamp(min=0), rtol=0, atol=1e-4)
+    assert (expected > 0).any()
+
+
 def test_a_clip_by_name_is_open_clips_own() -> None:
     torch.manual_seed(0)
     model = open_clip.create_model("RN50-quickgelu", pretrained=None).eval()
@@ -228,7 +256,7 @@ def test_aesthetic_is_head_on_the_normalised_features_of_openais_vit() -> None:
     shapes = KEYS["clip_l14_tiny_visual"]
     visual = golden("clip_l14_tiny", shapes)
     for name, head_keys in (("aesthetic-v1", KEYS["aesthetic_v1_head"]), ("aesthetic-v2", KEYS["aesthetic_v2_head"])):
-        head = random_weights(name, head_keys)
+        head = golden(name, head_keys)
         oracle = oracles.load(name, head, clip=visual)
         model = open_clip.transformer.VisionTransformer(
             224, 14, 128, 3, 2, 4.0, output_dim=768, act_layer=open_clip.transformer.QuickGELU
@@ -355,6 +383,7 @@ def test_an_oracle_is_found_by_any_spelling(key: str) -> None:
 def test_weights_tell_which_oracle_they_are_for() -> None:
     assert detect(image_reward_shapes(64, 1, 64, 1)) == "imagereward"
     assert detect(KEYS["pickscore_tiny"]) == "pickscore" and detect(KEYS["aesthetic_v2_head"]) == "aesthetic-v2"
+    assert detect(KEYS["clip_tiny"], "clip-vit-large-patch14.safetensors") == "clip-score"
     assert detect(KEYS["hpsv2_tiny"], "HPS_v2.1_compressed.pt") == "hpsv2.1"
     assert detect(KEYS["hpsv2_tiny"], "HPS_v2_compressed.pt") == "hpsv2"
     assert detect(KEYS["clip_rn50"], "RN50.safetensors") == "clip-score" and detect(["weight", "bias"]) == "aesthetic-v1"
