@@ -39,8 +39,10 @@ def figures(results: dict[str, Any]) -> str:
 
 def oracle_figures(results: dict[str, Any]) -> str:
     """Speed and memory of the oracles, and what the thresholds make of a good and a bad one."""
-    lines = ["| oracle (base size) | batch | ours, scores a second | ratio to the authors' path | memory, ours / theirs |",
-             "| --- | ---: | ---: | --- | --- |"]  # fmt: skip
+    lines = [
+        "| oracle (base size) | batch | ours, scores a second | ratio to the authors' path | memory of scoring, ours / theirs |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
     for r in results["rows"]:
         memory = f"{r['ours (MiB)']} / {r['reference (MiB)']} MiB"
         speed = f"{r['ours (scores/s)']:.1f} | {r['ratio']:.2f} ({r['spread']})"

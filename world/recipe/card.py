@@ -14,7 +14,7 @@ from ..weights import FOLDER
 from .concepts import BACKGROUNDS, CONCEPTS, GATE_SETS, STYLES, Prompt, held_out_prompts
 from .data import BACKGROUND_COLOURS, Icons, on_background
 
-COUNT, CELL, LEFT, TOP = 16, 96, 150, 34
+COUNT, CELL, LEFT, TOP = 16, 96, 150, 48
 
 
 def run(work: Path) -> None:
@@ -50,8 +50,9 @@ def draw(words: list[str], rows: dict[str, Tensor]) -> Image.Image:
     for i, text in enumerate(words):
         x, y = LEFT + (i % half) * (CELL + 4), (i // half) * block
         first, _, second = text.partition(" on ")
-        pen.text((x, y + 4), first[:17], "black", small)
-        pen.text((x, y + 18), f"on {second}", "gray", small)
+        style, _, thing = first.partition(" ")
+        for line, (part, colour) in enumerate(((style, "gray"), (thing, "black"), (f"on {second}", "gray"))):
+            pen.text((x, y + 2 + 14 * line), part, colour, small)
         for number, pictures in enumerate(rows.values()):
             pixels = (pictures[i].clamp(0, 1) * 255).round().byte().numpy()
             shown = Image.fromarray(pixels).resize((CELL, CELL), Image.Resampling.BICUBIC)
