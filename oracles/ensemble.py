@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,10 +77,12 @@ class Ensemble(Oracle):
         self.batch = min(m.oracle.batch for m in members)
         self.differentiable = combination == WEIGHTED and all(m.oracle.differentiable for m in members)
         self.comparable_across_prompts = all(m.oracle.comparable_across_prompts for m in members)
-        # In the name, since the name is part of the fingerprint: other weights are another oracle.
-        self.name = f"{combination} of " + " + ".join(
-            f"{m.weight:g} {m.oracle.name} ({m.mean:.6g}, {m.std:.6g}, {m.median:.6g})" for m in members
-        )
+        self.name = f"{combination} of " + ", ".join(f"{m.oracle.name} ({m.weight:g})" for m in members)
+
+    def fingerprint(self) -> str:
+        """See ``Oracle.fingerprint``; other weights, scales or another combination make another oracle."""
+        parts = [(m.oracle.fingerprint(), m.weight, m.mean, m.std, m.median) for m in self.members]
+        return hashlib.sha256(repr((self.combination, parts)).encode()).hexdigest()[:16]
 
     def member_scores(self, images: Tensor, prompts: list[str]) -> Tensor:
         """What each member says: [members, B]."""

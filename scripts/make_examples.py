@@ -24,8 +24,8 @@ purple square on orange
 strawberry on pink
 crescent moon on black
 rainbow on white
-hamburger on green
-angry face on gray"""
+burger on green
+red angry face on gray"""
 NEGATIVE = ""
 SETTINGS: dict[str, Any] = {
     "seed": 12, "preset": "tiny-world", "steps": 2, "cfg": 1.0, "denoise": 1.0, "threshold": "worst share", "value": 0.5,
@@ -102,14 +102,14 @@ def modular() -> tuple[Graph, Layout]:
 
 def editing() -> tuple[Graph, Layout]:
     """Inpainting and control: the right half of a picture is redrawn along its own edges, by student and teacher."""
-    g, world, lines, negative, latent = start("panda face on yellow\nhamburger on green\ntomato on blue\nearth on red")
+    g, world, lines, negative, latent = start("panda face on yellow\nburger on green\ntomato on blue\nglobe on red")
     first = g.add(
         "ApprenticeStudentSampler", "5", model=world[1], positive=lines[0], negative=negative[0], latent_image=latent[0],
         seed=3, preset="tiny-world", steps=4, cfg=1.0, denoise=1.0, sampler_name="lcm", scheduler="normal",
     )  # fmt: skip
     picture = g.add("VAEDecode", "6", samples=first[0], vae=world[3])
     new = g.add(
-        "ApprenticePrompts", "7", clip=world[2], text="panda face on pink\nhamburger on purple\ntomato on orange\nearth on gray"
+        "ApprenticePrompts", "7", clip=world[2], text="panda face on pink\nburger on purple\ntomato on orange\nglobe on gray"
     )
     edges = g.add("Canny", "8", image=picture[0], low_threshold=0.2, high_threshold=0.4)
     control = g.add(
@@ -155,8 +155,8 @@ def calibrated() -> tuple[Graph, Layout]:
     shipped = g.add("ApprenticeLoadCalibration", "10", name="lcm-sdxl-imagereward")
     g.add("PreviewAny", "11", source=shipped[1])
     layout = START | {
-        "5": (400, 60, 360, 820), "6": (1420, 60, 380, 1000), "7": (810, 60, 560, 300), "8": (810, 430, 560, 250),
-        "9": (1850, 60, 640, 560), "10": (400, 970, 360, 110), "11": (810, 750, 560, 310),
+        "5": (400, 60, 360, 1000), "6": (1420, 60, 380, 1000), "7": (810, 60, 560, 300), "8": (810, 430, 560, 250),
+        "9": (1850, 60, 640, 560), "10": (400, 1150, 360, 110), "11": (810, 750, 560, 310),
     }  # fmt: skip
     return g, layout
 
@@ -193,10 +193,10 @@ def oracles() -> tuple[Graph, Layout]:
     g.add("PreviewAny", "17", source=scored[1])
     g.add("PreviewImage", "18", images=quick[0])
     layout = START | {
-        "5": (400, 60, 320, 420), "6": (400, 560, 200, 60), "7": (400, 700, 320, 200), "8": (400, 980, 320, 200),
-        "9": (780, 60, 340, 820), "10": (780, 960, 340, 220), "11": (1180, 60, 260, 60), "14": (1180, 200, 320, 160),
-        "12": (1180, 440, 320, 160), "13": (1180, 680, 320, 280), "18": (1560, 60, 360, 300), "17": (1560, 430, 560, 230),
-        "16": (1560, 730, 360, 450), "15": (2180, 60, 720, 560),
+        "5": (400, 60, 300, 600), "6": (400, 740, 200, 60), "7": (400, 870, 300, 200), "8": (400, 1140, 300, 200),
+        "9": (760, 60, 320, 960), "10": (760, 1110, 320, 220), "11": (1140, 60, 240, 60), "14": (1140, 190, 300, 170),
+        "12": (1140, 430, 300, 170), "13": (1140, 670, 300, 320), "18": (1500, 60, 300, 260), "16": (1500, 390, 300, 400),
+        "17": (1500, 860, 620, 270), "15": (1860, 60, 600, 480),
     }  # fmt: skip
     return g, layout
 

@@ -89,7 +89,7 @@ def test_every_threshold_gates_by_a_perfect_oracle_and_none_gains_by_guessing_al
     pictures = Pictures([f"p{i // 2}" for i in range(400)], draft, teacher, (2.0, 18.0))
     perfect, guess = ({r["threshold"]: r for r in gates(pictures, a, repeats=6)} for a in (1.0, 0.5))
     for mode in ("absolute", "worst share", "percentile", "budget", "running"):
-        assert perfect[mode]["gain (judge)"] > guess[mode]["gain (judge)"] + 0.3
+        assert perfect[mode]["gain (judge)"] > guess[mode]["gain (judge)"] + 0.1
         assert perfect[mode]["share to the teacher"] == pytest.approx(0.5, abs=0.1)
     assert perfect["guaranteed"]["accepted worse than teacher"] <= 0.3
     assert guess["guaranteed"]["share to the teacher"] > 0.9, "nothing can be promised of guesses"
