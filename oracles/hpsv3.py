@@ -23,7 +23,7 @@ from .towers import Weights, below, count_layers, load_exactly
 PATCH, MERGE, FRAMES = 14, 2, 2  # pixels a patch; patches a token, along each side; a still picture counts as two frames
 PIXELS = 256 * 28 * 28  # every picture is brought to about this size
 REWARD, PICTURE = "<|Reward|>", "<|image_pad|>"
-# The authors' question, word for word, since the weights were trained on it (MIT licence).
+# The authors' question, word for word, since the weights were trained on it (see data/README.md).
 QUESTION = Path(__file__).parent / "data" / "hpsv3_question.txt"
 _CHAT = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>{pictures}<|vision_end|>"

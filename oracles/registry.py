@@ -113,11 +113,17 @@ def load(name: str, weights: Weights | str | os.PathLike[str], **options: Any) -
             ``tokenizer``, ``config`` (HPSv3).
 
     Raises:
-        ValueError: Unknown name, or weights that don't fit.
+        ValueError: Unknown name, weights that don't fit, or a library that is not installed.
         FileNotFoundError: There is no such file.
     """
     key = find_kind(name)
-    return KINDS[key].make(_as_weights(weights), name=KINDS[key].title, **options)
+    try:
+        return KINDS[key].make(_as_weights(weights), name=KINDS[key].title, **options)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{KINDS[key].title} needs the library '{error.name}', which is not installed; run 'pip install -r requirements.txt' "
+            f"of Apprentice in ComfyUI's environment, and restart."
+        ) from error
 
 
 def _as_weights(weights: Weights | str | os.PathLike[str]) -> Weights:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import blip_by_hand
@@ -403,6 +404,12 @@ def test_missing_and_foreign_weights_are_one_sentence() -> None:
         oracles.load("aesthetic-v2", golden("aesthetic", KEYS["aesthetic_v2_head"]))
     with pytest.raises(ValueError, match="There is no oracle 'beauty'; choose one of: imagereward"):
         oracles.load("beauty", weights)
+
+
+def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ValueError, match="HPSv2 needs the library 'open_clip', which is not installed"):
+        oracles.load("hpsv2", golden("hpsv2_tiny", KEYS["hpsv2_tiny"]))
 
 
 def test_oracles_load_from_files_as_well(tmp_path: Path) -> None:
