@@ -1,7 +1,7 @@
 """Weights that need no storing: numbers that follow from a network's key names alone, by one rule.
 
 z = (crc32(salt + key) << 32) + i through splitmix64's finaliser, u = (z >> 40) 2^-24, v = 2u - 1; matrices and kernels
-v sqrt(3 / fan in), vectors named ``weight`` 1 + 0.2 v, other vectors 0.2 v.
+v sqrt(3 / fan in), vectors named ``weight`` and running variances 1 + 0.2 v, other vectors 0.2 v.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tensor(salt: str, key: str, shape: Sequence[int], gain: float = 1.0) -> torc
     v = uniform(salt + key, math.prod(shape))
     if len(shape) >= 2:
         v *= math.sqrt(3 / math.prod(shape[1:])) * gain
-    elif key.endswith("weight"):
+    elif key.endswith(("weight", "running_var")):
         v = 1 + 0.2 * v
     else:
         v *= 0.2
