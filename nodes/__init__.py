@@ -15,7 +15,7 @@ from .oracles import (
     ApprenticeScore,
 )
 from .report import ApprenticeReport, ApprenticeSaveImages
-from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher
+from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
 NODES: list[type[io.ComfyNode]] = [
@@ -36,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeCombineOracles,
     ApprenticeOracleCompare,
     ApprenticeFastDecode,
+    ApprenticeTeacherCost,
 ]
 
 

@@ -161,10 +161,15 @@ class ApprenticeSampler(io.ComfyNode):
             return g.node("VAEDecode", samples=samples, vae=vae).out(0)
 
         draft_images = decoded(drafts)
+        if threshold == "budget":
+            # By the student's noise levels, so that the teacher need not be loaded to know.
+            extra["teacher_nfe"] = g.node(
+                "ApprenticeTeacherCost", model=student, strategy=strategy, rollback=rollback, steps=teacher_steps,
+                cfg=teacher_cfg, sampler_name=sampler_name, scheduler=scheduler,
+            ).out(0)  # fmt: skip
         verdict = g.node(
             "ApprenticeJudge", oracle=oracle, images=draft_images, prompt=prompt, threshold=threshold, value=value,
-            drafts=drafts, teacher_nfe=float(teacher_steps * (2 if teacher_cfg != 1 else 1)),
-            **_connected(calibration=calibration), **extra,
+            drafts=drafts, **_connected(calibration=calibration), **extra,
         ).out(0)  # fmt: skip
         improved = g.node(
             "ApprenticeTeacher", verdict=verdict, drafts=drafts, model=teacher, positive=teacher_positive or positive,

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import Drawing, draw_drafts, improve, info_of
+from ..samplers.adaptive import Drawing, draw_drafts, improve, info_of, teacher_evaluations
 from ..samplers.comfy import INFO, family, fast_decode, show_text
 from . import types
 from .types import CATEGORY, Verdict
@@ -84,6 +84,41 @@ class ApprenticeFastDecode(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, samples: dict[str, Any]) -> io.NodeOutput:
         return io.NodeOutput(fast_decode(model, samples))
+
+
+class ApprenticeTeacherCost(io.ComfyNode):
+    """What the teacher will cost, before it is loaded."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeTeacherCost",
+            display_name="Teacher Cost",
+            category=CATEGORY,
+            description="Network evaluations that the teacher will spend on one rejected draft, for Judge's budget. No model runs.",
+            inputs=[
+                io.Model.Input("model", tooltip="A model with the teacher's noise levels: the student will do, in one family."),
+                types.strategy(),
+                types.rollback(),
+                types.teacher_steps(),
+                types.cfg("cfg", 2.0, "teacher"),
+                types.sampler_name(),
+                types.scheduler(),
+            ],
+            outputs=[io.Float.Output("nfe", display_name="nfe", tooltip="Evaluations a picture; for Judge's teacher_nfe.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, strategy: str, sampler_name: str, scheduler: str) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+
+    @classmethod
+    def execute(
+        cls, model: Any, strategy: str, rollback: float, steps: int, cfg: float, sampler_name: str, scheduler: str
+    ) -> io.NodeOutput:
+        drawing = Drawing(steps, cfg, sampler_name, scheduler, 0)
+        return io.NodeOutput(teacher_evaluations(model, strategy, rollback, drawing))
 
 
 class ApprenticeTeacher(io.ComfyNode):

@@ -76,9 +76,13 @@ def modular() -> tuple[Graph, Layout]:
         **{k: s[k] for k in ("seed", "preset", "steps", "cfg", "denoise")}, sampler_name="lcm", scheduler="normal",
     )  # fmt: skip
     draft_images = g.add("VAEDecode", "6", samples=drafts[0], vae=world[3])
+    cost = g.add(
+        "ApprenticeTeacherCost", "14", model=world[1], strategy="regenerate", rollback=0.7, steps=16, cfg=2.0,
+        sampler_name="dpmpp_2m", scheduler="karras",
+    )  # fmt: skip
     judge = g.add(
         "ApprenticeJudge", "7", oracle=world[4], images=draft_images[0], prompt=lines[1], threshold="budget", value=18.0,
-        drafts=drafts[0], teacher_nfe=32.0,
+        drafts=drafts[0], teacher_nfe=cost[0],
     )  # fmt: skip
     teacher = g.add(
         "ApprenticeTeacher", "8", verdict=judge[0], drafts=drafts[0], model=world[0], positive=lines[0], negative=negative[0],
@@ -93,9 +97,10 @@ def modular() -> tuple[Graph, Layout]:
     g.add("SaveImage", "12", images=report[0], filename_prefix="apprentice/contact_sheet")
     g.add("PreviewAny", "13", source=judge[1])
     layout = START | {
-        "5": (400, 60, 320, 520), "6": (400, 660, 200, 60), "7": (400, 790, 320, 260), "8": (780, 60, 330, 620),
-        "9": (780, 760, 200, 60), "10": (780, 890, 330, 160), "11": (1170, 60, 300, 90), "12": (1170, 230, 760, 500),
-        "13": (1170, 800, 760, 250),
+        "5": (400, 60, 320, 520), "6": (400, 660, 200, 60), "14": (400, 790, 320, 250), "7": (780, 900, 330, 340),
+        "8": (780, 60, 330, 640),
+        "9": (780, 770, 200, 60), "10": (1170, 60, 330, 220), "11": (1560, 60, 300, 90), "12": (1170, 350, 760, 500),
+        "13": (1170, 920, 760, 260),
     }  # fmt: skip
     return g, layout
 

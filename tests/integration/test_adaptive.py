@@ -208,6 +208,30 @@ def test_budget_mode_says_which_share_it_sends_to_the_teacher(comfy: Comfy) -> N
     assert decisions(run, "budget") == ["accepted", "draft kept", "accepted", "draft kept"]
 
 
+@pytest.mark.parametrize(("sampler", "cfg"), [("dpmpp_2m", 2.0), ("heun", 2.0), ("euler", 1.0), ("dpmpp_sde", 1.0)])
+@pytest.mark.parametrize("strategy", ["refine", "regenerate"])
+def test_the_teachers_cost_is_known_before_it_draws(comfy: Comfy, sampler: str, cfg: float, strategy: str) -> None:
+    world = World(MIXED)
+    settings = {"sampler_name": sampler, "strategy": strategy, "rollback": 0.6, "scheduler": "karras"}
+    cost = world.g.add("ApprenticeTeacherCost", model=world.student, steps=5, cfg=cfg, **settings)
+    world.g.add("PreviewAny", "cost", source=cost[0])
+    world.sampler("priced", teacher_steps=5, teacher_cfg=cfg, **settings)
+    run = comfy.run(world.g)
+    spent = {j["nfe"] - 2 for j in run.outputs["save_priced"]["verdict"] if not j["accepted"]}
+    assert spent == {float(run.outputs["cost"]["text"][0])}
+
+
+@pytest.mark.parametrize("strategy", ["refine", "regenerate"])
+def test_a_budget_is_spent_and_never_exceeded(comfy: Comfy, strategy: str) -> None:
+    world = World([f"0.{i} crab" for i in range(1, 9)])
+    world.sampler("spent", threshold="budget", value=9.0, strategy=strategy, teacher_steps=8)
+    verdict = comfy.run(world.g).outputs["save_spent"]["verdict"]
+    costs = [j["nfe"] for j in verdict]
+    dearest = max(costs) - 2
+    assert 9.0 - dearest / 8 < sum(costs) / 8 <= 9.0
+    assert [j["accepted"] for j in verdict] == sorted(j["accepted"] for j in verdict), "the worst go first"
+
+
 def test_same_workflow_twice_is_served_from_the_cache(comfy: Comfy) -> None:
     world = World(MIXED)
     world.sampler("cache", seed=1234)

@@ -18,7 +18,7 @@ NODE_IDS = [
     "ApprenticeTinyWorld", "ApprenticePrompts", "ApprenticeStudentSampler", "ApprenticeJudge", "ApprenticeTeacher",
     "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeReport", "ApprenticeSaveImages",
     "ApprenticeCalibrate", "ApprenticeLoadCalibration", "ApprenticeLoadOracle", "ApprenticeScore", "ApprenticeBestOf",
-    "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode",
+    "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode", "ApprenticeTeacherCost",
 ]  # fmt: skip
 
 
