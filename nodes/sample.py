@@ -95,7 +95,8 @@ class ApprenticeTeacherCost(io.ComfyNode):
             node_id="ApprenticeTeacherCost",
             display_name="Teacher Cost",
             category=CATEGORY,
-            description="Network evaluations that the teacher will spend on one rejected draft, for Judge's budget. No model runs.",
+            description="Network evaluations that the teacher will spend on one rejected draft, for Judge's budget. It runs no "
+            "model.",
             inputs=[
                 io.Model.Input("model", tooltip="A model with the teacher's noise levels: the student will do, in one family."),
                 types.strategy(),
