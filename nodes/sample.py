@@ -73,7 +73,8 @@ class ApprenticeFastDecode(io.ComfyNode):
             display_name="Fast Decode (for judging)",
             category=CATEGORY,
             description="Decodes with ComfyUI's own preview decoder: TAESD where its file is in models/vae_approx, else the "
-            "linear map that previews use. Cheaper than the VAE by far, but by the linear map scores keep their order only loosely.",
+            "linear map that previews use. Cheaper than the VAE by far, but by the linear map scores keep their order only "
+            "loosely.",
             inputs=[
                 io.Model.Input("model", tooltip="The model that the latents belong to; it is not run."),
                 io.Latent.Input("samples", tooltip="The latents."),
