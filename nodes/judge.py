@@ -28,9 +28,7 @@ _REMEMBERED = 64
 
 def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
     """Scores of ``images`` [B, H, W, C], remembered: another threshold does not run the network again."""
-    digest = hashlib.sha256(repr((oracle.fingerprint(), tuple(images.shape), prompts)).encode())
-    digest.update(images.detach().cpu().contiguous().numpy().tobytes())
-    key = digest.hexdigest()
+    key = content_name(images, prompts, oracle.fingerprint())
     if key not in _MEMORY:
         with on_device(oracle.network):
             _MEMORY[key] = oracle.score(images[..., :3], prompts).tolist()
@@ -40,14 +38,16 @@ def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]
     return _MEMORY[key]
 
 
+def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
+    """64 hex digits: the same pixels, prompts and oracle have the same ones."""
+    digest = hashlib.sha256(repr((fingerprint, tuple(pixels.shape), asked)).encode())
+    digest.update(pixels.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def picture_keys(images: Tensor, prompts: list[str], fingerprint: str) -> list[str]:
     """A name for each picture [H, W, C] of a batch: the same picture, prompt and oracle have the same one."""
-    keys = []
-    for image, prompt in zip(images, prompts, strict=True):
-        digest = hashlib.sha256(repr((fingerprint, tuple(image.shape), prompt)).encode())
-        digest.update(image.detach().cpu().contiguous().numpy().tobytes())
-        keys.append(digest.hexdigest()[:16])
-    return keys
+    return [content_name(image, prompt, fingerprint)[:16] for image, prompt in zip(images, prompts, strict=True)]
 
 
 class ApprenticeJudge(io.ComfyNode):

@@ -14,18 +14,16 @@ from ..oracles.base import one_prompt_each
 from ..oracles.calibration import Calibration as CalibrationData
 from ..oracles.checkpoints import read_weights
 from ..oracles.comparison_chart import comparison_chart
-from ..oracles.ensemble import COMBINATIONS, Ensemble, Member
-from ..oracles.registry import KINDS, detect, load
+from ..oracles.ensemble import WEIGHTED, Ensemble, Member
+from ..oracles.registry import detect, load
 from ..oracles.selection import agreement, best_of
 from ..samplers.comfy import INFO, on_device, prefers_half, show_text, take_latent, take_rows
 from ..world import loader
 from . import folders
 from .judge import join_batches, score
-from .types import CATEGORY, Calibration, Oracle
+from .types import AUTO, CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
-WORLD, AUTO = "tiny world", "auto"
-PRECISIONS = [AUTO, "fp32", "fp16"]
-ORDERS = ["best first", "batch order"]
+WORLD = "tiny world"
 # Where the companions of some oracles lie after ``apprentice models pull``.
 _CLIP_L14, _QWEN_TOKENIZER = "clip-vit-large-patch14.safetensors", "HPSv3_tokenizer.json"
 
@@ -53,7 +51,7 @@ class ApprenticeLoadOracle(io.ComfyNode):
                     tooltip="The built-in oracle, or a file in models/oracles (.safetensors, or .pt and .bin read as data only).",
                 ),  # fmt: skip
                 io.Combo.Input(
-                    "kind", options=[AUTO, *KINDS], default=AUTO, optional=True,
+                    "kind", options=COMBOS["kind"], default=AUTO, optional=True,
                     tooltip="Which oracle the file is. auto tells by its contents; CLIP-IQA must be chosen by hand.",
                 ),  # fmt: skip
                 io.Combo.Input(
@@ -66,7 +64,7 @@ class ApprenticeLoadOracle(io.ComfyNode):
                     "reads it off the file, which works for OpenAI's and LAION's CLIPs.",
                 ),  # fmt: skip
                 io.Combo.Input(
-                    "precision", options=PRECISIONS, default=AUTO, optional=True,
+                    "precision", options=COMBOS["precision"], default=AUTO, optional=True,
                     tooltip="auto is fp16 where ComfyUI would use it, and fp32 on a CPU.",
                 ),  # fmt: skip
             ],
@@ -80,10 +78,7 @@ class ApprenticeLoadOracle(io.ComfyNode):
             return f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull', or put it there."
         if clip != AUTO and folders.model_file(clip, folders.ORACLES, "clip_vision") is None:
             return f"There is no file '{clip}' in models/oracles or models/clip_vision; choose CLIP ViT-L/14."
-        for what, value, known in (("kind", kind, [AUTO, *KINDS]), ("precision", precision, PRECISIONS)):
-            if value not in known:
-                return f"{what} is '{value}', which is not one of: {', '.join(known)}."
-        return True
+        return check_combos(kind=kind, precision=precision)
 
     @classmethod
     def fingerprint_inputs(cls, name: str, **_: Any) -> str:
@@ -204,7 +199,9 @@ class ApprenticeBestOf(io.ComfyNode):
                     tooltip="Keep so many of each prompt, instead of so many in all. Right for oracles whose scores mean nothing "
                     "between prompts, such as PickScore and HPSv2.",
                 ),  # fmt: skip
-                io.Combo.Input("order", options=ORDERS, default=ORDERS[0], tooltip="How the kept pictures are sorted."),
+                io.Combo.Input(
+                    "order", options=COMBOS["order"], default="best first", tooltip="How the kept pictures are sorted."
+                ),
                 io.Latent.Input("latents", optional=True, tooltip="Their latents, kept in step."),
                 io.Mask.Input("masks", optional=True, tooltip="Their masks, kept in step."),
             ],
@@ -221,8 +218,7 @@ class ApprenticeBestOf(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, order: Any) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        value = order[0] if isinstance(order, list) else order
-        return value in ORDERS or f"order is '{value}', which is not one of: {', '.join(ORDERS)}."
+        return check_combos(order=order[0] if isinstance(order, list) else order)
 
     @classmethod
     def execute(
@@ -299,7 +295,7 @@ class ApprenticeCombineOracles(io.ComfyNode):
                 io.Float.Input("weight_a", default=1.0, min=0.0, max=1000.0, step=0.05, tooltip="The one's say."),
                 io.Float.Input("weight_b", default=1.0, min=0.0, max=1000.0, step=0.05, tooltip="The other's say."),
                 io.Combo.Input(
-                    "combination", options=list(COMBINATIONS), default=COMBINATIONS[0],
+                    "combination", options=COMBOS["combination"], default=WEIGHTED,
                     tooltip="weighted: mean of z-scores, 0 is an average draft. vote: share, 0 to 1, of the oracles for which "
                     "the picture is at least as good as their median draft.",
                 ),  # fmt: skip
@@ -310,8 +306,7 @@ class ApprenticeCombineOracles(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, combination: str) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        known = combination in COMBINATIONS
-        return known or f"combination is '{combination}', which is not one of: {', '.join(COMBINATIONS)}."
+        return check_combos(combination=combination)
 
     @classmethod
     def execute(

@@ -7,6 +7,8 @@ from typing import Any
 import comfy.samplers
 from comfy_api.v0_0_2 import io
 
+from ..oracles.ensemble import COMBINATIONS
+from ..oracles.registry import KINDS
 from ..oracles.thresholds import MODES
 from ..samplers.adaptive import STRATEGIES
 from ..samplers.schedules import CUSTOM, PRESETS
@@ -17,6 +19,7 @@ Oracle = io.Custom("ORACLE")
 Verdict = io.Custom("VERDICT")
 Calibration = io.Custom("CALIBRATION")
 
+AUTO = "auto"
 FULL_DECODE, FAST_DECODE = "full decode", "fast decode"
 SAMPLERS: list[str] = list(comfy.samplers.SAMPLER_NAMES)
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
@@ -29,6 +32,10 @@ COMBOS: dict[str, list[str]] = {
     "sampler_name": SAMPLERS,
     "scheduler": SCHEDULERS,
     "look": [FULL_DECODE, FAST_DECODE],
+    "kind": [AUTO, *KINDS],
+    "precision": [AUTO, "fp32", "fp16"],
+    "order": ["best first", "batch order"],
+    "combination": list(COMBINATIONS),
 }
 
 

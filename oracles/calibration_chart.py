@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .calibration import Calibration
-from .contact_sheet import COLOURS, FAINT, INK, PAPER
+from .contact_sheet import COLOURS, FAINT, INK, PAPER, font
 from .verdict import ACCEPTED, IMPROVED
 
 WIDTH, HEIGHT, MARGIN, BINS = 720, 320, 36, 32
@@ -24,7 +24,7 @@ def chart(calibration: Calibration) -> Tensor:
     marks = calibration.quantiles()
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((MARGIN, 10), _title(calibration), INK, ImageFont.load_default(13))
+    pen.text((MARGIN, 10), _title(calibration), INK, font(13))
     known = [*drafts, *teachers, *marks.values()]
     if known:
         room = (max(known) - min(known)) * 0.04 or 0.5
@@ -56,12 +56,12 @@ def _bars(
 
 def _marks(pen: ImageDraw.ImageDraw, marks: dict[str, float], low: float, high: float) -> None:
     """Percentiles as lines; labels that would touch are left out."""
-    font, free = ImageFont.load_default(11), -1.0
+    small, free = font(11), -1.0
     pen.line((MARGIN, HEIGHT - MARGIN, WIDTH - MARGIN, HEIGHT - MARGIN), FAINT)
     for k, score in marks.items():
         x = MARGIN + (score - low) / (high - low) * (WIDTH - 2 * MARGIN)
         pen.line((x, HEIGHT - MARGIN - 6, x, HEIGHT - MARGIN + 6), INK)
         label = f"k{k}: {score:.3g}"
-        if x - pen.textlength(label, font) / 2 > free:
-            pen.text((x, HEIGHT - MARGIN + 10), label, INK, font, anchor="ma")
-            free = x + pen.textlength(label, font) / 2 + 4
+        if x - pen.textlength(label, small) / 2 > free:
+            pen.text((x, HEIGHT - MARGIN + 10), label, INK, small, anchor="ma")
+            free = x + pen.textlength(label, small) / 2 + 4

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .contact_sheet import FAINT, GAP, INK, PAPER, PICTURE, shortened, thumbnail
+from .contact_sheet import FAINT, GAP, INK, PAPER, PICTURE, font, shortened, thumbnail
 from .selection import Agreement
 
 PLOT, EDGE, DOT = 620, 56, 40  # sizes in pixels: the plot, room for its axes, a picture in it
@@ -30,7 +30,7 @@ def comparison_chart(
     odd = found.disagreements(3)
     sheet = Image.new("RGB", (PLOT + 2 * (PICTURE + 3 * GAP), PLOT + EDGE), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 10), f"Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}, {len(images)} pictures", INK, _font(15))
+    pen.text((GAP, 10), f"Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}, {len(images)} pictures", INK, font(15))
     _axes(pen, names)
     places = _places(scores)
     # The disagreements last, so that they lie on top.
@@ -44,17 +44,13 @@ def comparison_chart(
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
 def _axes(pen: ImageDraw.ImageDraw, names: tuple[str, str]) -> None:
     pen.line((EDGE, EDGE, EDGE, PLOT), FAINT)
     pen.line((EDGE, PLOT, PLOT, PLOT), FAINT)
     pen.polygon([(EDGE - 4, EDGE), (EDGE + 4, EDGE), (EDGE, EDGE - 8)], FAINT)
     pen.polygon([(PLOT, PLOT - 4), (PLOT, PLOT + 4), (PLOT + 8, PLOT)], FAINT)
-    pen.text((PLOT, PLOT + 14), shortened(names[0], 400, _font(13)), INK, _font(13), anchor="ra")
-    pen.text((EDGE + 10, EDGE - 16), shortened(names[1], 400, _font(13)), INK, _font(13))
+    pen.text((PLOT, PLOT + 14), shortened(names[0], 400, font(13)), INK, font(13), anchor="ra")
+    pen.text((EDGE + 10, EDGE - 16), shortened(names[1], 400, font(13)), INK, font(13))
 
 
 def _places(scores: tuple[Sequence[float], Sequence[float]]) -> dict[int, tuple[int, int]]:
@@ -82,16 +78,16 @@ def _disagreements(
     odd: Sequence[int],
 ) -> None:
     left = PLOT + 2 * GAP
-    pen.text((left, 10), "where they differ most" if odd else "they rank all alike", INK, _font(15))
+    pen.text((left, 10), "where they differ most" if odd else "they rank all alike", INK, font(15))
     for row, i in enumerate(odd):
         top = 40 + row * (PICTURE + 3 * GAP)
         picture = thumbnail(images[i])
         sheet.paste(picture, (left, top))
         pen.rectangle((left - 2, top - 2, left + picture.width + 1, top + picture.height + 1), outline=ACCENT, width=2)
         x = left + PICTURE + GAP
-        pen.text((x, top), f"#{i}", INK, _font(15))
+        pen.text((x, top), f"#{i}", INK, font(15))
         for line, (name, values, ranks) in enumerate(zip(names, scores, (found.ranks_a, found.ranks_b), strict=True)):
             y = top + 28 + 56 * line
-            pen.text((x, y), shortened(name, PICTURE + GAP, _font(12)), FAINT, _font(12))
-            pen.text((x, y + 18), f"{values[i]:.3g}", INK, _font(14))
-            pen.text((x + 62, y + 18), f"rank {ranks[i]:g} of {len(images)}", INK, _font(13))
+            pen.text((x, y), shortened(name, PICTURE + GAP, font(12)), FAINT, font(12))
+            pen.text((x, y + 18), f"{values[i]:.3g}", INK, font(14))
+            pen.text((x + 62, y + 18), f"rank {ranks[i]:g} of {len(images)}", INK, font(13))

@@ -34,18 +34,19 @@ def contact_sheet(verdict: Verdict, images: Tensor, drafts: Tensor | None = None
     cells = [_cell(j, images[j.index], None if drafts is None else drafts[j.index]) for j in verdict]
     body = _rows(cells)
     width = max(body.width, 3 * PICTURE + 4 * GAP)
-    lines = _wrapped(summary(verdict), width - 2 * GAP, _font(14))
+    lines = _wrapped(summary(verdict), width - 2 * GAP, font(14))
     height = 2 * GAP + 20 * len(lines) + body.height + CHART
     sheet = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
-        pen.text((GAP, GAP + 20 * i), line, INK, _font(14))
+        pen.text((GAP, GAP + 20 * i), line, INK, font(14))
     sheet.paste(body, (0, GAP + 20 * len(lines)))
     sheet.paste(histogram(verdict, width, CHART), (0, height - CHART))
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, so that sheets look alike everywhere."""
     return ImageFont.load_default(size)
 
 
@@ -79,9 +80,9 @@ def _cell(judgement: Judgement, image: Tensor, draft: Tensor | None) -> Image.Im
         score = f"{judgement.draft_score:.3g} to {score}"
     lines = [f"#{judgement.index}  {score}", judgement.decision]
     for i, line in enumerate(lines):
-        pen.text((GAP // 2 - 2, PICTURE + 12 + 15 * i), line, colour if i else INK, _font(13))
-    prompt = shortened(judgement.prompt, width, _font(11))
-    pen.text((GAP // 2 - 2, PICTURE + 43), prompt, FAINT, _font(11))
+        pen.text((GAP // 2 - 2, PICTURE + 12 + 15 * i), line, colour if i else INK, font(13))
+    prompt = shortened(judgement.prompt, width, font(11))
+    pen.text((GAP // 2 - 2, PICTURE + 43), prompt, FAINT, font(11))
     return cell
 
 
@@ -112,7 +113,7 @@ def histogram(verdict: Verdict, width: int, height: int, bins: int = 24) -> Imag
     thresholds = {j.threshold for j in verdict}
     threshold = thresholds.pop() if len(thresholds) == 1 else math.nan  # every picture its own: no line, no sides
     left, right, top, bottom = 2 * GAP, width - 2 * GAP, 34, height - 34
-    pen.text((GAP, 8), "scores of the drafts, and the threshold", INK, _font(13))
+    pen.text((GAP, 8), "scores of the drafts, and the threshold", INK, font(13))
     pen.line((left, bottom, right, bottom), FAINT)
     if not scores:
         return chart
@@ -130,11 +131,11 @@ def histogram(verdict: Verdict, width: int, height: int, bins: int = 24) -> Imag
             pen.rectangle((left + i * step + 1, bottom - tall, left + (i + 1) * step - 1, bottom), fill=colour)
     for text, value in ((f"{low:.3g}", low), (f"{high:.3g}", high)):
         x = left + (value - low) / (high - low) * (right - left)
-        pen.text((min(x, right - pen.textlength(text, _font(11))), bottom + 6), text, FAINT, _font(11))
+        pen.text((min(x, right - pen.textlength(text, font(11))), bottom + 6), text, FAINT, font(11))
     if math.isfinite(threshold):
         x = left + (threshold - low) / (high - low) * (right - left)
         pen.line((x, top - 4, x, bottom + 4), INK, 2)
-        pen.text((min(x + 5, right - 60), bottom + 6), f"{threshold:.4g}", INK, _font(12))
+        pen.text((min(x + 5, right - 60), bottom + 6), f"{threshold:.4g}", INK, font(12))
     return chart
 
 
@@ -142,21 +143,21 @@ def _draft_score(judgement: Judgement) -> float:
     return judgement.score if judgement.draft_score is None else judgement.draft_score
 
 
-def shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def shortened(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """``text`` in one line of at most ``width`` pixels, with "…" where something was left out."""
     line = " ".join(text.split())
-    if font.getlength(line) <= width:
+    if face.getlength(line) <= width:
         return line
-    while line and font.getlength(line + "…") > width:
+    while line and face.getlength(line + "…") > width:
         line = line[:-1]
     return line + "…"
 
 
-def _wrapped(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrapped(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) > width and lines[-1]:
+        if face.getlength(longer) > width and lines[-1]:
             lines.append(word)
         else:
             lines[-1] = longer

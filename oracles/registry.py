@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +16,28 @@ from .towers import Weights
 
 @dataclass(frozen=True)
 class Kind:
-    """One oracle.
-
-    Attributes:
-        title: For people.
-        make: (weights, name=..., **options) -> Oracle; imports what is heavy.
-    """
+    """One oracle: its title for people, and its class, imported only when it is wanted since what it needs is heavy."""
 
     title: str
-    make: Callable[..., Oracle]
+    module: str
+    name: str
 
-
-def _image_reward(weights: Weights, **options: Any) -> Oracle:
-    from .image_reward import ImageReward
-
-    return ImageReward(weights, **options)
-
-
-def _pickscore(weights: Weights, **options: Any) -> Oracle:
-    from .pickscore import PickScore
-
-    return PickScore(weights, **options)
-
-
-def _hps(weights: Weights, **options: Any) -> Oracle:
-    from .clip_score import HumanPreferenceScore
-
-    return HumanPreferenceScore(weights, **options)
-
-
-def _aesthetic(weights: Weights, clip: Weights | str | os.PathLike[str] | None = None, **options: Any) -> Oracle:
-    from .aesthetic import Aesthetic
-
-    return Aesthetic(weights, None if clip is None else _as_weights(clip), **options)
-
-
-def _clip_score(weights: Weights, **options: Any) -> Oracle:
-    from .clip_score import ClipScore
-
-    return ClipScore(weights, **options)
-
-
-def _clip_iqa(weights: Weights, **options: Any) -> Oracle:
-    from .clip_iqa import ClipIqa
-
-    return ClipIqa(weights, **options)
-
-
-def _hpsv3(weights: Weights, **options: Any) -> Oracle:
-    from .hpsv3 import HumanPreferenceScore3
-
-    return HumanPreferenceScore3(weights, **options)
+    def make(self, weights: Weights, **options: Any) -> Oracle:
+        """The oracle with these weights."""
+        oracle: Oracle = getattr(import_module(f".{self.module}", __package__), self.name)(weights, name=self.title, **options)
+        return oracle
 
 
 KINDS: dict[str, Kind] = {
-    "imagereward": Kind("ImageReward v1.0", _image_reward),
-    "pickscore": Kind("PickScore v1", _pickscore),
-    "hpsv2": Kind("HPSv2", _hps),
-    "hpsv2.1": Kind("HPSv2.1", _hps),
-    "hpsv3": Kind("HPSv3", _hpsv3),
-    "aesthetic-v1": Kind("Aesthetic v1", _aesthetic),
-    "aesthetic-v2": Kind("Aesthetic v2", _aesthetic),
-    "clip-score": Kind("CLIP score", _clip_score),
-    "clip-iqa": Kind("CLIP-IQA", _clip_iqa),
+    "imagereward": Kind("ImageReward v1.0", "image_reward", "ImageReward"),
+    "pickscore": Kind("PickScore v1", "pickscore", "PickScore"),
+    "hpsv2": Kind("HPSv2", "clip_score", "HumanPreferenceScore"),
+    "hpsv2.1": Kind("HPSv2.1", "clip_score", "HumanPreferenceScore"),
+    "hpsv3": Kind("HPSv3", "hpsv3", "HumanPreferenceScore3"),
+    "aesthetic-v1": Kind("Aesthetic v1", "aesthetic", "Aesthetic"),
+    "aesthetic-v2": Kind("Aesthetic v2", "aesthetic", "Aesthetic"),
+    "clip-score": Kind("CLIP score", "clip_score", "ClipScore"),
+    "clip-iqa": Kind("CLIP-IQA", "clip_iqa", "ClipIqa"),
 }
 
 _OTHER_NAMES = {
@@ -116,12 +76,14 @@ def load(name: str, weights: Weights | str | os.PathLike[str], **options: Any) -
         ValueError: Unknown name, weights that don't fit, or a library that is not installed.
         FileNotFoundError: There is no such file.
     """
-    key = find_kind(name)
+    kind = KINDS[find_kind(name)]
+    if options.get("clip") is not None:
+        options["clip"] = _as_weights(options["clip"])
     try:
-        return KINDS[key].make(_as_weights(weights), name=KINDS[key].title, **options)
+        return kind.make(_as_weights(weights), **options)
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{KINDS[key].title} needs the library '{error.name}', which is not installed; run 'pip install -r requirements.txt' "
+            f"{kind.title} needs the library '{error.name}', which is not installed; run 'pip install -r requirements.txt' "
             f"of Apprentice in ComfyUI's environment, and restart."
         ) from error
 

@@ -17,9 +17,10 @@ def best_of(scores: Sequence[float], count: int, groups: Sequence[str] | None = 
     """
     if count < 1:
         raise ValueError(f"Best-of picks 1 picture or more, not {count}.")
+    labels = [""] * len(scores) if groups is None else groups
     found = []
-    for group in dict.fromkeys(groups) if groups is not None else [None]:
-        rows = [i for i in range(len(scores)) if group is None or (groups is not None and groups[i] == group)]
+    for wanted in dict.fromkeys(labels):
+        rows = [i for i, label in enumerate(labels) if label == wanted]
         found += sorted(rows, key=lambda i: (math.isnan(scores[i]), -scores[i] if not math.isnan(scores[i]) else 0, i))[:count]
     return found
 
