@@ -1,25 +1,29 @@
-"""The one training loop: resumable to the bit, EMA, progress, interruption.
+"""The one training loop: resumable to the bit, EMA, accumulation, several processes, progress, interruption.
 
 A run is a function of its seed and its settings alone. Every step draws its randomness from a generator seeded by
-(seed, step), the learning rate is a function of the pictures seen, and a checkpoint holds weights, EMA and optimiser;
+(seed, step), the learning rate is a function of the pictures seen, and a checkpoint holds weights, EMA and optimisers;
 so a run that was stopped and resumed ends in the same bits as one that was not.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..files import write_atomically
 
-# (step, picture count so far, loss averaged since the last report)
-Report = Callable[[int, int, float], None]
+Means = dict[str, float]
+# (step, picture count so far, losses averaged since the last report)
+Report = Callable[[int, int, Means], None]
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,15 @@ class Schedule:
         """Optimiser steps in the whole run."""
         return math.ceil(self.pictures / self.batch)
 
-    def rate(self, step: int) -> float:
-        """The learning rate of ``step`` (0-based)."""
+    def factor(self, step: int) -> float:
+        """The learning rate of ``step`` (0-based) as a part of the highest."""
         done = step / self.steps
         if done < self.warmup:
-            return self.learning_rate * (done + 1 / self.steps) / self.warmup
-        if done < 1 - self.decay:
-            return self.learning_rate
+            return (done + 1 / self.steps) / self.warmup
+        if done < 1 - self.decay or self.decay == 0:
+            return 1.0
         phase = (done - (1 - self.decay)) / self.decay
-        return self.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * phase)))
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * phase))
 
 
 class Ema:
@@ -59,9 +63,9 @@ class Ema:
         self.shadow = {key: value.detach().clone() for key, value in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module, pictures: int, batch: int) -> None:
-        """Fold in the weights after a step that brought the count to ``pictures``."""
-        half_life = min(self.half_life, max(pictures * self.rampup, 1e-8))
+    def update(self, model: nn.Module, seen: int, batch: int) -> None:
+        """Fold in the weights after a step on ``batch`` pictures, before which ``seen`` had been seen."""
+        half_life = min(self.half_life, max(seen * self.rampup, 1e-8))
         decay = 0.5 ** (batch / half_life)
         for key, value in model.state_dict().items():
             if value.is_floating_point():
@@ -75,6 +79,121 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) & 0x7FFFFFFFFFFFFFFF)
 
 
+# -------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass
+class Learner:
+    """A network that learns, its optimiser, its highest learning rate, and for which part of the run it waits first."""
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    learning_rate: float
+    delay: float = 0.0
+
+    def set_rate(self, schedule: Schedule, step: int) -> None:
+        """Set the learning rate of ``step``; 0 while the learner waits."""
+        waits = step < self.delay * schedule.steps
+        for group in self.optimiser.param_groups:
+            group["lr"] = 0.0 if waits else self.learning_rate * schedule.factor(step)
+
+
+@dataclass
+class Watch:
+    """Who is told of a run, and who may stop it.
+
+    Attributes:
+        report: Called every ``report_every`` steps.
+        log: The same as JSON lines, one a report; cut back to where a run resumes.
+        interrupted: Asked after each step, and by long steps between their parts.
+        on_save: Called after each save with the moving average and the pictures seen, for samples and plots.
+        after_step: Called after each step with the steps done, once the moving average is up to date.
+    """
+
+    report: Report | None = None
+    report_every: int = 100
+    log: Path | None = None
+    interrupted: Callable[[], bool] = lambda: False
+    on_save: Callable[[Ema, int], None] | None = None
+    after_step: Callable[[int, Ema], None] | None = None
+
+
+@dataclass
+class _Progress:
+    """Where a run is: saved with it, so that reports do not depend on interruptions."""
+
+    step: int = 0
+    sums: Means = field(default_factory=dict)
+    since: int = 0
+
+    def add(self, losses: Means) -> None:
+        self.since += 1
+        for key, value in losses.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def means(self) -> Means:
+        means = {key: value / self.since for key, value in self.sums.items()}
+        self.sums, self.since = {}, 0
+        return means
+
+
+def run(
+    learners: Mapping[str, Learner],
+    step: Callable[[torch.Generator], Means],
+    schedule: Schedule,
+    checkpoint: Path,
+    *,
+    ema: Ema,
+    ema_of: nn.Module,
+    seed: int = 0,
+    save_every: int = 500,
+    watch: Watch | None = None,
+    main_process: bool = True,
+) -> Ema:
+    """Take the steps of ``schedule`` and return the moving average of ``ema_of``.
+
+    Resumes from ``checkpoint`` when that file is there; saves to it every ``save_every`` steps, when interrupted, and
+    at the end.
+
+    Args:
+        learners: What learns, by name.
+        step: One whole step, optimisers included, with the step's generator; returns its losses by name.
+        main_process: False in all but one of several processes: only one writes and reports.
+
+    Raises:
+        KeyboardInterrupt: The run was interrupted; the checkpoint is up to date.
+        FloatingPointError: A loss is no longer finite; the last checkpoint is from before.
+    """
+    watch = watch or Watch()
+    progress = _resume(checkpoint, learners, ema)
+    if main_process and watch.log is not None:
+        _cut_log(watch.log, progress.step)
+    started, first = time.monotonic(), progress.step
+    for number in range(progress.step, schedule.steps):
+        for learner in learners.values():
+            learner.set_rate(schedule, number)
+        losses = step(step_generator(seed, number))
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"The loss '{name}' became {value} at step {number}; lower the learning rate.")
+        ema.update(ema_of, number * schedule.batch, schedule.batch)
+        progress.step = number + 1
+        progress.add(losses)
+        if watch.after_step:
+            watch.after_step(progress.step, ema)
+        if progress.since >= watch.report_every or progress.step == schedule.steps:
+            _tell(watch, progress, schedule, (time.monotonic() - started) / (progress.step - first), main_process)
+        stop = watch.interrupted()
+        if stop or progress.step % save_every == 0 or progress.step == schedule.steps:
+            if main_process:
+                _save(checkpoint, learners, ema, progress)
+            if watch.on_save and main_process:
+                watch.on_save(ema, progress.step * schedule.batch)
+        if stop:
+            raise KeyboardInterrupt
+    return ema
+
+
 def train(
     model: nn.Module,
     loss: Callable[[torch.Generator, int], Tensor],
@@ -86,74 +205,81 @@ def train(
     weight_decay: float = 0.01,
     clip: float = 1.0,
     save_every: int = 500,
-    report_every: int = 100,
-    report: Report | None = None,
-    interrupted: Callable[[], bool] = lambda: False,
-    on_save: Callable[[Ema, int], None] | None = None,
-    after_step: Callable[[Ema], None] | None = None,
+    watch: Watch | None = None,
 ) -> Ema:
-    """Minimise ``loss(generator, batch)`` over the parameters of ``model`` and return their moving average.
-
-    Resumes from ``checkpoint`` when that file is there; saves to it every ``save_every`` steps, when interrupted, and
-    at the end.
-
-    Args:
-        loss: Gets the step's generator and the batch size; returns a scalar.
-        interrupted: Asked after each step; when true, the state is saved and ``KeyboardInterrupt`` raised.
-        on_save: Called after each save with the moving average and the pictures seen, for samples and plots.
-        after_step: Called after each step, once the moving average is up to date.
-
-    Raises:
-        KeyboardInterrupt: The run was interrupted; the checkpoint is up to date.
-        FloatingPointError: The loss is no longer finite; the last checkpoint is from before.
-    """
+    """Minimise ``loss(generator, batch)`` over the parameters of ``model`` with AdamW; see ``run``."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
-    ema = Ema(model, ema_half_life)
-    start = _resume(checkpoint, model, optimiser, ema)
-    running, since = 0.0, 0
-    for step in range(start, schedule.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = schedule.rate(step)
-        value = loss(step_generator(seed, step), schedule.batch)
-        if not torch.isfinite(value):
-            raise FloatingPointError(f"The loss became {value.item()} at step {step}; lower the learning rate.")
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, clip)
-        optimiser.step()
-        pictures = (step + 1) * schedule.batch
-        ema.update(model, pictures, schedule.batch)
-        if after_step:
-            after_step(ema)
-        running, since = running + value.item(), since + 1
-        if report and since == report_every:
-            report(step + 1, pictures, running / since)
-            running, since = 0.0, 0
-        stop = interrupted()
-        if stop or (step + 1) % save_every == 0 or step + 1 == schedule.steps:
-            _save(checkpoint, model, optimiser, ema, step + 1)
-            if on_save:
-                on_save(ema, pictures)
-        if stop:
-            raise KeyboardInterrupt
-    return ema
+
+    def step(generator: torch.Generator) -> Means:
+        value = loss(generator, schedule.batch)
+        if torch.isfinite(value):  # else ``run`` stops before the weights are touched
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, clip)
+            optimiser.step()
+        return {"loss": value.item()}
+
+    learners = {"model": Learner(model, optimiser, schedule.learning_rate)}
+    return run(
+        learners, step, schedule, checkpoint, ema=Ema(model, ema_half_life), ema_of=model, seed=seed,
+        save_every=save_every, watch=watch,
+    )  # fmt: skip
 
 
-def _save(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema, step: int) -> None:
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema.shadow, "step": step}
+def _tell(watch: Watch, progress: _Progress, schedule: Schedule, seconds: float, main_process: bool) -> None:
+    means = progress.means()
+    pictures = progress.step * schedule.batch
+    if not main_process:
+        return
+    if watch.log is not None:
+        line = json.dumps({"step": progress.step, "pictures": pictures, **means, "seconds_a_step": round(seconds, 4)})
+        with watch.log.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    if watch.report:
+        watch.report(progress.step, pictures, means)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line that was torn by a crash is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return entries
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Leave only what was reported up to ``step``: what came after a checkpoint is done again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= step]
+    write_atomically(path, lambda part: part.write_text("".join(kept), encoding="utf-8"))
+
+
+def _save(path: Path, learners: Mapping[str, Learner], ema: Ema, progress: _Progress) -> None:
+    state = {
+        "networks": {name: learner.network.state_dict() for name, learner in learners.items()},
+        "optimisers": {name: learner.optimiser.state_dict() for name, learner in learners.items()},
+        "ema": ema.shadow,
+        "step": progress.step,
+        "sums": progress.sums,
+        "since": progress.since,
+    }
     write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
-def _resume(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema) -> int:
+def _resume(path: Path, learners: Mapping[str, Learner], ema: Ema) -> _Progress:
     if not path.exists():
-        return 0
+        return _Progress()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
+    for name, learner in learners.items():
+        learner.network.load_state_dict(state["networks"][name])
+        learner.optimiser.load_state_dict(state["optimisers"][name])
     for key, value in state["ema"].items():
         ema.shadow[key].copy_(value)
-    return int(state["step"])
+    return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
 
 
 @contextmanager

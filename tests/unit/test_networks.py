@@ -1,16 +1,14 @@
-"""The tiny world's networks and the training loop."""
+"""The tiny world's networks."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from comfyui_apprentice.networks.tiny_autoencoder import TinyAutoencoder
 from comfyui_apprentice.networks.tiny_text import END, MAX_TOKENS, START, UNKNOWN, Vocabulary
 from comfyui_apprentice.networks.tiny_unet import Denoiser, TinyControlNet, TinyUNet, heun, karras_sigmas
-from comfyui_apprentice.training.loop import Ema, Schedule, train
 from comfyui_apprentice.world.weights import FOLDER, load_autoencoder, load_oracle, load_text, load_unet, students
 
 
@@ -139,45 +137,3 @@ def test_oracle_passes_gradients_to_the_picture() -> None:
     images = torch.rand(1, 64, 64, 3, requires_grad=True)
     load_oracle("oracle").reward(images, ["red heart"]).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
-
-
-def regression() -> tuple[torch.nn.Linear, object]:
-    torch.manual_seed(0)
-    model = torch.nn.Linear(4, 1)
-
-    def loss(generator: torch.Generator, size: int) -> torch.Tensor:
-        x = torch.randn(size, 4, generator=generator)
-        return (model(x)[:, 0] - x.sum(1)).square().mean()
-
-    return model, loss
-
-
-def test_training_resumed_is_training_never_stopped_to_the_bit(tmp_path: Path) -> None:
-    schedule = Schedule(pictures=320, batch=8, learning_rate=0.01)
-    model, loss = regression()
-    whole = train(model, loss, schedule, tmp_path / "whole.ckpt", seed=5)
-    model, loss = regression()
-    steps = iter(range(100))
-    with pytest.raises(KeyboardInterrupt):
-        train(model, loss, schedule, tmp_path / "part.ckpt", seed=5, interrupted=lambda: next(steps) == 13)
-    torch.manual_seed(99)
-    model, loss = regression()
-    resumed = train(model, loss, schedule, tmp_path / "part.ckpt", seed=5)
-    for key, value in whole.shadow.items():
-        assert torch.equal(value, resumed.shadow[key])
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_schedule_is_a_function_of_pictures_seen() -> None:
-    schedule = Schedule(pictures=1000, batch=10, learning_rate=1.0, warmup=0.1, decay=0.5)
-    rates = [schedule.rate(i) for i in range(schedule.steps)]
-    assert rates[0] < 0.2 and rates[9] == pytest.approx(1.0) and rates[40] == 1.0 and rates[99] < 0.05
-    assert rates[50:] == sorted(rates[50:], reverse=True)
-
-
-def test_training_that_diverges_says_so_and_keeps_the_checkpoint(tmp_path: Path) -> None:
-    model, _ = regression()
-    with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        train(model, lambda g, n: model.weight.sum() * float("nan"), Schedule(80, 8, 0.1), tmp_path / "x.ckpt")
-    assert not (tmp_path / "x.ckpt").exists()
-    assert Ema(model, 10.0).shadow.keys() == model.state_dict().keys()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import SIGMA_DATA, TinyAutoencoder
-from ...training.loop import Ema, Schedule, autocast, train
+from ...training.loop import Ema, Schedule, Watch, autocast, train
 from .concepts import STYLES
 from .data import BACKGROUND_COLOURS, Icons, on_background, sheet
 from .log import log_to
@@ -62,8 +62,8 @@ def run(work: Path) -> None:
         sheet((torch.cat([images, decoded]) + 1) / 2, 12, 2).save(work / f"autoencoder_{pictures:07d}.png")
 
     ema = train(
-        model, loss, SCHEDULE, work / "autoencoder.ckpt", seed=11, ema_half_life=5_000, on_save=samples,
-        save_every=500, report=log_to(work / "autoencoder.log"),
+        model, loss, SCHEDULE, work / "autoencoder.ckpt", seed=11, ema_half_life=5_000, save_every=500,
+        watch=Watch(log_to(work / "autoencoder.log"), on_save=samples),
     )  # fmt: skip
     model.load_state_dict(ema.shadow)
     _measure(model, icons)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...files import save_safetensors_atomically, write_atomically
 from ...networks.tiny_clip import TinyClip
-from ...training.loop import Ema, Schedule, autocast, train
+from ...training.loop import Ema, Schedule, Watch, autocast, train
 from .concepts import BACKGROUNDS, CONCEPTS, GATE_SETS, Prompt, training_caption
 from .data import BACKGROUND_COLOURS, Icons, on_background
 from .latents import vocabulary
@@ -142,7 +142,7 @@ def run(
         ema = train(
             model, lambda generator, size: contrastive_loss(model, pairs, generator, size), schedule,
             work / f"{stem}.ckpt", seed=seed + 1000 * number, ema_half_life=5_000, weight_decay=0.05, save_every=400,
-            on_save=measure, report=log_to(work / f"{stem}.log"),
+            watch=Watch(log_to(work / f"{stem}.log"), on_save=measure),
         )  # fmt: skip
         model.load_state_dict(ema.shadow)
     save_safetensors_atomically({k: v.bfloat16() for k, v in ema.shadow.items()}, work / f"{name}.safetensors")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyControlNet
-from ...training.loop import Ema, Schedule, autocast, train
+from ...training.loop import Ema, Schedule, Watch, autocast, train
 from .data import sheet
 from .latents import Latents, load_autoencoder
 from .log import log_to
@@ -75,5 +75,5 @@ def run(work: Path) -> None:
 
     train(
         control, loss, SCHEDULE, work / "control.ckpt", seed=71, ema_half_life=2_000, weight_decay=0.0,
-        save_every=250, on_save=samples, report=log_to(work / "control.log"),
+        save_every=250, watch=Watch(log_to(work / "control.log"), on_save=samples),
     )  # fmt: skip

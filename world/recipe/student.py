@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyUNet, karras_sigmas
-from ...training.loop import Ema, Schedule, autocast, train
+from ...training.loop import Ema, Schedule, Watch, autocast, train
 from ..weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN
 from .data import sheet
 from .latents import Latents, load_autoencoder
@@ -107,5 +107,5 @@ def run(work: Path) -> None:
 
     train(
         student, loss, SCHEDULE, work / "student.ckpt", seed=61, ema_half_life=4_000, weight_decay=0.0,
-        save_every=250, on_save=samples, report=log_to(work / "student.log"),
+        save_every=250, watch=Watch(log_to(work / "student.log"), on_save=samples),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...networks.tiny_text import TinyTextEncoder
 from ...networks.tiny_unet import Denoiser, TinyUNet, heun, karras_sigmas
-from ...training.loop import Ema, Schedule, autocast, train
+from ...training.loop import Ema, Schedule, Watch, autocast, train
 from ..weights import SIGMA_MAX, SIGMA_MIN
 from .concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt
 from .data import sheet
@@ -88,6 +88,6 @@ def run(work: Path) -> None:
         sheet((decoded + 1) / 2, 12, 2).save(work / f"teacher_{pictures:07d}.png")
 
     train(
-        model, loss, SCHEDULE, work / "teacher.ckpt", seed=21, ema_half_life=10_000, on_save=samples,
-        save_every=250, report=log_to(work / "teacher.log"),
+        model, loss, SCHEDULE, work / "teacher.ckpt", seed=21, ema_half_life=10_000, save_every=250,
+        watch=Watch(log_to(work / "teacher.log"), on_save=samples),
     )  # fmt: skip

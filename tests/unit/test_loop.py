@@ -1,0 +1,97 @@
+"""The training loop: resuming, averages, logs, several processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from comfyui_apprentice.training.loop import Ema, Schedule, Watch, read_log, train
+
+SCHEDULE = Schedule(pictures=320, batch=8, learning_rate=0.01)
+
+
+def regression() -> tuple[torch.nn.Linear, Callable[[torch.Generator, int], Tensor]]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+
+    def loss(generator: torch.Generator, size: int) -> Tensor:
+        x = torch.randn(size, 4, generator=generator)
+        return (model(x)[:, 0] - x.sum(1)).square().mean()
+
+    return model, loss
+
+
+def interrupted_after(calls: int) -> Callable[[], bool]:
+    steps = iter(range(1000))
+    return lambda: next(steps) == calls - 1
+
+
+def test_training_resumed_is_training_never_stopped_to_the_bit(tmp_path: Path) -> None:
+    model, loss = regression()
+    whole = train(model, loss, SCHEDULE, tmp_path / "whole.ckpt", seed=5)
+    model, loss = regression()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, loss, SCHEDULE, tmp_path / "part.ckpt", seed=5, watch=Watch(interrupted=interrupted_after(14)))
+    torch.manual_seed(99)
+    model, loss = regression()
+    resumed = train(model, loss, SCHEDULE, tmp_path / "part.ckpt", seed=5)
+    for key, value in whole.shadow.items():
+        assert torch.equal(value, resumed.shadow[key])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def logged(path: Path) -> list[tuple[int, int, float]]:
+    return [(e["step"], e["pictures"], e["loss"]) for e in read_log(path)]
+
+
+def test_log_of_a_resumed_run_reads_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    def watch(name: str, **more: Callable[[], bool]) -> Watch:
+        return Watch(log=tmp_path / name, report_every=10, **more)
+
+    model, loss = regression()
+    train(model, loss, SCHEDULE, tmp_path / "whole.ckpt", watch=watch("whole.jsonl"), save_every=7)
+    model, loss = regression()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, loss, SCHEDULE, tmp_path / "p.ckpt", watch=watch("p.jsonl", interrupted=interrupted_after(23)))
+    with (tmp_path / "p.jsonl").open("a") as file:  # what a crash leaves: later than the checkpoint, and torn
+        file.write(json.dumps({"step": 30, "pictures": 240, "loss": 9.9}) + '\n{"step": 40, "pic')
+    model, loss = regression()
+    train(model, loss, SCHEDULE, tmp_path / "p.ckpt", watch=watch("p.jsonl"), save_every=7)
+    assert logged(tmp_path / "p.jsonl") == logged(tmp_path / "whole.jsonl")
+    assert [entry[0] for entry in logged(tmp_path / "p.jsonl")] == [10, 20, 30, 40]
+
+
+def test_schedule_is_a_function_of_pictures_seen() -> None:
+    schedule = Schedule(pictures=1000, batch=10, learning_rate=1.0, warmup=0.1, decay=0.5)
+    rates = [schedule.factor(i) for i in range(schedule.steps)]
+    assert rates[0] < 0.2 and rates[9] == pytest.approx(1.0) and rates[40] == 1.0 and rates[99] < 0.05
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    constant = Schedule(pictures=100, batch=10, learning_rate=1.0, warmup=0.0, decay=0.0)
+    assert {constant.factor(i) for i in range(10)} == {1.0}
+
+
+def test_average_forgets_by_half_in_its_half_life_and_follows_at_once_in_the_beginning() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    ema = Ema(model, half_life=100, rampup=0.05)
+    model.weight.data.fill_(1.0)
+    ema.update(model, seen=0, batch=10)
+    assert ema.shadow["weight"].item() == 1.0  # nothing seen before: the half-life is 0
+    model.weight.data.fill_(0.0)
+    ema.update(model, seen=10_000, batch=100)
+    assert ema.shadow["weight"].item() == pytest.approx(0.5)
+    ema.update(model, seen=1_000, batch=50)  # 0.05 * 1,000 pictures are the half-life here
+    assert ema.shadow["weight"].item() == pytest.approx(0.25)
+
+
+def test_training_that_diverges_says_so_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    model, _ = regression()
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(model, lambda g, n: model.weight.sum() * float("nan"), Schedule(80, 8, 0.1), tmp_path / "x.ckpt")
+    assert not (tmp_path / "x.ckpt").exists()
+    assert all(p.isfinite().all() for p in model.parameters())
