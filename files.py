@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever left half-written: write beside the target, fsync, rename."""
+"""Files: none is ever left half-written (write beside the target, fsync, rename), no failed download passes for weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,30 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+
+
+class UnsafeCheckpoint(ValueError):  # noqa: N818 - it names what the file is
+    """A file that can't be read as plain tensors; the message is one sentence for people."""
+
+
+def refuse_impostors(file: Path) -> None:
+    """Refuse what downloads leave behind when they go wrong.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpoint: It is empty, a web page, or a Git LFS pointer.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    with file.open("rb") as opened:
+        start = opened.read(512).lstrip().lower()
+    again = "delete it and fetch the weights again (apprentice models pull)"
+    if not start:
+        raise UnsafeCheckpoint(f"{file.name} is empty: {again}.")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UnsafeCheckpoint(f"{file.name} is a web page, probably an error page saved under this name: {again}.")
+    if start.startswith(b"version https://git-lfs"):
+        raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:

@@ -1,4 +1,4 @@
-"""``apprentice convert``: pickled weights become safetensors, read as data only."""
+"""``apprentice convert``: pickled weights, or a snapshot of EDM or SiD, become safetensors, read as data only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import typer
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pt, .pth, .bin or .ckpt file.")],
+    source: Annotated[Path, typer.Argument(help="A .pt, .pth, .bin, .ckpt or .pkl file.")],
     target: Annotated[Path | None, typer.Argument(help="Where the safetensors file goes; beside the source if left out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
 ) -> None:
-    """Write the weights in SOURCE as safetensors. Nothing in SOURCE is ever run."""
+    """Write the weights in SOURCE as safetensors. Nothing in SOURCE is ever run.
+
+    Of an EDM, SiD or SiD-LSG snapshot (.pkl) the network's configuration is kept as well, in the metadata.
+    """
     from ..oracles.checkpoints import UnsafeCheckpoint, to_safetensors
 
     target = target or source.with_suffix(".safetensors")

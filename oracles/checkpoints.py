@@ -18,19 +18,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import save_safetensors_atomically
+from ..files import UnsafeCheckpoint as UnsafeCheckpoint  # whoever reads weights meets it here
+from ..files import refuse_impostors, save_safetensors_atomically
+from ..networks.edm_pickle import read_snapshot, snapshot_metadata
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 """Names of files that hold a pickle, which is read as data only."""
+
+SNAPSHOT = ".pkl"
+"""How the name of an EDM, SiD or SiD-LSG snapshot ends, which holds a whole network."""
 
 _NESTINGS = ("state_dict", "model_state_dict", "model")
 # Before 2.6 a file could escape from weights_only=True (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
-
-
-class UnsafeCheckpoint(ValueError):  # noqa: N818 - it names what the file is
-    """A file that can't be read as plain tensors; the message is one sentence for people."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -44,7 +45,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         UnsafeCheckpoint: It isn't weights, it is damaged, or it holds more than tensors.
     """
     file = Path(path)
-    _refuse_impostors(file)
+    refuse_impostors(file)
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
     if file.suffix in PICKLED:
@@ -60,7 +61,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         UnsafeCheckpoint: It isn't a safetensors file, or it is damaged.
     """
     file = Path(path)
-    _refuse_impostors(file)
+    refuse_impostors(file)
     if file.suffix != ".safetensors":
         return {}
     try:
@@ -74,7 +75,8 @@ def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str
     """Write the tensors in ``source`` to ``target`` as safetensors, atomically; returns how many there are.
 
     Names and dtypes stay. Tensors that share memory are stored twice, since the format has no sharing. The metadata record
-    the source's name and SHA-256.
+    the source's name and SHA-256. Of an EDM, SiD or SiD-LSG snapshot (``.pkl``) they also record which network the tensors are
+    for, so that ``read_edm`` can read it again.
 
     Raises:
         FileNotFoundError: There is no ``source``.
@@ -82,8 +84,13 @@ def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str
         OSError: ``target`` can't be written.
     """
     file = Path(source)
-    tensors = read_weights(file)
-    metadata = {"format": "pt", "source": file.name, "source_sha256": sha256(file)}
+    metadata = {}
+    if file.suffix == SNAPSHOT:
+        config, tensors = read_snapshot(file)
+        metadata = snapshot_metadata(config)
+    else:
+        tensors = read_weights(file)
+    metadata |= {"format": "pt", "source": file.name, "source_sha256": sha256(file)}
     try:
         save_safetensors_atomically(_unshared(tensors), target, metadata)
     except (KeyError, ValueError, NotImplementedError) as error:
@@ -102,21 +109,6 @@ def sha256(path: str | os.PathLike[str], progress: Callable[[int], object] | Non
             if progress:
                 progress(len(piece))
     return digest.hexdigest()
-
-
-def _refuse_impostors(file: Path) -> None:
-    """Refuse what downloads leave behind when they go wrong."""
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
-    with file.open("rb") as opened:
-        start = opened.read(512).lstrip().lower()
-    again = "delete it and fetch the weights again (apprentice models pull)"
-    if not start:
-        raise UnsafeCheckpoint(f"{file.name} is empty: {again}.")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UnsafeCheckpoint(f"{file.name} is a web page, probably an error page saved under this name: {again}.")
-    if start.startswith(b"version https://git-lfs"):
-        raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -82,6 +82,14 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 # -------------------------------------------------------------------------------------------------------- runs
 
 
+class Interrupted(Exception):  # noqa: N818 - it names what happened
+    """Raised by a step that was stopped before its end; ``clean`` if it had changed no weights yet."""
+
+    def __init__(self, clean: bool) -> None:
+        super().__init__("interrupted")
+        self.clean = clean
+
+
 @dataclass
 class Learner:
     """A network that learns, its optimiser, its highest learning rate, and for which part of the run it waits first."""
@@ -157,7 +165,8 @@ def run(
 
     Args:
         learners: What learns, by name.
-        step: One whole step, optimisers included, with the step's generator; returns its losses by name.
+        step: One whole step, optimisers included, with the step's generator; returns its losses by name. It may raise
+            ``Interrupted``.
         main_process: False in all but one of several processes: only one writes and reports.
 
     Raises:
@@ -172,7 +181,13 @@ def run(
     for number in range(progress.step, schedule.steps):
         for learner in learners.values():
             learner.set_rate(schedule, number)
-        losses = step(step_generator(seed, number))
+        try:
+            losses = step(step_generator(seed, number))
+        except Interrupted as stopped:
+            # Half a step can't be saved: what had been saved before is, and the same steps are taken again.
+            if stopped.clean and main_process:
+                _save(checkpoint, learners, ema, progress)
+            raise KeyboardInterrupt from stopped
         for name, value in losses.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"The loss '{name}' became {value} at step {number}; lower the learning rate.")

@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .augment import AugmentDraws, augment
+from .loop import Interrupted
+
 SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
 INIT_SIGMA = 2.5
 LEAST_WEIGHT = 1e-5
@@ -297,6 +300,7 @@ class Objective:
         generator_scale: Factor of the generator's (``lsg``): 100 for EDM networks, 1 for Stable Diffusion.
         adversarial: Factor of the generator's adversarial loss (``lsg_gan``); 0 for none. Needs real pictures.
         discriminator_scale: Factor of the discriminator's (``lsd``).
+        augment: Probability of each of EDM's augmentations, where the draws hold any.
     """
 
     alpha: float = 1.2
@@ -311,6 +315,7 @@ class Objective:
     generator_scale: float = 100.0
     adversarial: float = 0.0
     discriminator_scale: float = 1.0
+    augment: float = 0.12
 
     @property
     def caption_dropout(self) -> float:
@@ -331,6 +336,7 @@ class Draws:
         empty: The empty condition, for guidance.
         between: Noise between the generator's steps.
         real: Real pictures, for the adversarial option.
+        augment: The draws of EDM's augmentation, in the fake score's half.
     """
 
     z: Tensor
@@ -340,6 +346,7 @@ class Draws:
     empty: Labels = None
     between: Sequence[Tensor] = ()
     real: Tensor | None = None
+    augment: AugmentDraws | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -349,6 +356,7 @@ class Draws:
         return Draws(
             self.z[part], self.noise[part], self.level[part], _rows(self.labels, part), _rows(self.empty, part),
             [n[part] for n in self.between], None if self.real is None else self.real[part],
+            None if self.augment is None else self.augment.rows(part),
         )  # fmt: skip
 
     def split(self, size: int) -> Iterator[Draws]:
@@ -360,7 +368,7 @@ class Draws:
         return Draws(
             self.z.to(device), self.noise.to(device), self.level.to(device), _map(self.labels, lambda t: t.to(device)),
             _map(self.empty, lambda t: t.to(device)), [n.to(device) for n in self.between],
-            None if self.real is None else self.real.to(device),
+            None if self.real is None else self.real.to(device), None if self.augment is None else self.augment.to(device),
         )  # fmt: skip
 
 
@@ -372,14 +380,10 @@ class Loss:
     dropped: int
 
 
-# (images) -> (augmented images, labels that tell the network of it [B, 9])
-Augment = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def fake_score_objective(players: Players, objective: Objective, draws: Draws, augment: Augment | None = None) -> Loss:
+def fake_score_objective(players: Players, objective: Objective, draws: Draws) -> Loss:
     """The fake score's loss on the generator's pictures, to be summed over parts and divided by the batch.
 
-    ``augment`` is applied here only, never where the generator is judged.
+    Augmentation is applied here only, never where the generator is judged.
     """
     sigma = objective.levels.of_fake(draws.level)
     with torch.no_grad():
@@ -389,8 +393,8 @@ def fake_score_objective(players: Players, objective: Objective, draws: Draws, a
     if objective.adversarial:
         return _fake_and_discriminator(players, objective, draws, images, sigma)
     labels = draws.labels
-    if augment is not None:
-        images, augment_labels = augment(images)
+    if draws.augment is not None:
+        images, augment_labels = augment(images, draws.augment, objective.augment)
         labels = with_augmentation(labels, augment_labels)
     x = objective.noising(images, sigma, draws.noise)
     denoised = guided(players.fake, x, sigma, labels, draws.empty, objective.kappa1)
@@ -460,7 +464,7 @@ def train_step(
     z_fake: Tensor | None = None,
     noise_fake: Tensor | None = None,
     labels_fake: Labels = None,
-    augment: Augment | None = None,
+    augment: AugmentDraws | None = None,
 ) -> Iteration:
     """One iteration of SiD (Algorithm 1) with all its randomness handed in: the fake score learns, then the generator.
 
@@ -473,7 +477,7 @@ def train_step(
         z_fake: Like ``z``, in the fake score's half; the same as ``z`` if left out. (The official loop draws anew.)
         noise_fake: Likewise.
         labels_fake: Likewise.
-        augment: For the fake score's half.
+        augment: EDM's augmentation in the fake score's half, with probability ``objective.augment``; none if left out.
 
     Returns:
         The losses, each times its factor and divided by the batch.
@@ -481,11 +485,9 @@ def train_step(
     same = z_fake is None
     for_fake = Draws(
         z if z_fake is None else z_fake, noise if noise_fake is None else noise_fake, rnd_normal,
-        labels if same and labels_fake is None else labels_fake,
+        labels if same and labels_fake is None else labels_fake, augment=augment,
     )  # fmt: skip
-    return iterate(
-        players, fake_optimiser, generator_optimiser, objective, for_fake, Draws(z, noise, u, labels), augment=augment
-    )
+    return iterate(players, fake_optimiser, generator_optimiser, objective, for_fake, Draws(z, noise, u, labels))
 
 
 def iterate(
@@ -497,9 +499,9 @@ def iterate(
     for_generator: Draws,
     *,
     part: int = 0,
-    augment: Augment | None = None,
     reduce: Callable[[Sequence[Tensor]], None] | None = None,
     batch: int = 0,
+    interrupted: Callable[[], bool] | None = None,
 ) -> Iteration:
     """One iteration on any levels and guidance; ``train_step`` is the front of it that the paper knows.
 
@@ -507,6 +509,10 @@ def iterate(
         part: Pictures at a time (gradients are accumulated); 0 for all. Changes memory, not the result.
         reduce: Sums gradients over processes, where there are several.
         batch: The batch over all processes; 0 if these draws are all of it.
+        interrupted: Asked before every part.
+
+    Raises:
+        Interrupted: ``interrupted`` said so; clean if no weights had changed.
     """
     batch = batch or len(for_generator)
 
@@ -521,6 +527,8 @@ def iterate(
         optimiser.zero_grad(set_to_none=True)
         total, dropped = 0.0, 0
         for rows in draws.split(part or len(draws)):
+            if interrupted is not None and interrupted():
+                raise Interrupted(clean=parameters is players.fake_parameters)
             result = loss(rows)
             if result.dropped < len(rows):
                 (result.total / batch).backward()
@@ -533,7 +541,7 @@ def iterate(
 
     fake, fake_dropped = half(
         players.fake_parameters, players.generator_parameters, fake_optimiser,
-        lambda rows: fake_score_objective(players, objective, rows, augment), for_fake,
+        lambda rows: fake_score_objective(players, objective, rows), for_fake,
     )  # fmt: skip
     own, dropped = half(
         players.generator_parameters, players.fake_parameters, generator_optimiser,

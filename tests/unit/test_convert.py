@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 from comfyui_apprentice.cli.convert import convert
+from comfyui_apprentice.networks.edm_pickle import read_edm
 from comfyui_apprentice.oracles import checkpoints
 from comfyui_apprentice.oracles.checkpoints import read_metadata, read_weights, sha256
 from typer.testing import CliRunner
+
+GOLDENS = Path(__file__).parents[1] / "data" / "sid"
 
 app = typer.Typer()
 app.command()(convert)
@@ -81,3 +86,40 @@ def test_a_crash_while_writing_leaves_no_half_file(source, monkeypatch):
     monkeypatch.setattr(checkpoints, "save_safetensors_atomically", crash)
     assert "No space left" in run(source, code=2)
     assert not source.with_suffix(".safetensors").exists()
+
+
+def test_a_snapshot_keeps_its_weights_and_what_made_its_network(tmp_path):
+    source, target = GOLDENS / "tiny_edm_snapshot.pkl", tmp_path / "a.safetensors"
+    assert "tensors from tiny_edm_snapshot.pkl" in run(source, target)
+    config, weights = read_edm(source)
+    metadata = read_metadata(target)
+    assert json.loads(metadata.pop("edm_config")) == config
+    assert metadata == {"format": "pt", "kind": "edm", "source": source.name, "source_sha256": sha256(source)}
+    again, same = read_edm(target)
+    assert again == config
+    assert sorted(same) == sorted(weights)
+    for key, value in weights.items():
+        assert same[key].dtype == value.dtype
+        assert torch.equal(same[key], value), key
+
+
+def test_a_diffusers_snapshot_keeps_its_own_kind_of_configuration(tmp_path):
+    from diffusers import UNet2DConditionModel
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
+    unet = UNet2DConditionModel(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4, **blocks)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"ema": unet}))
+    run(tmp_path / "a.pkl")
+    metadata = read_metadata(tmp_path / "a.safetensors")
+    assert metadata["kind"] == "diffusers"
+    assert "edm_config" not in metadata
+    config = json.loads(metadata["diffusers_config"])
+    assert config["_class_name"] == "UNet2DConditionModel"
+    UNet2DConditionModel.from_config(config).load_state_dict(read_edm(tmp_path / "a.safetensors")[1])
+
+
+def test_a_hostile_snapshot_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in [("evil.pkl", "asks for posix.system"), ("bad_oob_tensor.pkl", "reaches past its memory")]:
+        assert words in run(GOLDENS / name, tmp_path / "a.safetensors", code=2)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,152 @@
+"""Low-rank adapters (arXiv 2106.09685) of which several share one frozen network: W x + (alpha / rank) B A x.
+
+The generator and the fake score network of a distillation are two adapters on the teacher, so that one copy of its weights
+is in memory instead of three. Who is meant is a switch that every layer looks at; it is also what gradient checkpointing has
+to remember, since it runs a block again when the switch has long moved on. (That, and ComfyUI's names in the file, are why
+this is not peft: its layers can be switched only together with what learns.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+Layer = nn.Linear | nn.Conv2d
+
+
+class Lora(nn.Module):
+    """One adapter: a pair of matrices for every layer that it changes, by the layer's name.
+
+    Args:
+        layers: What is changed.
+        rank: Of the change; at most the smaller side of a layer is used.
+        generator: Source of the random start of A; B starts at 0, so the network is unchanged at first.
+    """
+
+    def __init__(self, layers: dict[str, Layer], rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.names = list(layers)
+        self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        for layer in layers.values():
+            outputs, inputs, *kernel = layer.weight.shape
+            size = min(rank, outputs, inputs * math.prod(kernel))
+            bound = 1 / math.sqrt(inputs * math.prod(kernel))
+            down = (torch.rand(size, inputs, *kernel, generator=generator) * 2 - 1) * bound
+            device = layer.weight.device
+            self.down.append(nn.Parameter(down.to(device)))
+            self.up.append(nn.Parameter(torch.zeros(outputs, size, *(1 for _ in kernel), device=device)))
+
+    def change(self, number: int, layer: Layer, x: Tensor) -> Tensor:
+        """B A x for one layer, in the adapter's precision (or autocast's)."""
+        down, up = self.down[number], self.up[number]
+        x = x.to(down.dtype)
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation), up)
+        return F.linear(F.linear(x, down), up)
+
+
+class Adapters:
+    """Adapters of one network, of which at most one is on.
+
+    Attributes:
+        active: The name of the adapter that is on; None for the network as it was.
+    """
+
+    def __init__(self, network: nn.Module, names: tuple[str, ...], rank: int, seed: int = 0) -> None:
+        layers = adaptable(network)
+        if not layers:
+            raise ValueError("This network has no layers that a LoRA could change; distil a full copy.")
+        self.network, self.active = network.requires_grad_(False), None  # type: str | None
+        generator = torch.Generator().manual_seed(seed)
+        self.of = {name: Lora(layers, rank, generator) for name in names}
+        for number, layer in enumerate(layers.values()):
+            layer.register_forward_hook(self._hook(number))
+
+    def _hook(self, number: int) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self.active is None:
+                return output
+            return output + self.of[self.active].change(number, layer, inputs[0]).to(output.dtype)
+
+        return add
+
+    @contextmanager
+    def on(self, name: str | None) -> Iterator[None]:
+        """Inside, the adapter ``name`` is on."""
+        before, self.active = self.active, name
+        try:
+            yield
+        finally:
+            self.active = before
+
+
+def adaptable(network: nn.Module) -> dict[str, Layer]:
+    """The layers that a LoRA changes: every linear one and every convolution without groups."""
+    return {
+        name: layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+    }
+
+
+def lora_state_dict(tensors: dict[str, Tensor], names: list[str], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
+    """A ``Lora``'s tensors under the names that ComfyUI's LoraLoader knows; alpha is the rank, so strength 1 is as trained.
+
+    Args:
+        tensors: ``Lora.state_dict()``, or its moving average.
+        names: ``Lora.names``.
+    """
+    found = {}
+    for number, name in enumerate(names):
+        down, up = tensors[f"down.{number}"], tensors[f"up.{number}"]
+        found[f"{prefix}{name}.lora_down.weight"] = down
+        found[f"{prefix}{name}.lora_up.weight"] = up
+        found[f"{prefix}{name}.alpha"] = torch.tensor(float(down.shape[0]))
+    return found
+
+
+def checkpoint_blocks(network: nn.Module, adapters: Adapters | None = None) -> int:
+    """Make every block of ``network`` compute its activations again in the backward pass instead of keeping them.
+
+    Blocks are the first modules below lists and sequences that compute something themselves. A block that is run again
+    finds the adapter on that was on the first time.
+
+    Returns:
+        How many blocks there are.
+    """
+    blocks = list(_blocks(network))
+    for block in blocks:
+        block.forward = _recomputed(block.forward, adapters)  # type: ignore[method-assign]
+    return len(blocks)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.Sequential):
+            yield from _blocks(child)
+        elif any(True for _ in child.children()) and any(True for _ in child.parameters()):
+            yield child
+
+
+def _recomputed(forward: Callable[..., Any], adapters: Adapters | None) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        active = adapters.active if adapters is not None else None
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            if adapters is None:
+                return forward(*args, **kwargs)
+            with adapters.on(active):
+                return forward(*args, **kwargs)
+
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+    return run
