@@ -6,6 +6,8 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .adaptive import ApprenticeSampler
 from .calibrate import ApprenticeCalibrate, ApprenticeLoadCalibration
+from .distill import ApprenticeSiDDistill
+from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
 from .oracles import (
     ApprenticeBestOf,
@@ -16,6 +18,7 @@ from .oracles import (
 )
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
+from .students import ApprenticeLoadStudent
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
 NODES: list[type[io.ComfyNode]] = [
@@ -37,6 +40,10 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeOracleCompare,
     ApprenticeFastDecode,
     ApprenticeTeacherCost,
+    ApprenticeLoadStudent,
+    ApprenticeLoadEDM,
+    ApprenticeSiDSampler,
+    ApprenticeSiDDistill,
 ]
 
 

@@ -13,6 +13,7 @@ from ..oracles.checkpoints import PICKLED
 
 CALIBRATIONS = "calibrations"
 ORACLES = "oracles"
+EDM = "edm"
 BUNDLED = "bundled"
 
 # Path -> (digest of the content that we know, how often it was found changed).
@@ -22,6 +23,8 @@ folder_paths.add_model_folder_path(CALIBRATIONS, str(Path(folder_paths.models_di
 folder_paths.folder_names_and_paths[CALIBRATIONS][1].add(".json")
 folder_paths.add_model_folder_path(ORACLES, str(Path(folder_paths.models_dir) / ORACLES))
 folder_paths.folder_names_and_paths[ORACLES][1].update({".safetensors", *PICKLED})
+folder_paths.add_model_folder_path(EDM, str(Path(folder_paths.models_dir) / EDM))
+folder_paths.folder_names_and_paths[EDM][1].update({".safetensors", ".pkl"})
 
 
 def check_name(name: str, what: str) -> str:
@@ -60,6 +63,11 @@ def known_calibrations() -> dict[str, Path]:
 def oracle_files() -> list[str]:
     """Weights in the ``oracles`` model folders."""
     return list(folder_paths.get_filename_list(ORACLES))
+
+
+def edm_files() -> list[str]:
+    """Networks in the ``edm`` model folders."""
+    return list(folder_paths.get_filename_list(EDM))
 
 
 def clip_files() -> list[str]:

@@ -11,7 +11,8 @@ from ..oracles.ensemble import COMBINATIONS
 from ..oracles.registry import KINDS
 from ..oracles.thresholds import MODES
 from ..samplers.adaptive import STRATEGIES
-from ..samplers.schedules import CUSTOM, PRESETS
+from ..samplers.comfy_train import PRECISIONS
+from ..samplers.schedules import AUTO, CUSTOM, PRESETS
 
 CATEGORY = "Apprentice"
 
@@ -19,14 +20,13 @@ Oracle = io.Custom("ORACLE")
 Verdict = io.Custom("VERDICT")
 Calibration = io.Custom("CALIBRATION")
 
-AUTO = "auto"
 FULL_DECODE, FAST_DECODE = "full decode", "fast decode"
 SAMPLERS: list[str] = list(comfy.samplers.SAMPLER_NAMES)
 SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 
 # The combos of our nodes, for ``check_combos``: ComfyUI does not check the values of V3 combos itself.
 COMBOS: dict[str, list[str]] = {
-    "preset": [*PRESETS, CUSTOM],
+    "preset": [*PRESETS, CUSTOM, AUTO],
     "threshold": list(MODES),
     "strategy": list(STRATEGIES),
     "sampler_name": SAMPLERS,
@@ -36,6 +36,8 @@ COMBOS: dict[str, list[str]] = {
     "precision": [AUTO, "fp32", "fp16"],
     "order": ["best first", "batch order"],
     "combination": list(COMBINATIONS),
+    "method": ["LoRA", "full copy"],
+    "training_precision": list(PRECISIONS),
 }
 
 
@@ -58,7 +60,8 @@ def preset() -> io.Combo.Input:
         "preset",
         options=COMBOS["preset"],
         default="tiny-world",
-        tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler.",
+        tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler; 'auto' "
+        "takes what the model's card says, where Apprentice made or loaded it.",
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .comfy import (
+    CARD,
     INFO,
     Conditioning,
     Latent,
@@ -27,7 +28,7 @@ from .comfy import (
     sample_rows,
     stock_sigmas,
 )
-from .schedules import CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
+from .schedules import AUTO, CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
 from .students import sample_tcd
 
 REFINE, REGENERATE = "refine", "regenerate"
@@ -94,6 +95,7 @@ def draw_drafts(
     Raises:
         ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
     """
+    preset = known_preset(model, preset)
     latent = fit_channels(model, latent)
     rows = range(len(latent["samples"]))
     noise = batch_noise(latent, drawing.seed)
@@ -112,12 +114,30 @@ def draw_drafts(
     return {**latent, "samples": samples, INFO: info}
 
 
+def known_preset(model: Any, preset: str) -> str:
+    """``preset``, or for "auto" the one that the model's card names.
+
+    Raises:
+        ValueError: The model has no card.
+    """
+    if preset != AUTO:
+        return preset
+    found = model.attachments.get(CARD, {}).get("preset")
+    if not found:
+        raise ValueError(
+            "The preset 'auto' needs a model with a card, as SiD Distill gives it, and this one has none: choose the preset that "
+            "the student was made for."
+        )
+    return str(found)
+
+
 def student_schedule(model: Any, preset: str, drawing: Drawing) -> tuple[Any, Any, Tensor]:
     """The model, sampler and noise levels with which a student draws.
 
     Raises:
         ValueError: The preset does not fit the model or the number of steps.
     """
+    preset = known_preset(model, preset)
     if preset == CUSTOM:
         return model, drawing.sampler, stock_sigmas(
             model, drawing.sampler, drawing.scheduler, drawing.steps or 4, drawing.denoise

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 Latent = dict[str, Any]
 Conditioning = list[list[Any]]
 INFO = "apprentice"  # key in a LATENT for what later nodes need to know about the drafts
+CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with which preset it draws
 
 # Samplers that integrate a Brownian path instead of drawing white noise each step.
 _BROWNIAN = frozenset({"dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"})

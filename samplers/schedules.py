@@ -59,9 +59,14 @@ def turbo_timesteps(steps: int, denoise: float = 1.0) -> list[float]:
     return chosen
 
 
-def sid_lsg_timesteps(steps: int) -> list[float]:
-    """trunc(625 (1 - i / N)) (arXiv 2406.01561, official code: t_init = 625)."""
-    return [float(math.trunc(625 * (1 - i / steps))) for i in range(steps)]
+def sid_lsg_timesteps(steps: int, first: int = 625) -> list[float]:
+    """trunc(first (1 - i / N)) (arXiv 2406.01561, official code: t_init = 625), in whole numbers: floats miss 125 of 5 steps."""
+    return [float(first * (steps - i) // steps) for i in range(steps)]
+
+
+def sid_edm_sigmas(steps: int, first: float = 2.5) -> list[float]:
+    """SiD's one step at 2.5 (arXiv 2404.04057); with more, evenly down from there, as the timesteps above: our choice."""
+    return [first * (steps - i) / steps for i in range(steps)]
 
 
 def shifted_flow(shift: float) -> Rule:
@@ -129,12 +134,14 @@ PRESETS: dict[str, Preset] = {
     "tcd-eta0.3": Preset("discrete", _tail(lcm_timesteps), "tcd", 4, 50, "arXiv 2402.19159, h1t/TCD-SDXL-LoRA"),
     "pcm": Preset("discrete", _TRAILING, "euler", 4, 16, "arXiv 2405.18407, wangfuyun/PCM_Weights (DDIM, trailing)"),
     "sid-lsg": Preset("discrete", _tail(sid_lsg_timesteps), "lcm", 1, 4, "arXiv 2406.01561, mingyuanzhou/SiD-LSG"),
+    "sid-edm": Preset("edm", _tail(sid_edm_sigmas), "lcm", 1, 4, "arXiv 2404.04057, mingyuanzhou/SiD (one step; more are our choice)"),
     "flux-schnell": Preset("flow", shifted_flow(1.0), "euler", 4, 8, "black-forest-labs/FLUX.1-schnell"),
     "sd35-large-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "stabilityai/stable-diffusion-3.5-large-turbo, as ComfyUI draws it (diffusers shifts its end point once more)"),
     "z-image-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 8, 16, "Tongyi-MAI/Z-Image-Turbo"),
     "qwen-image-lightning/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "lightx2v/Qwen-Image-Lightning (base_shift = ln 3)"),
 }  # fmt: skip
 CUSTOM = "custom"  # the artist's own sampler and scheduler
+AUTO = "auto"  # the preset that the model's card names
 
 _ALIASES = {
     "lcm": "lcm-lora-sd15-sdxl",

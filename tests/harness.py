@@ -185,7 +185,7 @@ def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Co
     ]  # fmt: skip
     record = log or base / "comfyui.log"
     with open(record, "w") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "2"})
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={"OMP_NUM_THREADS": "2", **os.environ})
         try:
             yield _ready(process, f"http://127.0.0.1:{port}", base, record)
         finally:

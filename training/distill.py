@@ -204,6 +204,8 @@ def distil(
         objective = task.objective(settings, steps)
         for_fake, for_generator = (draws(task, objective, rng, settings.batch, fake).rows(mine).to(task.device)
                                    for fake in (True, False))  # fmt: skip
+        # Dropout takes from torch's own source: seeded, so that a resumed run goes on as it would have.
+        torch.manual_seed(int(torch.randint(2**62, (), generator=rng)) + processes.rank)
         result = iterate(
             task.players, learners["fake"].optimiser, learners["generator"].optimiser, objective, for_fake, for_generator,
             part=settings.part, reduce=processes.add_gradients, batch=settings.batch,

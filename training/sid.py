@@ -119,11 +119,6 @@ class TimestepLevels:
         return torch.rand(tuple(shape), generator=generator)
 
 
-def few_step_timesteps(steps: int, first: int = 625) -> list[int]:
-    """Where the generator is called: trunc(first (1 - i / steps)) for i = 0..steps-1 (SiD-LSG's sampler)."""
-    return [int(first * (1 - i / steps)) for i in range(steps)]
-
-
 # ---------------------------------------------------------------------------------------------------- losses
 
 

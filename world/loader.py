@@ -78,13 +78,14 @@ class TinyWorldModel(comfy.model_base.BaseModel):
         super().__init__(config, model_type=comfy.model_base.ModelType.EDM, device=device, unet_model=_NativeUNet)
 
 
-def _load_unet(name: str) -> comfy.model_patcher.ModelPatcher:
+def model_of(tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """A U-Net of the tiny world with these weights, as a MODEL."""
     config = _Config({"in_channels": 4})  # "in_channels" is what ComfyUI asks to tell inpainting models
     config.set_inference_dtype(torch.float32, None)
     config.custom_operations = comfy.ops.disable_weight_init
     offload = comfy.model_management.unet_offload_device()
     model = TinyWorldModel(config, device=offload)
-    model.load_model_weights({key: value.float() for key, value in read(name)[0].items()}, "")
+    model.load_model_weights({key: value.float() for key, value in tensors.items()}, "")
     return comfy.model_patcher.ModelPatcher(
         model, load_device=comfy.model_management.get_torch_device(), offload_device=offload
     )
@@ -93,7 +94,7 @@ def _load_unet(name: str) -> comfy.model_patcher.ModelPatcher:
 @lru_cache(maxsize=1)
 def load_teacher() -> comfy.model_patcher.ModelPatcher:
     """The teacher as a MODEL; sample it with classifier-free guidance of about 2."""
-    return _load_unet("teacher")
+    return model_of(read("teacher")[0])
 
 
 @lru_cache(maxsize=4)
@@ -105,7 +106,7 @@ def load_student(name: str) -> comfy.model_patcher.ModelPatcher:
     """
     if name not in students():
         raise ValueError(f"The tiny world has no student '{name}'; choose one of: {', '.join(students())}.")
-    return _load_unet(f"student_{name}")
+    return model_of(read(f"student_{name}")[0])
 
 
 class _Tokenizer:

@@ -148,7 +148,6 @@ def test_timesteps_are_whole_uniform_and_within_their_bounds() -> None:
     found = sid.timestep_level(u, sigmas)
     assert found.min() == 20 and found.max() == 979 and found.mean().item() == pytest.approx(499.5, abs=2)
     assert sid.timestep_level(torch.tensor(0.9999999), sigmas).item() == 979
-    assert sid.few_step_timesteps(1) == [625] and sid.few_step_timesteps(4) == [625, 468, 312, 156]
 
 
 def test_guidance_extrapolates_from_empty_to_given_and_costs_nothing_at_one() -> None:

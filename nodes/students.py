@@ -1,0 +1,147 @@
+"""Students from files, as their authors publish them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.v0_0_2 import io
+
+from ..networks import diffusers_unet as unets
+from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
+from ..samplers.comfy import CARD, model_name, show_text
+from ..samplers.comfy_unet import DTYPES, build, load_other
+from ..world.loader import TinyWorldModel, model_of
+from .types import CATEGORY
+
+_KINDS = ("diffusion_models", "diffusers")
+_FOLDERS = "models/diffusion_models or models/diffusers"
+
+
+def students() -> dict[str, Path]:
+    """All that could be a student, by name: files of weights, and folders as diffusers saves them."""
+    found: dict[str, Path] = {}
+    for base in (Path(folder) for kind in _KINDS for folder in folder_paths.get_folder_paths(kind)):
+        for path in _below(base):
+            found.setdefault(path.relative_to(base).as_posix(), path)
+    return dict(sorted(found.items()))
+
+
+def _below(base: Path) -> Iterator[Path]:
+    for root, folders, files in os.walk(base, followlinks=True):
+        here = Path(root)
+        if here != base and unets.find_folder(here) is not None:
+            yield here
+            folders.clear()  # what lies below is its own, or another part of its pipeline
+            continue
+        folders[:] = [name for name in folders if name != ".git"]
+        yield from (here / name for name in files if Path(name).suffix in (".safetensors", *PICKLED))
+
+
+def _find(student: str) -> Path:
+    path = students().get(student.replace("\\", "/"))
+    if path is None:
+        raise ValueError(f"There is no student '{student}' in {_FOLDERS}; put its file or its diffusers folder there.")
+    return path
+
+
+class ApprenticeLoadStudent(io.ComfyNode):
+    """A distilled U-Net in diffusers' format."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeLoadStudent",
+            display_name="Load Student",
+            category=CATEGORY,
+            description="A few-step U-Net as its authors publish it, in diffusers' format: LCM-SDXL, Hyper-SD, DMD2, or SiD-LSG "
+            "converted by 'apprentice convert'. LCM's guidance embedding, which ComfyUI's own loader drops, is honoured.",
+            inputs=[
+                io.Combo.Input(
+                    "student", options=list(students()),
+                    tooltip="A file of weights (.safetensors, or .bin and .pt read as data only) or a folder with config.json, "
+                    "in models/diffusion_models or models/diffusers. A whole diffusers pipeline will do.",
+                ),  # fmt: skip
+                io.Float.Input(
+                    "guidance", default=8.0, min=0.0, max=100.0, step=0.1, round=0.01, optional=True,
+                    tooltip="Only for students with guidance built in (time_cond_proj: LCM's full models): LCM's guidance scale. "
+                    "Sample them at CFG 1. Without effect on all others.",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "weight_dtype", options=list(DTYPES), default="default", optional=True,
+                    tooltip="What the weights are kept in. default lets ComfyUI choose; the fp8 kinds save memory.",
+                ),  # fmt: skip
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL", tooltip="The student; CLIP and VAE are those of its base model.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, student: str, weight_dtype: str = "default") -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        if weight_dtype not in DTYPES:
+            return f"weight_dtype is '{weight_dtype}', which is not one of: {', '.join(DTYPES)}."
+        try:
+            _find(student)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, student: str, **_: Any) -> str:
+        """Other files under the same name are another student."""
+        try:
+            files = unets.find_files(_find(student))
+        except ValueError:
+            return student
+        paths = [path for path in (*files.weights, files.config, files.scheduler) if path is not None]
+        return " ".join(f"{path} {path.stat().st_mtime_ns}" for path in paths)
+
+    @classmethod
+    def execute(cls, student: str, guidance: float = 8.0, weight_dtype: str = "default") -> io.NodeOutput:
+        files = unets.find_files(_find(student))
+        model = _load(files, guidance, weight_dtype)
+        guided = hasattr(getattr(model.model.diffusion_model, "time_embed", None), "guidance")
+        size = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
+        show_text(f"{model_name(model)}, {size:.0f} M parameters" + (f", guidance {guidance:g} built in" if guided else ""))
+        return io.NodeOutput(model)
+
+
+def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> Any:
+    weights = {key: value for path in files.weights for key, value in read_weights(path).items()}
+    metadata = read_metadata(files.weights[0]) if len(files.weights) == 1 else {}
+    if metadata.get("teacher") == TinyWorldModel.__name__:
+        return _with_card(model_of(weights), metadata)
+    config = _config(files, metadata)
+    if not unets.is_unet(weights):
+        other = load_other(weights, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata)
+        return _with_card(other, metadata)
+    found = unets.structure({key: tuple(value.shape) for key, value in weights.items()}, config, files.name)
+    scheduler = _read(files.scheduler, files.name)
+    return build(
+        weights, found, files.name, guidance=guidance, weight_dtype=weight_dtype,
+        prediction=unets.prediction(scheduler, files.name), sampling=unets.sampling_settings(scheduler),
+    )  # fmt: skip
+
+
+def _with_card(model: Any, metadata: dict[str, str]) -> Any:
+    """``model`` with the card that SiD Distill wrote into its file, where it did, so that the preset "auto" knows it."""
+    if "apprentice" in metadata:
+        model.set_attachments(CARD, metadata)
+    return model
+
+
+def _config(files: unets.UNetFiles, metadata: dict[str, str]) -> dict[str, Any] | None:
+    """The config: of the folder, or in the file's own metadata; None where there is none."""
+    if files.config is not None:
+        return _read(files.config, files.name)
+    stored = metadata.get(unets.METADATA_CONFIG)
+    return unets.read_json(stored, f"The config in {files.name}") if stored else None
+
+
+def _read(path: Path | None, name: str) -> dict[str, Any]:
+    return unets.read_json(path.read_bytes(), f"{name}'s {path.name}") if path else {}

@@ -1,0 +1,177 @@
+"""Distilling in a real ComfyUI: students that the stock loaders take, cancelled and resumed runs, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import torch
+from harness import Comfy, Graph, GraphError, Node
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+SETTINGS: dict[str, Any] = {
+    "prompts": "bundled", "text": "red heart on blue\npanda face on yellow\npizza", "method": "LoRA", "rank": 4, "pictures": 12,
+    "batch_size": 4, "at_once": 2, "width": 64, "height": 64, "steps": 1, "alpha": 1.0, "kappa1": 1.0, "kappa2": 1.0,
+    "kappa4": 1.5, "generator_rate": 1e-3, "fake_rate": 1e-3, "ema_half_life": 8.0, "precision": "fp32",
+    "gradient_checkpointing": True, "first_seed": 1, "save_every": 2,
+}  # fmt: skip
+
+
+def distil(g: Graph, model: Any, clip: Any, **changes: Any) -> Node:
+    return g.add("ApprenticeSiDDistill", "distil", model=model, clip=clip, **{**SETTINGS, **changes})
+
+
+def tiny(g: Graph, **changes: Any) -> Node:
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    return distil(g, world[0], world[2], vae=world[3], **changes)
+
+
+def draw(g: Graph, model: Any, clip: Any, name: str, sampler: str = "ApprenticeSiDSampler", **options: Any) -> None:
+    positive = g.add("CLIPTextEncode", f"text_{name}", clip=clip, text="red heart on blue")
+    latent = g.add("EmptyLatentImage", f"latent_{name}", width=64, height=64, batch_size=2)
+    links = {"model": model, "positive": positive, "latent_image": latent, "seed": 5, "steps": 1}
+    if sampler != "ApprenticeSiDSampler":
+        links["negative"] = positive
+    g.add("TestSave", f"save_{name}", name=name, latent=g.add(sampler, f"draw_{name}", **links, **options))
+
+
+@pytest.fixture
+def unmatched(comfy: Comfy) -> Any:
+    """Which keys of a LoRA or checkpoint ComfyUI's log says that it could not place, since the test began."""
+    log = comfy.base / "comfyui.log"
+    start = log.stat().st_size
+
+    def found() -> list[str]:
+        text = log.read_bytes()[start:].decode(errors="replace")
+        return [line for line in text.splitlines() if "not loaded" in line or "unet missing" in line or "unet unexpected" in line]
+
+    return found
+
+
+def test_tiny_world_s_lora_goes_through_the_stock_lora_loader(comfy: Comfy, unmatched: Any) -> None:
+    g = Graph()
+    made = tiny(g, name="tiny lora")
+    draw(g, made[0], ["tiny", 2], "made")
+    g.add("TestSave", "save_pictures", name="distilled", image=made[2])
+    run = comfy.run(g)
+    path = comfy.base / "models" / "loras" / "tiny lora.safetensors"
+    with safe_open(path, "pt") as file:
+        card = file.metadata()
+    assert card["preset"] == "sid-edm" and card["images_seen"] == "12" and json.loads(card["kappas"]) == [1.0, 1.0, 1.0, 1.5]
+    assert card["teacher"] == "TinyWorldModel" and len(card["teacher_fingerprint"]) == 16
+    assert comfy.tensors("distilled")["image"].shape == (3, 64, 64, 3)
+    assert run.binaries, "previews while it trains"
+
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    stock = g.add("LoraLoaderModelOnly", model=world[0], lora_name="tiny lora.safetensors", strength_model=1.0)
+    draw(g, stock, world[2], "stock")
+    draw(g, world[0], world[2], "teacher")
+    comfy.run(g)
+    assert unmatched() == []
+    drawn = {name: comfy.tensors(name)["latent"] for name in ("made", "stock", "teacher")}
+    assert torch.equal(drawn["made"], drawn["stock"])
+    assert (drawn["made"] - drawn["teacher"]).abs().max() > 1e-3
+
+
+def test_tiny_world_s_full_copy_is_read_by_load_student_with_its_preset(comfy: Comfy, unmatched: Any) -> None:
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    made = distil(g, world[0], world[2], name="tiny copy", method="full copy", student=world[1], init_sigma=2.5)
+    draw(g, made[0], world[2], "made")
+    comfy.run(g)
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    loaded = g.add("ApprenticeLoadStudent", student="tiny copy.safetensors")
+    draw(g, loaded, world[2], "loaded", "ApprenticeStudentSampler", preset="auto", cfg=1.0, denoise=1.0)
+    comfy.run(g)
+    made_latent, loaded_latent = comfy.tensors("made")["latent"], comfy.tensors("loaded")["latent"]
+    assert (made_latent - loaded_latent).abs().max() < 0.02 * made_latent.std()  # the file is in half precision
+    assert unmatched() == []
+
+
+@pytest.mark.parametrize("method", ["LoRA", "full copy"])
+def test_sd15_student_goes_through_the_stock_loaders(comfy: Comfy, models: Path, unmatched: Any, method: str) -> None:
+    g = Graph()
+    loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
+    name = f"sd15 {method}"
+    made = distil(
+        g, loader[0], loader[1], name=name, method=method, text="a castle\na (very:1.2) long road", kappa1=1.5, kappa2=1.5,
+        pictures=4, batch_size=2, at_once=1,
+    )  # fmt: skip
+    draw(g, made[0], loader[1], "made")
+    draw(g, loader[0], loader[1], "teacher")
+    draw(g, made[0], loader[1], "auto", "ApprenticeStudentSampler", preset="auto", cfg=1.0, denoise=1.0)
+    comfy.run(g)
+    g = Graph()
+    loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
+    if method == "LoRA":
+        model = g.add("LoraLoader", model=loader[0], clip=loader[1], lora_name=f"{name}.safetensors", strength_model=1.0,
+                      strength_clip=1.0)  # fmt: skip
+    else:
+        model = g.add("UNETLoader", unet_name=f"{name}.safetensors", weight_dtype="default")
+    draw(g, model, loader[1], "stock")
+    comfy.run(g)
+    drawn = {name: comfy.tensors(name)["latent"] for name in ("made", "stock", "teacher", "auto")}
+    assert torch.equal(drawn["made"], drawn["auto"])
+    assert (drawn["made"] - drawn["stock"]).abs().max() < 0.02 * drawn["made"].std()
+    assert (drawn["made"] - drawn["teacher"]).abs().max() > 1e-4
+    assert unmatched() == []
+
+
+def test_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: Comfy) -> None:
+    def graph(name: str) -> Graph:
+        g = Graph()
+        tiny(g, name=name, pictures=40, save_every=1000)
+        g.add("TestSave", "save", name="pictures", image=["distil", 2])
+        return g
+
+    comfy.run(graph("whole"))
+    folder = comfy.base / "output" / "apprentice" / "training" / "stopped"
+
+    def cancel() -> None:
+        while not (folder / "loss.jsonl").exists() or (folder / "loss.jsonl").stat().st_size == 0:
+            time.sleep(0.02)
+        requests.post(f"{comfy.url}/interrupt", timeout=10)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(GraphError, match="interrupted"):
+        comfy.run(graph("stopped"))
+    thread.join()
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    assert 1 <= state["step"] < 10 and not (comfy.base / "models" / "loras" / "stopped.safetensors").exists()
+    comfy.run(graph("stopped"))
+    whole, resumed = (load_file(comfy.base / "models" / "loras" / f"{name}.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_run_with_other_settings_is_refused_in_one_sentence(comfy: Comfy) -> None:
+    def graph(**changes: Any) -> Graph:
+        g = Graph()
+        tiny(g, **{"name": "twice", "pictures": 4, **changes})
+        g.add("TestSave", "save", name="pictures", image=["distil", 2])
+        return g
+
+    comfy.run(graph())
+    with pytest.raises(GraphError, match="The run 'twice' was begun with another alpha: take another name, or delete the folder"):
+        comfy.run(graph(alpha=1.2))
+    comfy.run(graph(pictures=8))  # longer is the same run
+    with pytest.raises(GraphError, match="can't be a file name"):
+        comfy.run(graph(name="a/b"))
+    with pytest.raises(GraphError, match="can't begin with another student"):
+        comfy.run(graph(name="wrong", student=["tiny", 1]))
+
+
+def test_preset_auto_without_a_card_is_one_clear_sentence(comfy: Comfy) -> None:
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    draw(g, world[1], world[2], "auto", "ApprenticeStudentSampler", preset="auto", cfg=1.0, denoise=1.0)
+    with pytest.raises(GraphError, match="'auto' needs a model with a card"):
+        comfy.run(g)
