@@ -11,7 +11,7 @@ from torch import Tensor
 from ..networks.tiny_unet import Denoiser, karras_sigmas
 from ..samplers.schedules import refine_sigmas, tiny_world_sigmas
 from ..training.loop import autocast
-from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet
+from ..world.weights import DEFAULT_STUDENT, GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 BATCH = 32
@@ -51,22 +51,32 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tenso
 
 
 class World:
-    """Teacher, student, both judges, and prompts as vectors."""
+    """Teacher, students, both judges, and prompts as vectors."""
 
     def __init__(self) -> None:
         self.text, self.words = load_text()
-        self.teacher, self.student = Denoiser(load_unet("teacher")), Denoiser(load_unet("student_consistency"))
+        self.teacher, self._students = Denoiser(load_unet("teacher")), dict[str, Denoiser]()
         self.decoder = load_autoencoder()
         self.oracle, self.judge = load_oracle("oracle"), load_oracle("judge")
+
+    def student(self, name: str = DEFAULT_STUDENT) -> Denoiser:
+        """The student of this name, loaded once.
+
+        Raises:
+            FileNotFoundError: Its weights are not there.
+        """
+        if name not in self._students:
+            self._students[name] = Denoiser(load_unet(f"student_{name}"))
+        return self._students[name]
 
     def context(self, prompts: list[str]) -> Tensor:
         """Word vectors of prompts."""
         return self.text(self.words.encode(prompts))
 
     @torch.inference_mode()
-    def draft(self, prompts: list[str], noise: Tensor, steps: int, seed: int = 0) -> Drawn:
-        """The student's drafts from unit noise [B, 32, 8, 8]; the noise between steps follows from ``seed`` and the place."""
-        sigmas = tiny_world_sigmas(steps)
+    def draft(self, prompts: list[str], noise: Tensor, steps: int, seed: int = 0, student: str = DEFAULT_STUDENT) -> Drawn:
+        """A student's drafts from unit noise [B, 32, 8, 8]; the noise between steps follows from ``seed`` and the place."""
+        network, sigmas = self.student(student), tiny_world_sigmas(steps)
         parts = []
         for rows in torch.arange(len(prompts)).split(BATCH):
             context, x = self.context([prompts[i] for i in rows]), torch.zeros_like(noise[rows])
@@ -74,12 +84,12 @@ class World:
                 fresh = noise[rows] if number == 0 else _noise(rows.tolist(), seed + 7919 * number)
                 x = x + fresh * sigma
                 with autocast():
-                    x = self.student(x, torch.full((len(rows),), sigma), context).float()
+                    x = network(x, torch.full((len(rows),), sigma), context).float()
             parts.append(x)
         return Drawn(torch.cat(parts), steps, torch.zeros(len(prompts)))
 
     @torch.inference_mode()
-    def teach(self, prompts: list[str], start: Tensor, sigmas: Tensor) -> Drawn:
+    def teach(self, prompts: list[str], start: Tensor, sigmas: Tensor, guidance: float = GUIDANCE) -> Drawn:
         """The teacher with guidance from ``start``, already noisy at ``sigmas[0]``."""
         latents, paths = [], []
         for rows in torch.arange(len(prompts)).split(BATCH):
@@ -89,17 +99,17 @@ class World:
                 with autocast():
                     both = self.teacher(x.repeat(2, 1, 1, 1), sigma.repeat(2), context).float()
                 conditional, unconditional = both.chunk(2)
-                return unconditional + GUIDANCE * (conditional - unconditional)
+                return unconditional + guidance * (conditional - unconditional)
 
             x, path = dpmpp_2m(guided, start[rows], sigmas)
             latents.append(x)
             paths.append(path)
         return Drawn(torch.cat(latents), 2 * (len(sigmas) - 1), torch.cat(paths))
 
-    def redraw(self, prompts: list[str], noise: Tensor, steps: int) -> Drawn:
+    def redraw(self, prompts: list[str], noise: Tensor, steps: int, guidance: float = GUIDANCE) -> Drawn:
         """The teacher from unit noise."""
         sigmas = karras_sigmas(steps, SIGMA_MIN, SIGMA_MAX)
-        return self.teach(prompts, noise * SIGMA_MAX, sigmas)
+        return self.teach(prompts, noise * SIGMA_MAX, sigmas, guidance)
 
     def refine(self, prompts: list[str], drafts: Tensor, noise: Tensor, steps: int, rollback: float) -> Drawn:
         """The teacher from the drafts, taken back by ``rollback``; ``steps`` is for the whole schedule."""

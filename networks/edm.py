@@ -196,6 +196,7 @@ class NormSiluConv(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift, weight, mean, rstd, mask = ctx.saved_tensors
         need_x, need_weight, need_bias = any(ctx.needs_input_grad[:3]), ctx.needs_input_grad[3], ctx.needs_input_grad[4]
+        groups = mean.shape[1]
         mean, rstd = (t.repeat_interleave(x.shape[1] // t.shape[1], dim=1) for t in (mean, rstd))
         slope = scale * rstd
         normed = torch.addcmul(_grid(shift - mean * slope), x, _grid(slope))
@@ -212,7 +213,7 @@ class NormSiluConv(torch.autograd.Function):
         if mask is not None:
             d = d.mul_(mask).div_(ctx.keep)
         torch.ops.aten.silu_backward.grad_input(d, normed, grad_input=d)
-        d_x, d_scale, d_shift = _group_norm_backward(d, x, scale, mean, rstd, ctx.saved_tensors[5].shape[1], normed)
+        d_x, d_scale, d_shift = _group_norm_backward(d, x, scale, mean, rstd, groups, normed)
         return d_x, d_scale, d_shift, d_weight, d_bias, None, None, None
 
 
@@ -278,9 +279,9 @@ def norm_silu_conv(
 
 
 def _on_fast_path(x: Tensor) -> bool:
-    """Whether ``x`` is for the CPU's own path; for a few pictures its many small steps outweigh what it saves."""
+    """Whether ``x`` is for the CPU's own path: for few pictures its many small steps cost more than it saves."""
     wide = x.dtype in (torch.float32, torch.float64)
-    return x.device.type == "cpu" and wide and len(x) >= 4 and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and wide and len(x) >= 8 and not torch.is_autocast_enabled("cpu")
 
 
 @dataclass(frozen=True)

@@ -306,23 +306,23 @@ class _Run:
     def train(self, save_every: int) -> dict[str, Tensor]:
         """Distil, or go on; the student's moving average."""
         folder, total = self.recipe.folder, self.settings.schedule.steps
-        bar, started = bridge.progress_bar(total), _Clock(total)
+        bar, started = bridge.Bar(total), _Clock(total)
 
         def after_step(step: int, _ema: Ema) -> None:
-            shown = bridge.preview(self.teacher, self._draw()) if step % save_every == 0 else None
-            bar.update_absolute(step, total, shown)
+            bar.show(step, (lambda: bridge.preview(self.teacher, self._draw())) if step % save_every == 0 else None)
             started.step(step)
 
         def report(step: int, pictures: int, means: Means) -> None:
             show_text(f"{step} of {total} iterations, {pictures:,} images seen, {started.left(step)}")
 
         watch = Watch(
-            report, max(1, min(25, total // 20)), folder / "loss.jsonl", bridge.interrupted, after_step=after_step
-        )
+            report, max(1, min(25, total // 20)), folder / "loss.jsonl", bar.interrupted, (bridge.Cancelled,),
+            after_step=after_step,
+        )  # fmt: skip
         try:
             return distil(self.task, self.settings, folder / "checkpoint.pt", watch=watch, save_every=save_every).shadow
         except KeyboardInterrupt:
-            bridge.stop_if_interrupted()
+            bar.stop()
             raise
 
     def finish(self, average: dict[str, Tensor]) -> io.NodeOutput:

@@ -14,11 +14,13 @@ from ..networks import diffusers_unet as unets
 from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
 from ..samplers.comfy import CARD, model_name, show_text
 from ..samplers.comfy_unet import DTYPES, build, load_other
+from ..world import weights
 from ..world.loader import TinyWorldModel, model_of
 from .types import CATEGORY
 
 _KINDS = ("diffusion_models", "diffusers")
 _FOLDERS = "models/diffusion_models or models/diffusers"
+BUNDLED = "tiny world sid (bundled)"  # so that there is one to try
 
 
 def students() -> dict[str, Path]:
@@ -27,7 +29,7 @@ def students() -> dict[str, Path]:
     for base in (Path(folder) for kind in _KINDS for folder in folder_paths.get_folder_paths(kind)):
         for path in _below(base):
             found.setdefault(path.relative_to(base).as_posix(), path)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items())) | {BUNDLED: weights.FOLDER / "student_sid.safetensors"}
 
 
 def _below(base: Path) -> Iterator[Path]:
@@ -112,18 +114,18 @@ class ApprenticeLoadStudent(io.ComfyNode):
 
 
 def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> Any:
-    weights = {key: value for path in files.weights for key, value in read_weights(path).items()}
+    tensors = {key: value for path in files.weights for key, value in read_weights(path).items()}
     metadata = read_metadata(files.weights[0]) if len(files.weights) == 1 else {}
     if metadata.get("teacher") == TinyWorldModel.__name__:
-        return _with_card(model_of(weights), metadata)
+        return _with_card(model_of(tensors), metadata)
     config = _config(files, metadata)
-    if not unets.is_unet(weights):
-        other = load_other(weights, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata)
+    if not unets.is_unet(tensors):
+        other = load_other(tensors, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata)
         return _with_card(other, metadata)
-    found = unets.structure({key: tuple(value.shape) for key, value in weights.items()}, config, files.name)
+    found = unets.structure({key: tuple(value.shape) for key, value in tensors.items()}, config, files.name)
     scheduler = _read(files.scheduler, files.name)
     return build(
-        weights, found, files.name, guidance=guidance, weight_dtype=weight_dtype,
+        tensors, found, files.name, guidance=guidance, weight_dtype=weight_dtype,
         prediction=unets.prediction(scheduler, files.name), sampling=unets.sampling_settings(scheduler),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .comfy import Conditioning
 from .schedules import sampling_kind
 
+Cancelled = comfy.model_management.InterruptProcessingException
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 
@@ -122,19 +123,32 @@ def preview(model: comfy.model_patcher.ModelPatcher, latents: Tensor) -> Any:
     return previewer.decode_latent_to_preview_image("JPEG", latents) if previewer else None
 
 
-def progress_bar(total: int) -> Any:
-    """ComfyUI's progress bar of the node that runs."""
-    return comfy.utils.ProgressBar(total)
+class Bar:
+    """ComfyUI's progress bar of the node that runs, and its cancel button.
 
+    ComfyUI ends a node from within its bar, or from any layer, when the artist cancels, which would be in the middle of a step: here it is only
+    remembered, so that the run can be saved first.
+    """
 
-def interrupted() -> bool:
-    """Whether the artist pressed cancel."""
-    return bool(comfy.model_management.processing_interrupted())
+    def __init__(self, total: int) -> None:
+        self.bar, self.total, self.cancelled = comfy.utils.ProgressBar(total), total, False
 
+    def show(self, step: int, shown: Callable[[], Any] | None = None) -> None:
+        """``step`` of the total is done; ``shown`` makes a preview."""
+        try:
+            self.bar.update_absolute(step, self.total, shown() if shown else None)
+        except Cancelled:
+            self.cancelled = True
 
-def stop_if_interrupted() -> None:
-    """End the node the way ComfyUI ends one that was cancelled."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
+    def interrupted(self) -> bool:
+        """Whether the artist pressed cancel."""
+        self.cancelled = self.cancelled or bool(comfy.model_management.processing_interrupted())
+        return self.cancelled
+
+    def stop(self) -> None:
+        """End the node the way ComfyUI ends one that was cancelled."""
+        comfy.model_management.interrupt_current_processing(False)
+        raise Cancelled
 
 
 def with_lora(model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:

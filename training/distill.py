@@ -197,7 +197,7 @@ def distil(
             settings.generator_rate, settings.delay,
         ),
     }  # fmt: skip
-    mine = processes.rows(settings.batch)
+    mine, cancelled = processes.rows(settings.batch), False
 
     def step(rng: torch.Generator) -> Means:
         steps = draw_steps(rng, settings.steps, task.step_shares)
@@ -209,11 +209,13 @@ def distil(
         result = iterate(
             task.players, learners["fake"].optimiser, learners["generator"].optimiser, objective, for_fake, for_generator,
             part=settings.part, reduce=processes.add_gradients, batch=settings.batch,
-            interrupted=watch.interrupted if processes.count == 1 else None,
+            interrupted=watch.interrupted if processes.count == 1 else None, cancelled_by=watch.cancelled_by,
         )  # fmt: skip
+        nonlocal cancelled
+        cancelled = cancelled or result.cancelled
         return processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
 
-    watched = replace(watch, interrupted=lambda: processes.any(watch.interrupted()))
+    watched = replace(watch, interrupted=lambda: processes.any(cancelled or watch.interrupted()))
     return run(
         learners, step, settings.schedule, checkpoint,
         ema=Ema(task.generator, settings.ema_half_life, settings.ema_rampup), ema_of=task.generator, seed=settings.seed,

@@ -83,11 +83,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 class Interrupted(Exception):  # noqa: N818 - it names what happened
-    """Raised by a step that was stopped before its end; ``clean`` if it had changed no weights yet."""
-
-    def __init__(self, clean: bool) -> None:
-        super().__init__("interrupted")
-        self.clean = clean
+    """Raised by a step that was stopped before it had changed anything."""
 
 
 @dataclass
@@ -114,6 +110,7 @@ class Watch:
         report: Called every ``report_every`` steps.
         log: The same as JSON lines, one a report; cut back to where a run resumes.
         interrupted: Asked after each step, and by long steps between their parts.
+        cancelled_by: What networks raise by themselves when somebody cancels.
         on_save: Called after each save with the moving average and the pictures seen, for samples and plots.
         after_step: Called after each step with the steps done, once the moving average is up to date.
     """
@@ -122,6 +119,7 @@ class Watch:
     report_every: int = 100
     log: Path | None = None
     interrupted: Callable[[], bool] = lambda: False
+    cancelled_by: tuple[type[BaseException], ...] = ()
     on_save: Callable[[Ema, int], None] | None = None
     after_step: Callable[[int, Ema], None] | None = None
 
@@ -184,8 +182,7 @@ def run(
         try:
             losses = step(step_generator(seed, number))
         except Interrupted as stopped:
-            # Half a step can't be saved: what had been saved before is, and the same steps are taken again.
-            if stopped.clean and main_process:
+            if main_process:
                 _save(checkpoint, learners, ema, progress)
             raise KeyboardInterrupt from stopped
         for name, value in losses.items():

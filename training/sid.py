@@ -438,11 +438,12 @@ def _fake_and_discriminator(
 
 @dataclass(frozen=True)
 class Iteration:
-    """What an iteration did: both losses as the official code prints them, and how many samples had NaN."""
+    """What an iteration did: both losses as the official code prints them, how many samples had NaN, was it cancelled."""
 
     fake_loss: float
     generator_loss: float
     dropped: int
+    cancelled: bool = False
 
 
 def train_step(
@@ -497,6 +498,7 @@ def iterate(
     reduce: Callable[[Sequence[Tensor]], None] | None = None,
     batch: int = 0,
     interrupted: Callable[[], bool] | None = None,
+    cancelled_by: tuple[type[BaseException], ...] = (),
 ) -> Iteration:
     """One iteration on any levels and guidance; ``train_step`` is the front of it that the paper knows.
 
@@ -504,12 +506,29 @@ def iterate(
         part: Pictures at a time (gradients are accumulated); 0 for all. Changes memory, not the result.
         reduce: Sums gradients over processes, where there are several.
         batch: The batch over all processes; 0 if these draws are all of it.
-        interrupted: Asked before every part.
+        interrupted: Asked before every part of the first half. In the second it is too late: the fake score has learned, and
+            half an iteration can't be saved.
+        cancelled_by: What the networks themselves raise when somebody cancels (ComfyUI's do). In the second half it is begun
+            anew and finished, and the iteration says that it was cancelled.
 
     Raises:
-        Interrupted: ``interrupted`` said so; clean if no weights had changed.
+        Interrupted: ``interrupted`` said so; nothing has changed.
     """
-    batch = batch or len(for_generator)
+    batch, cancelled = batch or len(for_generator), False
+
+    def accumulate(
+        optimiser: torch.optim.Optimizer, loss: Callable[[Draws], Loss], draws: Draws, first: bool
+    ) -> tuple[float, int]:
+        optimiser.zero_grad(set_to_none=True)
+        total, dropped = 0.0, 0
+        for rows in draws.split(part or len(draws)):
+            if first and interrupted is not None and interrupted():
+                raise Interrupted
+            result = loss(rows)
+            if result.dropped < len(rows):
+                (result.total / batch).backward()
+            total, dropped = total + float(result.total.detach()) / batch, dropped + result.dropped
+        return total, dropped
 
     def half(
         parameters: Sequence[Tensor],
@@ -518,16 +537,16 @@ def iterate(
         loss: Callable[[Draws], Loss],
         draws: Draws,
     ) -> tuple[float, int]:
+        nonlocal cancelled
         _learn(parameters, others)
-        optimiser.zero_grad(set_to_none=True)
-        total, dropped = 0.0, 0
-        for rows in draws.split(part or len(draws)):
-            if interrupted is not None and interrupted():
-                raise Interrupted(clean=parameters is players.fake_parameters)
-            result = loss(rows)
-            if result.dropped < len(rows):
-                (result.total / batch).backward()
-            total, dropped = total + float(result.total.detach()) / batch, dropped + result.dropped
+        first = parameters is players.fake_parameters
+        try:
+            total, dropped = accumulate(optimiser, loss, draws, first)
+        except cancelled_by as error:
+            if first:
+                raise Interrupted from error
+            cancelled = True
+            total, dropped = accumulate(optimiser, loss, draws, first)
         if reduce is not None:
             reduce(parameters)
         clean_gradients(parameters)
@@ -542,7 +561,7 @@ def iterate(
         players.generator_parameters, players.fake_parameters, generator_optimiser,
         lambda rows: generator_objective(players, objective, rows), for_generator,
     )  # fmt: skip
-    return Iteration(fake, own, fake_dropped + dropped)
+    return Iteration(fake, own, fake_dropped + dropped, cancelled)
 
 
 def _learn(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> None:

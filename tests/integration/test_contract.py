@@ -18,7 +18,8 @@ NODE_IDS = [
     "ApprenticeTinyWorld", "ApprenticePrompts", "ApprenticeStudentSampler", "ApprenticeJudge", "ApprenticeTeacher",
     "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeReport", "ApprenticeSaveImages",
     "ApprenticeCalibrate", "ApprenticeLoadCalibration", "ApprenticeLoadOracle", "ApprenticeScore", "ApprenticeBestOf",
-    "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode", "ApprenticeTeacherCost",
+    "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode", "ApprenticeTeacherCost", "ApprenticeLoadStudent",
+    "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill",
 ]  # fmt: skip
 
 

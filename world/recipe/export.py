@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import FOLD, INNER_CHANNELS, TinyAutoencoder
 from ..weights import FOLDER, half, load_oracle
+from . import sid
 from .concepts import GATE_SETS
 from .data import BACKGROUND_COLOURS, Icons, on_background
 from .judge import SHAPE as JUDGE_SHAPE
@@ -35,6 +36,10 @@ def run(work: Path, target: Path = FOLDER) -> None:
     for source, name in (("student", "student_consistency"), ("control", "control")):
         if (ema := _ema(work, source)) is not None:
             _save(target, name, half(ema))
+    if (ema := _ema(work, "sid")) is not None:
+        _save(target, "student_sid", half(ema), sid.about())
+        curve = [json.loads(line) for line in (work / "sid_curve.jsonl").read_text().splitlines()]
+        (target.parent / "sid_curve.json").write_text(json.dumps(curve, indent=1) + "\n")
     if (target / "judge.safetensors").exists():
         _save(target, "reference", _reference(work))
     total = sum(path.stat().st_size for path in target.glob("*.safetensors"))

@@ -39,6 +39,21 @@ TWO_STEPS = 0.3  # share of iterations in which the generator takes two steps
 SHAPE = (32, 8, 8)
 
 
+def about() -> dict[str, str]:
+    """The student's card, as SiD Distill writes one, so that Load Student knows what it is."""
+    from ... import __version__
+
+    return {
+        "apprentice": __version__,
+        "method": "SiD with guidance (arXiv 2406.01561), then SiDA (2410.14919)",
+        "teacher": "TinyWorldModel",
+        "preset": "tiny-world",
+        "kappas": json.dumps([1.0, 1.0, 1.0, TEACHER_GUIDANCE]),
+        "images_seen": str(sum(schedule.steps * schedule.batch for _, schedule, *_ in ROUNDS)),
+        "steps": "2",
+    }
+
+
 def denoiser(network: TinyUNet) -> Callable[[Tensor, Tensor, Any], Tensor]:
     """``network`` as D(x, sigma [B, 1, 1, 1], words), computed in bfloat16."""
     around = Denoiser(network)

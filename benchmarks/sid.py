@@ -1,0 +1,315 @@
+"""Does a one-step student of SiD draw as well as its teacher? Measured on the tiny world, on prompts that training never showed.
+
+The Frechet distance is that between the judge's features of drawn and of real pictures: the judge is the tiny world's own
+CLIP, not the Inception of published FIDs, so these distances compare only with each other, and only at one number of
+pictures. Teacher and students draw from the same noise. Intervals are by prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..world.recipe.concepts import held_out_prompts
+from ..world.weights import DEFAULT_STUDENT, FOLDER, GUIDANCE, read
+from .adaptive import reference
+from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
+from .world import Drawn, World, unit_noise
+
+STUDENT = "sid"
+TEACHER_STEPS = (4, 5, 7, 9, 12, 16, 24)
+GUIDANCES = (GUIDANCE, 1.5)  # what samplers use, and what SiD was trained against (world/recipe/sid.py)
+STUDENT_STEPS = (1, 2)
+PROMPTS, SEEDS = 256, 2
+CURVE = FOLDER.parent / "sid_curve.json"
+CURVE_PROMPTS, CURVE_SEED = 256, 5  # of the points of the curve, as the recipe draws them
+FEATURES = "the tiny world's judge (a CLIP of its own; not Inception)"
+
+# -------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass
+class Pool:
+    """What one way of drawing made of every prompt and seed.
+
+    Attributes:
+        name: Of the network.
+        steps: Of the sampler.
+        nfe: Network evaluations a picture.
+        quality: The judge's scores [prompts, seeds].
+        features: The judge's unit features [prompts, seeds, D].
+        guidance: Of the teacher; 0 for students, which have none.
+    """
+
+    name: str
+    steps: int
+    nfe: int
+    quality: Array
+    features: Array
+    guidance: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Name and steps in words."""
+        return f"{self.name}, {self.steps} step{'s' if self.steps > 1 else ''}"
+
+    def distance(self, real: tuple[Array, Array], index: Array | slice = slice(None)) -> float:
+        """Frechet distance of the pictures of the prompts ``index`` to the real ones' mean and covariance."""
+        return frechet(self.features[index].reshape(-1, self.features.shape[-1]), *real)
+
+    def spread(self, index: Array | slice = slice(None)) -> float:
+        """Diversity as in ``adaptive.diversity``: mean of 1 - cosine between two pictures of one prompt."""
+        f = self.features[index]
+        gaps = [1 - (f[:, a] * f[:, b]).sum(-1) for a in range(f.shape[1]) for b in range(a)]
+        return float(np.mean(gaps)) if gaps else 0.0
+
+    def first_seed(self) -> Pool:
+        """The pictures that come from the curve's noise."""
+        return Pool(self.name, self.steps, self.nfe, self.quality[:, :1], self.features[:, :1], self.guidance)
+
+
+def starting_noise(prompts: int, seeds: int) -> Tensor:
+    """Noise [prompts * seeds, 32, 8, 8], a prompt's seeds side by side; the first seed is that of the curve's points."""
+    curve = torch.randn(CURVE_PROMPTS, 32, 8, 8, generator=torch.Generator().manual_seed(CURVE_SEED))
+    return torch.stack([curve[:prompts], *(unit_noise(prompts, seed) for seed in range(1, seeds))], dim=1).flatten(0, 1)
+
+
+def measure(
+    prompts: list[str], seeds: int, teacher_steps: Sequence[int], student: str, say: Callable[[str], None]
+) -> list[Pool]:
+    """Draw and judge every prompt with the students, then with the teacher at every number of steps and guidance."""
+    world, rows = World(), [p for p in prompts for _ in range(seeds)]
+    world.student(student)  # a missing file is best said before the teacher's long work
+    noise = starting_noise(len(prompts), seeds)
+
+    def pool(name: str, steps: int, drawn: Drawn, guidance: float = 0.0) -> Pool:
+        pictures = world.pictures(drawn.latents)
+        quality = world.judge.score(pictures, rows).double().numpy().reshape(len(prompts), seeds)
+        features = world.features(pictures).double().numpy().reshape(len(prompts), seeds, -1)
+        return Pool(name, steps, drawn.nfe, quality, features, guidance)
+
+    found = []
+    for name in dict.fromkeys((DEFAULT_STUDENT, student)):
+        for steps in STUDENT_STEPS:
+            say(f"student {name}, steps: {steps}")
+            found.append(pool(name, steps, world.draft(rows, noise, steps, seed=500, student=name)))
+    for guidance in GUIDANCES:
+        for steps in teacher_steps:
+            say(f"teacher, steps: {steps}, guidance {guidance:g}")
+            drawn = world.redraw(rows, noise, steps, guidance)
+            found.append(pool("teacher", steps, drawn, guidance))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ claims
+
+
+def best_teacher(pools: Sequence[Pool], real: tuple[Array, Array]) -> Pool:
+    """The teacher with the least distance, of all numbers of steps and both guidances: the strictest opponent."""
+    return min((p for p in pools if p.name == "teacher"), key=lambda p: p.distance(real))
+
+
+def claims(student: Pool, teacher: Pool, real: tuple[Array, Array], draws: int = 2000) -> dict[str, Claim]:
+    """Student against teacher: the ratio of distances, the difference of scores, the ratio of diversities.
+
+    Both sides of a ratio come from the same prompts.
+    """
+    count = len(student.quality)
+    gain = (student.quality - teacher.quality).mean(1)
+    return {
+        "sid_frechet_ratio": jackknife(lambda i: student.distance(real, i) / teacher.distance(real, i), count),
+        "sid_judge_difference": bootstrap(lambda i: float(gain[i].mean()), count, draws),
+        "sid_diversity_ratio": bootstrap(lambda i: student.spread(i) / teacher.spread(i), count, draws),
+    }
+
+
+def jackknife(statistic: Callable[[Array], float], units: int) -> Claim:
+    """``statistic(indices)`` of all units (prompts), with its 95 % interval by leaving out one at a time.
+
+    For distances, where the bootstrap is wrong: a Frechet distance grows as pictures get fewer, and a resample holds only
+    63 % of them and some twice, so that its distances lie far above the one that they should surround.
+    """
+    everything = np.arange(units)
+    value = statistic(everything)
+    without = np.array([statistic(np.delete(everything, unit)) for unit in everything])
+    error = float(np.sqrt((units - 1) / units * ((without - without.mean()) ** 2).sum()))
+    return Claim(value, value - 1.96 * error, value + 1.96 * error)
+
+
+def row(pool: Pool, real: tuple[Array, Array]) -> dict[str, Any]:
+    """One line of the table."""
+    scores = pool.quality.mean(1)
+    judge = bootstrap(lambda i: float(scores[i].mean()), len(scores))
+    return {
+        "network": pool.name, "steps": pool.steps, "guidance": pool.guidance or "-", "NFE": pool.nfe,
+        "Frechet": round(pool.distance(real), 5), "judge": judge.value, "95 %": f"{judge.lo:.2f} to {judge.hi:.2f}",
+        "diversity": pool.spread(),
+    }  # fmt: skip
+
+
+def read_curve(path: Path = CURVE) -> list[dict[str, float]]:
+    """Distance and score over pictures seen, as the recipe wrote them down; empty where it did not."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+# --------------------------------------------------------------------------------------------------------- all
+
+
+def run(
+    quick: bool = False, plot: Path | None = None, say: Callable[[str], None] = print, student: str = STUDENT
+) -> Figures:
+    """Measure, print the table and the claims, draw the plot.
+
+    Raises:
+        FileNotFoundError: The student's weights are not there.
+    """
+    prompts = [p.text() for p in held_out_prompts()][: 64 if quick else PROMPTS]
+    pools = measure(prompts, SEEDS, TEACHER_STEPS[::2] if quick else TEACHER_STEPS, student, say)
+    real = reference()
+    figures = compare(pools, real, student)
+    print_table(figures.rows)
+    print()
+    for name, claim in figures.claims.items():
+        print(f"{name:<24} {claim}")
+    if plot:
+        if not (curve := read_curve()):
+            say(f"{CURVE.name} is missing, so there is no curve over pictures seen; the recipe's stage 'sid' records it.")
+        draw_plot(pools, real, curve, plot)
+        say(f"plot: {plot}")
+    return figures
+
+
+def compare(pools: Sequence[Pool], real: tuple[Array, Array], student: str) -> Figures:
+    """Table and claims."""
+    teacher = best_teacher(pools, real)
+    one = {p.name: p for p in pools if p.name != "teacher" and p.steps == 1}
+    figures = Figures("sid", {
+        "prompts": len(teacher.quality), "seeds": teacher.quality.shape[1], "student": student, "features": FEATURES,
+        "teacher_steps": teacher.steps, "teacher_guidance": teacher.guidance, "student_card": read(f"student_{student}")[1],
+    })  # fmt: skip
+    figures.rows = [row(pool, real) for pool in pools]
+    figures.claims = claims(one[student], teacher, real)
+    if student != DEFAULT_STUDENT:
+        figures.findings["against the consistency student, both in one step"] = claims(one[student], one[DEFAULT_STUDENT], real)
+    return figures
+
+
+# -------------------------------------------------------------------------------------------------------- plot
+
+TEACHER_COLOURS = ("tab:blue", "tab:cyan")
+STUDENT_COLOURS = {DEFAULT_STUDENT: "tab:orange"}
+SID_COLOUR = "tab:red"
+PANELS = (("Frechet distance (the judge's features)", "lower is better"), ("judge's score", "higher is better"))
+
+
+def draw_plot(pools: Sequence[Pool], real: tuple[Array, Array], curve: Sequence[dict[str, float]], path: Path) -> None:
+    """Distance at the left, score at the right: over pictures seen in training above, over evaluations a picture below."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(13, 9.5), constrained_layout=True)
+    prompts, seeds = pools[0].quality.shape
+    for column, key in enumerate(("frechet", "judge")):
+        over_training, over_cost = axes[:, column]
+        name, direction = PANELS[column]
+        _draw_training(over_training, pools, real, curve, key)
+        _draw_cost(over_cost, pools, real, key)
+        over_training.set(title=f"{name} over training\none step, {min(prompts, CURVE_PROMPTS)} held-out prompts, one seed")
+        over_cost.set(title=f"{name} over cost\n{prompts} held-out prompts, {seeds} seeds")
+        for axis in (over_training, over_cost):
+            axis.set_ylabel(f"{name}; {direction}")
+            axis.grid(alpha=0.2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _value(pool: Pool, real: tuple[Array, Array], key: str) -> float:
+    return pool.distance(real) if key == "frechet" else float(pool.quality.mean())
+
+
+def _draw_training(
+    axis: Any, pools: Sequence[Pool], real: tuple[Array, Array], curve: Sequence[dict[str, float]], key: str
+) -> None:
+    """The curve; beside it a line for each number of the teacher's steps, and for the consistency student's one step."""
+    if curve:
+        seen, values = [point["pictures"] / 1000 for point in curve], [point[key] for point in curve]
+        axis.plot(seen, values, "o-", color=SID_COLOUR, ms=4, lw=2, label="SiD, moving average", zorder=3)
+        axis.legend(frameon=False, fontsize=9, loc="best")
+    axis.set_xlabel("pictures seen in training, thousands")
+    if len(pools[0].quality) != CURVE_PROMPTS:
+        # A distance depends on the number of pictures, so lines of fewer pictures would not compare.
+        axis.text(0.5, 0.02, "quick run: other networks at another number of pictures", transform=axis.transAxes, ha="center",
+                  va="bottom", fontsize=8, color="0.5")  # fmt: skip
+        return
+    levels = []
+    for pool in pools:
+        teacher = pool.name == "teacher"
+        if pool.guidance == GUIDANCE or (pool.name == DEFAULT_STUDENT and pool.steps == 1):
+            colour = TEACHER_COLOURS[0] if teacher else STUDENT_COLOURS[DEFAULT_STUDENT]
+            levels.append((_value(pool.first_seed(), real, key), pool.label, colour))
+    for height, _, colour in levels:
+        axis.axhline(height, color=colour, lw=1, ls="--" if colour in STUDENT_COLOURS.values() else ":", zorder=1)
+    _label_levels(axis, levels)
+
+
+def _label_levels(axis: Any, levels: Sequence[tuple[float, str, str]]) -> None:
+    """Names of horizontal lines at the right of the panel, moved apart where they would touch, each tied to its line."""
+    low, high = axis.get_ylim()
+    ordered = sorted(levels)
+    places = apart([(height - low) / (high - low) for height, *_ in ordered], 0.045)
+    for (height, label, colour), place in zip(ordered, places, strict=True):
+        axis.annotate(
+            label, xy=(1, (height - low) / (high - low)), xytext=(1.03, place), xycoords="axes fraction",
+            textcoords="axes fraction", fontsize=8, color=colour, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+    axis.set_ylim(low, high)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Rising ``places`` moved so that neighbours are at least ``gap`` apart, each group around its own middle."""
+    groups: list[list[float]] = []
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and _bottom(groups[-1], gap) - _top(groups[-2], gap) < gap:
+            last = groups.pop()
+            groups[-1] += last
+    return [_bottom(group, gap) + gap * i for group in groups for i in range(len(group))]
+
+
+def _bottom(group: Sequence[float], gap: float) -> float:
+    return sum(group) / len(group) - gap * (len(group) - 1) / 2
+
+
+def _top(group: Sequence[float], gap: float) -> float:
+    return _bottom(group, gap) + gap * (len(group) - 1)
+
+
+def _draw_cost(axis: Any, pools: Sequence[Pool], real: tuple[Array, Array], key: str) -> None:
+    """Every network over its evaluations a picture, one line a network."""
+    lines: dict[tuple[str, float], list[Pool]] = {}
+    for pool in pools:
+        lines.setdefault((pool.name, pool.guidance), []).append(pool)
+    teachers = [line for line in lines if line[0] == "teacher"]
+    for (name, guidance), own in lines.items():
+        teacher = name == "teacher"
+        colour = TEACHER_COLOURS[teachers.index((name, guidance))] if teacher else STUDENT_COLOURS.get(name, SID_COLOUR)
+        label = f"teacher, guidance {guidance:g}" if teacher else f"{'SiD' if name == STUDENT else name} student"
+        style = {"marker": "s", "ms": 5, "zorder": 2} if teacher else {"marker": "o", "ms": 8, "zorder": 3}
+        axis.plot([p.nfe for p in own], [_value(p, real, key) for p in own], color=colour, label=label, lw=1.5, **style)
+    ticks = sorted({p.nfe for p in pools})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(t) for t in ticks])
+    axis.minorticks_off()
+    axis.set_xlabel("network evaluations a picture (guidance takes two a step)")
+    axis.legend(frameon=False, fontsize=9)

@@ -1,0 +1,358 @@
+"""How fast and how lean one training step of SiD is, beside the same step written plainly.
+
+The step is that of the official CIFAR-10 run on a network small enough for a CPU: DDPM++ of 32 channels at 32x32, three
+networks, both halves, both of Adam's steps and the moving average, in one thread. Every variant has a process of its own,
+so that its peak memory is its own; the processes take their steps in turn, so that other work on the machine slows all of
+them alike, and what is compared is the ratio within a turn.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..networks.edm import Conv2d, EDMPrecond, Resample, UNetBlock, build_edm
+from ..training.augment import AugmentDraws, augment
+from ..training.loop import Ema, autocast
+from ..training.sid import (
+    INIT_SIGMA,
+    Draws,
+    Labels,
+    Objective,
+    clean_gradients,
+    edm_players,
+    fake_score_loss,
+    generator_loss,
+    iterate,
+    log_normal_level,
+    noise_level,
+)
+from .figures import Array, Claim, Figures, print_table
+
+BATCH, RATE, HALF_LIFE, GIB = 32, 1e-5, 500_000, 2**30
+CONFIG: dict[str, Any] = {
+    "img_resolution": 32, "img_channels": 3, "augment_dim": 9, "model_type": "SongUNet", "embedding_type": "positional",
+    "encoder_type": "standard", "decoder_type": "standard", "channel_mult_noise": 1, "resample_filter": [1, 1],
+    "model_channels": 32, "channel_mult": [2, 2, 2], "num_blocks": 4, "attn_resolutions": [16], "dropout": 0.0,
+}  # fmt: skip
+OFFICIAL = "0.38 to 0.45 CPU seconds a picture and 3.8 GiB, the authors' loop on a machine like ours"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to take the step.
+
+    Attributes:
+        name: In the table.
+        part: Pictures at a time; 0 for the whole batch.
+        bfloat16: Autocast to bfloat16.
+        plain: The plain baseline of this file.
+    """
+
+    name: str
+    part: int = 0
+    bfloat16: bool = False
+    plain: bool = False
+
+
+PLAIN = Variant("written plainly", plain=True)
+VARIANTS = (
+    PLAIN, Variant("whole batch"), Variant("16 at a time", part=16), Variant("8 at a time", part=8),
+    Variant("bfloat16, whole batch", bfloat16=True), Variant("bfloat16, 8 at a time", part=8, bfloat16=True),
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------------- the step, written plainly
+
+
+def plain_denoise(network: EDMPrecond, x: Tensor, sigma: Tensor, augment_labels: Tensor | None = None) -> Tensor:
+    """D(x; sigma) from the parameters of ``network``, by the textbook: one operation after the other, channels first.
+
+    For DDPM++ in evaluation mode and without classes.
+    """
+    variance = sigma**2 + network.sigma_data**2
+    f = plain_unet(network.model, x / variance.sqrt(), sigma.flatten().log() / 4, augment_labels)
+    return x * (network.sigma_data**2 / variance) + f * (sigma * network.sigma_data / variance.sqrt())
+
+
+def plain_unet(unet: Any, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None) -> Tensor:
+    """F of DDPM++."""
+    embedding = unet.embed(noise_labels, None, augment_labels)
+    skips = []
+    for layer in unet.enc.values():
+        x = plain_block(layer, x, embedding) if isinstance(layer, UNetBlock) else plain_conv(layer, x)
+        skips.append(x)
+    for name, layer in unet.dec.items():
+        if name.endswith("_aux_norm"):
+            x = F.silu(plain_norm(layer, x))
+        elif name.endswith("_aux_conv"):
+            x = plain_conv(layer, x)
+        else:
+            x = plain_block(layer, torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
+    return x
+
+
+def plain_block(block: UNetBlock, x: Tensor, embedding: Tensor) -> Tensor:
+    """A residual block, and attention by two products where it has it."""
+    h = plain_conv(block.conv0, F.silu(plain_norm(block.norm0, x)))
+    h = h + block.affine(embedding)[:, :, None, None]
+    h = plain_conv(block.conv1, F.silu(plain_norm(block.norm1, h)))
+    x = (h + (x if block.skip is None else plain_conv(block.skip, x))) * block.style.skip_scale
+    return plain_attention(block, x) if block.heads else x
+
+
+def plain_attention(block: UNetBlock, x: Tensor) -> Tensor:
+    """Softmax of q k over the root of the width, times v."""
+    b, c, height, width = x.shape
+    head = c // block.heads
+    qkv = plain_conv(block.qkv, plain_norm(block.norm2, x)).reshape(b * block.heads, head, 3, height * width)
+    q, k, v = qkv.unbind(2)
+    weights = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(head)).softmax(dim=2)
+    attended = torch.einsum("nqk,nck->ncq", weights, v).reshape(b, c, height, width)
+    return (plain_conv(block.proj, attended) + x) * block.style.skip_scale
+
+
+def plain_conv(layer: nn.Module, x: Tensor) -> Tensor:
+    """Resample by a strided convolution of each channel where the layer resamples, then convolve."""
+    assert isinstance(layer, (Conv2d, Resample))
+    if layer.direction:
+        assert layer.resample_filter is not None
+        kernel, channels = layer.resample_filter.expand(x.shape[1], -1, -1, -1), x.shape[1]
+        padding = (kernel.shape[-1] - 1) // 2
+        if layer.direction == "down":
+            x = F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+        else:
+            x = F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
+    return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2) if isinstance(layer, Conv2d) else x
+
+
+def plain_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """The group norm."""
+    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+
+def plain_step(nets: Networks, for_fake: Draws, for_generator: Draws) -> None:
+    """One iteration as published (Algorithm 1 and the official loop): whole batches, all three graphs kept until the end."""
+    start = torch.full((len(for_fake), 1, 1, 1), INIT_SIGMA)
+    # The fake score.
+    _only(nets.fake, nets)
+    nets.fake_optimiser.zero_grad(set_to_none=True)
+    images = plain_denoise(nets.generator, INIT_SIGMA * for_fake.z, start)
+    assert for_fake.augment is not None
+    images, augment_labels = augment(images, for_fake.augment, Objective.augment)
+    sigma = log_normal_level(for_fake.level)
+    denoised = plain_denoise(nets.fake, images + sigma * for_fake.noise, sigma, augment_labels)
+    (fake_score_loss(images, denoised, sigma).sum() / len(images)).backward()
+    clean_gradients(nets.fake.parameters())
+    nets.fake_optimiser.step()
+    # The generator.
+    _only(nets.generator, nets)
+    nets.generator_optimiser.zero_grad(set_to_none=True)
+    images = plain_denoise(nets.generator, INIT_SIGMA * for_generator.z, start)
+    sigma = noise_level(for_generator.level)
+    x = images + sigma * for_generator.noise
+    y_real, y_fake = plain_denoise(nets.teacher, x, sigma), plain_denoise(nets.fake, x, sigma)
+    (generator_loss(images, y_real, y_fake).sum() * (100 / len(images))).backward()
+    clean_gradients(nets.generator.parameters())
+    nets.generator_optimiser.step()
+
+
+def _only(learner: nn.Module, nets: Networks) -> None:
+    for network in (nets.teacher, nets.fake, nets.generator):
+        network.requires_grad_(network is learner)
+
+
+# ----------------------------------------------------------------------------------------------------- our step
+
+
+@dataclass
+class Networks:
+    """Three networks of one shape and what trains two of them."""
+
+    teacher: EDMPrecond
+    fake: EDMPrecond
+    generator: EDMPrecond
+    fake_optimiser: torch.optim.Optimizer
+    generator_optimiser: torch.optim.Optimizer
+
+    @classmethod
+    def make(cls, config: dict[str, Any], seed: int = 0) -> Networks:
+        """Random ones: what they know costs nothing."""
+        torch.manual_seed(seed)
+        teacher = build_edm(config).eval()
+        fake, generator = copy.deepcopy(teacher), copy.deepcopy(teacher)
+        adam = [torch.optim.Adam(n.parameters(), RATE, betas=(0.0, 0.999), eps=1e-8) for n in (fake, generator)]
+        return cls(teacher, fake, generator, *adam)
+
+
+def draw(rng: torch.Generator, batch: int, config: dict[str, Any], fake: bool) -> Draws:
+    """The randomness of half a step."""
+    shape = (batch, config["img_channels"], config["img_resolution"], config["img_resolution"])
+    z, noise = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
+    level = (torch.randn if fake else torch.rand)(batch, 1, 1, 1, generator=rng)
+    labels: Labels = None
+    return Draws(z, noise, level, labels, augment=AugmentDraws.draw(batch, rng) if fake else None)
+
+
+def stepper(variant: Variant, config: dict[str, Any] = CONFIG, batch: int = BATCH) -> tuple[Networks, Callable[[], None]]:
+    """Networks, and one training step of them on a batch, the moving average of the generator included."""
+    nets, rng = Networks.make(config), torch.Generator().manual_seed(1)
+    players, objective = edm_players(nets.teacher, nets.fake, nets.generator), Objective()
+    ema = Ema(nets.generator, HALF_LIFE)
+
+    def step() -> None:
+        for_fake, for_generator = (draw(rng, batch, config, fake) for fake in (True, False))
+        if variant.plain:
+            plain_step(nets, for_fake, for_generator)
+        else:
+            with autocast(variant.bfloat16):
+                iterate(
+                    players, nets.fake_optimiser, nets.generator_optimiser, objective, for_fake, for_generator, part=variant.part
+                )
+        ema.update(nets.generator, batch, batch)
+
+    return nets, step
+
+
+# -------------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one step took: CPU and wall seconds, and the most memory that the process has held so far, in bytes."""
+
+    cpu: float
+    wall: float
+    peak: float
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in bytes."""
+    if sys.platform.startswith("linux"):
+        # Not getrusage's ru_maxrss: a process that was forked and then executed begins with its parent's.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) * 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def timed(step: Callable[[], None]) -> Turn:
+    """Take one step."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    step()
+    return Turn(time.process_time() - cpu, time.perf_counter() - wall, peak_memory())
+
+
+def _serve(variant: Variant, connection: Connection) -> None:
+    """The life of a variant's process: a step each time it is asked."""
+    torch.set_num_threads(1)
+    _, step = stepper(variant)
+    while connection.recv():
+        connection.send(timed(step))
+
+
+@contextmanager
+def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
+    """A process that takes a step of ``variant`` at each call.
+
+    Raises:
+        RuntimeError: At a call, if the process has died.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(variant, there), daemon=True)
+    process.start()
+    there.close()
+
+    def turn() -> Turn:
+        try:
+            here.send(True)
+            return here.recv()
+        except (EOFError, BrokenPipeError) as error:
+            raise RuntimeError(f"The process of '{variant.name}' has died; is there enough memory?") from error
+
+    try:
+        yield turn
+    finally:
+        process.kill()
+        process.join()
+
+
+def measure(variants: Sequence[Variant], turns: int, say: Callable[[str], None]) -> dict[Variant, list[Turn]]:
+    """Steps of all variants by turns. The first turn warms up and is left out, but for its peak, which is the process's."""
+    found: dict[Variant, list[Turn]] = {variant: [] for variant in variants}
+    with ExitStack() as stack:
+        take = {variant: stack.enter_context(running(variant)) for variant in variants}
+        for number in range(turns + 1):
+            say(f"turn {number} of {turns}" if number else "warming up")
+            for variant in variants:
+                took = take[variant]()
+                if number:
+                    found[variant].append(took)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ figures
+
+
+def row(variant: Variant, turns: Sequence[Turn], plain: Sequence[Turn], batch: int = BATCH) -> dict[str, Any]:
+    """One line of the table; ratios are of the steps of one turn, medians over the turns."""
+    seconds = np.array([t.cpu for t in turns]) / batch
+    ratios = np.array([p.cpu / t.cpu for t, p in zip(turns, plain, strict=True)])
+    peak, plain_peak = turns[-1].peak, plain[-1].peak
+    return {
+        "step": variant.name, "steps/s": float(np.median([1 / t.wall for t in turns])),
+        "CPU s a picture": float(np.median(seconds)), "spread": f"{seconds.min():.3f} to {seconds.max():.3f}",
+        "times as fast as plain": float(np.median(ratios)), "spread of that": f"{ratios.min():.2f} to {ratios.max():.2f}",
+        "peak (GiB)": peak / GIB, "of plain's": peak / plain_peak,
+    }  # fmt: skip
+
+
+def compare(found: dict[Variant, list[Turn]], batch: int = BATCH) -> Figures:
+    """The table, and the claims for the fastest of our steps in float32."""
+    plain = found[PLAIN]
+    ours = [v for v in found if not v.plain and not v.bfloat16]
+    best = min(ours, key=lambda v: float(np.median([t.cpu for t in found[v]])))
+    figures = Figures("sid_speed", {
+        "config": CONFIG, "batch": batch, "turns": len(plain), "threads": 1, "precision": "float32", "step": best.name,
+        "augmentation": Objective.augment, "official": OFFICIAL, "peak": "of the process, in GiB (2^30 bytes)",
+    })  # fmt: skip
+    figures.rows = [row(variant, turns, plain, batch) for variant, turns in found.items()]
+    seconds = np.array([t.cpu for t in found[best]]) / batch
+    peak = found[best][-1].peak
+    figures.claims = {
+        "sid_cpu_seconds_per_image": _spread(seconds),
+        "sid_peak_gb": Claim(peak / GIB, peak / GIB, peak / GIB),
+        "sid_speed_ratio_to_plain": _spread(np.array([p.cpu / t.cpu for p, t in zip(plain, found[best], strict=True)])),
+        "sid_memory_ratio_to_plain": Claim(*[peak / plain[-1].peak] * 3),
+    }
+    return figures
+
+
+def _spread(values: Array) -> Claim:
+    """The median, and least and most."""
+    return Claim(float(np.median(values)), float(values.min()), float(values.max()))
+
+
+def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
+    """Measure, print the table and the claims. Needs about 10 GiB of memory."""
+    figures = compare(measure(VARIANTS[:3] if quick else VARIANTS, 2 if quick else 6, say))
+    print_table(figures.rows)
+    print()
+    for name, claim in figures.claims.items():
+        print(f"{name:<28} {claim}")
+    print(f"\n{figures.settings['step']}, {figures.settings['precision']}; official: {OFFICIAL}")
+    return figures

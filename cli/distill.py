@@ -1,0 +1,300 @@
+"""``apprentice distill``: one-step students of your own teachers. ``sid`` is for EDM's pixel-space networks."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..training.distill import Settings, Task
+    from ..training.edm_task import RunFolder
+    from ..training.loop import Ema, Means, Watch
+    from ..training.processes import Processes
+
+distill = typer.Typer(no_args_is_help=True, help="Distil a teacher into a student that draws in one step.")
+
+_PRESETS = (
+    "A published run's settings; options given beside it win. The paper's FIDs, not measured here: cifar10-uncond 1.923, "
+    "cifar10-cond 1.710, imagenet64-cond 1.524, ffhq64 1.550, afhqv2-64 1.628."
+)
+
+
+class Device(str, Enum):
+    """Where to compute; auto takes a GPU if there is one."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+
+class Precision(str, Enum):
+    """What the networks compute in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+@distill.callback()
+def main() -> None:
+    """Keep ``sid`` a subcommand."""
+
+
+@distill.command()
+def sid(
+    teacher: Annotated[Path, typer.Argument(help="An EDM network: .pkl, or .safetensors from 'apprentice convert'.")],
+    out: Annotated[Path, typer.Option(help="The student's file (.safetensors); Load EDM Network draws with it.")],
+    preset: Annotated[str | None, typer.Option(help=_PRESETS)] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Pictures that the generator draws in all; 20,000.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures an iteration, over all processes; 32.")] = None,
+    part: Annotated[int | None, typer.Option(min=1, help="Pictures at a time: less memory, the same result.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the fake score network; 1e-5.")] = None,
+    glr: Annotated[float | None, typer.Option(help="Learning rate of the generator; 1e-5.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="SiD's alpha; 1.2. Try 1.0 where training is unstable.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=16, help="Steps of the student; 1.")] = None,
+    augment: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Probability of EDM's augmentations; 0.12 where the teacher knows them.")
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Of the networks that learn, while they do; the teacher's own.")
+    ] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="A folder of real pictures (PNG, JPEG): adds SiDA's adversarial loss. Without classes.")
+    ] = None,
+    adversarial: Annotated[float | None, typer.Option(min=0, help="Factor of that loss; 0.01 with --real.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness; 0.")] = None,
+    work: Annotated[Path | None, typer.Option(help="The run's folder: checkpoint, losses, samples; OUT with .run.")] = None,
+    device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = Device.AUTO,
+    precision: Annotated[
+        Precision | None, typer.Option(help="fp32; fp16 on an NVIDIA GPU for the presets that were trained so.")
+    ] = None,
+    save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 250,
+    samples_every: Annotated[int, typer.Option(min=0, help="Iterations between grids of samples; 0 for none.")] = 1000,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+) -> None:
+    """Distil an EDM network by SiD (arXiv 2404.04057), without pictures. Ctrl-C saves; the same command goes on from there.
+
+    With several GPUs: accelerate launch -m comfyui_apprentice.cli distill sid TEACHER --out STUDENT.safetensors
+    """
+    given = {
+        "pictures": pictures, "batch": batch, "part": part, "fake_rate": lr, "generator_rate": glr, "alpha": alpha,
+        "steps": steps, "augment": augment, "seed": seed,
+        "adversarial": 0.01 if real and adversarial is None else adversarial,
+    }  # fmt: skip
+    with _told_in_words():
+        run = _prepare(
+            teacher, out, work, preset, {key: value for key, value in given.items() if value is not None}, device.value,
+            precision.value if precision else None, dropout, real,
+        )  # fmt: skip
+        if not run.finished(force):
+            run.go(save_every, samples_every)
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    """What goes wrong, as a sentence and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except FloatingPointError as error:
+        typer.echo(f"{error} A run with other settings needs another --work.", err=True)
+        raise typer.Exit(1) from error
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _prepare(
+    teacher: Path, out: Path, work: Path | None, preset: str | None, given: dict[str, Any], device: str, precision: str | None,
+    dropout: float | None, real: Path | None,
+) -> _Run:  # fmt: skip
+    """Read the teacher and check the options.
+
+    Raises:
+        ValueError: An option is wrong, or does not suit the teacher or the machine.
+        OSError: The teacher can't be read.
+    """
+    from ..networks.edm_pickle import read_edm
+    from ..oracles.checkpoints import sha256
+    from ..training.edm_task import RunFolder, edm_task, fit_settings
+    from ..training.processes import Processes
+
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out.name} must end in .safetensors.")
+    if teacher.exists() and out.exists() and teacher.samefile(out):
+        raise ValueError(f"{out.name} is the teacher; give the student another name.")
+    settings, halved = _settings(preset, given)
+    if bool(settings.adversarial) != bool(real):
+        raise ValueError("--real and --adversarial go together: give a folder of pictures and a factor above 0, or neither.")
+    processes = Processes.launched()
+    processes.rows(settings.batch)
+    device = _device(device, processes)
+    precision = precision or ("fp16" if halved and device.startswith("cuda") else "fp32")
+    config, weights = read_edm(teacher)
+    fitted = fit_settings(settings, config, precision)
+    if given.get("augment") and not fitted.augment:
+        raise ValueError(f"{teacher.name} was trained without EDM's augmentation and can't be told of it: leave --augment out.")
+    task = edm_task((config, weights), name=teacher.name, device=device, precision=precision, dropout=dropout, real=real)
+    folder = RunFolder(work or out.with_suffix(".run"))
+    return _Run(task, fitted, config, teacher.name, sha256(teacher), out, folder, precision, dropout, processes)
+
+
+def _settings(preset: str | None, given: dict[str, Any]) -> tuple[Settings, bool]:
+    """The settings, and whether the preset's published run computed in float16."""
+    from ..training.distill import Settings
+    from ..training.edm_task import EDM_PRESETS, HALF_EPS
+
+    if preset is not None and preset not in EDM_PRESETS:
+        raise ValueError(f"There is no preset '{preset}' for EDM networks; there are {', '.join(EDM_PRESETS)}.")
+    base = Settings(augment=0.12) if preset is None else EDM_PRESETS[preset].settings
+    return replace(base, **given), base.eps == HALF_EPS
+
+
+def _device(asked: str, processes: Processes) -> str:
+    """Where to compute.
+
+    Raises:
+        ValueError: It isn't there, or accelerate has chosen another.
+    """
+    import torch
+
+    if processes.count > 1:
+        found = str(processes.accelerator.device)
+        if asked not in ("auto", found.split(":")[0]):
+            raise ValueError(f"accelerate launch computes on {found}, not on {asked}: leave --device out.")
+        return found
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if asked == "auto":
+        return next(name for name, found in there.items() if found)
+    if not there[asked]:
+        raise ValueError(f"PyTorch finds no {asked} device here: leave --device out.")
+    return asked
+
+
+@dataclass
+class _Run:
+    """A run that is ready to go."""
+
+    task: Task
+    settings: Settings
+    config: dict[str, Any]
+    teacher: str
+    fingerprint: str
+    out: Path
+    folder: RunFolder
+    precision: str
+    dropout: float | None
+    processes: Processes
+
+    @property
+    def whole(self) -> int:
+        """Pictures of the whole run."""
+        return self.settings.schedule.steps * self.settings.batch
+
+    def say(self, text: str) -> None:
+        """Once, however many processes there are."""
+        if self.processes.main:
+            typer.echo(text)
+
+    def finished(self, force: bool) -> bool:
+        """Whether there is nothing left to do, and say so.
+
+        Raises:
+            ValueError: The student's file is in the way, or the run has gone further than it shall.
+        """
+        seen = self.folder.pictures_seen(self.settings.batch)
+        if seen > self.whole:
+            raise ValueError(f"The run in {self.folder.path} has seen {seen:,} pictures already: ask for more with --pictures.")
+        if self.out.exists() and not force:
+            if seen < self.whole:
+                raise ValueError(f"{self.out} is there already; add --force to overwrite it.")
+            self.say(f"{self.out} is finished after {seen:,} pictures. To go on, raise --pictures and add --force.")
+            return True
+        return False
+
+    def go(self, save_every: int, samples_every: int) -> None:
+        """Train from where the run is to its end, and write the student.
+
+        Raises:
+            KeyboardInterrupt: It was stopped, and saved; people have been told.
+            FloatingPointError: A loss is no longer finite.
+            ValueError: The folder holds another run.
+        """
+        from ..training.distill import distil
+        from ..training.edm_task import save_student
+
+        if self.processes.main:
+            real = getattr(self.task.real, "files", ())
+            more = {"teacher": self.fingerprint, "precision": self.precision, "dropout": self.dropout, "real": len(real)}
+            self.folder.claim(self.settings, **more)
+        try:
+            with _stop_signals() as stopped, self._watch(samples_every, stopped) as watch:
+                ema = distil(
+                    self.task, self.settings, self.folder.checkpoint, watch=watch, save_every=save_every, processes=self.processes
+                )
+        except KeyboardInterrupt:
+            seen = self.folder.pictures_seen(self.settings.batch)
+            self.say(f"Stopped: {seen:,} of {self.whole:,} pictures are saved in {self.folder.path}. The same command goes on.")
+            raise
+        if self.processes.main:
+            save_student(ema.shadow, self.config, self.out, self.settings, self.teacher, self.fingerprint, self.precision)
+        self.say(f"{self.out}: a student of {self.teacher} after {self.whole:,} pictures. Losses, samples: {self.folder.path}")
+
+    @contextmanager
+    def _watch(self, samples_every: int, stopped: Callable[[], bool]) -> Iterator[Watch]:
+        """A bar with an estimate, or lines where there is no terminal; samples; the log of losses."""
+        from ..training.edm_task import Samples
+        from ..training.loop import Watch
+
+        if not self.processes.main:
+            yield Watch(interrupted=stopped)
+            return
+        samples = Samples(self.task, self.folder.path, self.settings.steps)
+        done = self.folder.pictures_seen(self.settings.batch) // self.settings.batch
+        if samples_every and not done:
+            samples(self.task.generator.state_dict(), 0)
+        losses = [""]
+        bar: Any
+        with typer.progressbar(
+            length=self.settings.schedule.steps - done, label="Distilling", show_eta=True, file=sys.stderr,
+            item_show_func=lambda _: losses[0],
+        ) as bar:  # fmt: skip
+
+            def after_step(step: int, ema: Ema) -> None:
+                bar.update(step - done - bar.pos)
+                if samples_every and (step % samples_every == 0 or step == self.settings.schedule.steps):
+                    samples(ema.shadow, step * self.settings.batch)
+
+            def report(step: int, pictures: int, means: Means) -> None:
+                losses[0] = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
+                if not sys.stderr.isatty():
+                    typer.echo(f"step {step:,}, pictures {pictures:,}, {losses[0]}", err=True)
+
+            yield Watch(report, 10, self.folder.log, stopped, after_step=after_step)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether the run was told to stop, by Ctrl-C or by whoever ends processes; a second Ctrl-C does not wait for the step."""
+    told: list[int] = []
+
+    def on_signal(number: int, _frame: Any) -> None:
+        if number == signal.SIGINT and number in told:
+            raise KeyboardInterrupt
+        told.append(number)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(told)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
