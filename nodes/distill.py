@@ -19,6 +19,7 @@ from ..files import save_safetensors_atomically, write_atomically
 from ..samplers import comfy_train as bridge
 from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, show_text
 from ..samplers.edm import sid_sigmas
+from ..samplers.schedules import CUSTOM
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
 from ..training.lora import Adapters, checkpoint_blocks, lora_state_dict
@@ -276,7 +277,7 @@ class _Run:
     def _assemble(
         self, base: Any, labels: dict[str, Tensor], denoisers: list[Any], generator: Any, fake: Any, device: torch.device
     ) -> Task:
-        players = Players(*denoisers, list(fake.parameters()), list(generator.parameters()))
+        players = Players(denoisers[0], denoisers[1], denoisers[2], list(fake.parameters()), list(generator.parameters()))
         guided = {self.settings.kappa1, self.settings.kappa2, self.settings.kappa4} != {1.0}
         count = len(next(iter(labels.values()))) - 1  # the first is the empty prompt
 
@@ -367,8 +368,8 @@ class _Run:
     def _preset(self) -> str:
         """With which preset Student Sampler draws as the student was trained."""
         if self.kind == "discrete":
-            return "sid-lsg" if self.recipe.init_timestep == 625 else types.CUSTOM
-        return "sid-edm" if self.kind == "edm" and self.recipe.init_sigma == 2.5 else types.CUSTOM
+            return "sid-lsg" if self.recipe.init_timestep == 625 else CUSTOM
+        return "sid-edm" if self.kind == "edm" and self.recipe.init_sigma == 2.5 else CUSTOM
 
 
 def _switched(denoise: Callable[..., Tensor], adapters: Adapters, name: str | None) -> Callable[..., Tensor]:

@@ -10,6 +10,7 @@ import folder_paths
 
 from ..oracles import calibration
 from ..oracles.checkpoints import PICKLED
+from ..world.weights import EDM_FOLDER
 
 CALIBRATIONS = "calibrations"
 ORACLES = "oracles"
@@ -24,6 +25,7 @@ folder_paths.folder_names_and_paths[CALIBRATIONS][1].add(".json")
 folder_paths.add_model_folder_path(ORACLES, str(Path(folder_paths.models_dir) / ORACLES))
 folder_paths.folder_names_and_paths[ORACLES][1].update({".safetensors", *PICKLED})
 folder_paths.add_model_folder_path(EDM, str(Path(folder_paths.models_dir) / EDM))
+folder_paths.add_model_folder_path(EDM, str(EDM_FOLDER))
 folder_paths.folder_names_and_paths[EDM][1].update({".safetensors", ".pkl"})
 
 

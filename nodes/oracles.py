@@ -18,10 +18,11 @@ from ..oracles.ensemble import WEIGHTED, Ensemble, Member
 from ..oracles.registry import detect, load
 from ..oracles.selection import agreement, best_of
 from ..samplers.comfy import INFO, on_device, prefers_half, show_text, take_latent, take_rows
+from ..samplers.schedules import AUTO
 from ..world import loader
 from . import folders
 from .judge import join_batches, score
-from .types import AUTO, CATEGORY, COMBOS, Calibration, Oracle, check_combos
+from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
 WORLD = "tiny world"
 # Where the companions of some oracles lie after ``apprentice models pull``.

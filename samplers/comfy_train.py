@@ -126,8 +126,8 @@ def preview(model: comfy.model_patcher.ModelPatcher, latents: Tensor) -> Any:
 class Bar:
     """ComfyUI's progress bar of the node that runs, and its cancel button.
 
-    ComfyUI ends a node from within its bar, or from any layer, when the artist cancels, which would be in the middle of a step: here it is only
-    remembered, so that the run can be saved first.
+    ComfyUI ends a node from within its bar, or from any layer, when the artist cancels, which would be in the middle of a step:
+    here it is only remembered, so that the run can be saved first.
     """
 
     def __init__(self, total: int) -> None:

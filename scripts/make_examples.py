@@ -206,8 +206,72 @@ def oracles() -> tuple[Graph, Layout]:
     return g, layout
 
 
+def distil() -> tuple[Graph, Layout]:
+    """A one-step LoRA for the tiny world's teacher, made in the graph, then drawn with; beside it one step of the teacher."""
+    g, world, lines, _, latent = start()
+    made = g.add(
+        "ApprenticeSiDDistill", "5", model=world[0], clip=world[2], prompts="bundled", text="", name="tiny world one step",
+        method="LoRA", rank=32, pictures=4800, batch_size=16, at_once=0, width=64, height=64, steps=1, alpha=1.0, kappa1=1.0,
+        kappa2=1.0, kappa4=1.5, generator_rate=0.0005, fake_rate=0.001, ema_half_life=1000.0, precision="auto",
+        gradient_checkpointing=False, first_seed=0, save_every=50, vae=world[3],
+    )  # fmt: skip
+    for key, model in (("6", made[0]), ("9", world[0])):
+        drawn = g.add("ApprenticeSiDSampler", key, model=model, positive=lines[0], latent_image=latent[0], seed=7, steps=1,
+                      vae=world[3], columns=4)  # fmt: skip
+        g.add("SaveImage" if key == "6" else "PreviewImage", str(int(key) + 1), images=drawn[1],
+              **({"filename_prefix": "apprentice/distilled"} if key == "6" else {}))  # fmt: skip
+    g.add("PreviewImage", "11", images=made[1])
+    g.add("PreviewAny", "12", source=made[3])
+    del g.nodes["3"]
+    layout = {key: place for key, place in START.items() if key != "3"} | {
+        "5": (400, 60, 380, 1080), "6": (840, 60, 300, 320), "7": (1200, 60, 560, 420), "9": (840, 560, 300, 320),
+        "10": (1200, 560, 560, 420), "11": (1820, 60, 620, 560), "12": (840, 980, 300, 160),
+    }  # fmt: skip
+    return g, layout
+
+
+def students() -> tuple[Graph, Layout]:
+    """Students from files: the tiny world's in one step, and a pixel-space EDM network with its one-step student."""
+    g, world, lines, negative, latent = start()
+    loaded = g.add("ApprenticeLoadStudent", "5", student="tiny world sid (bundled)", guidance=8.0, weight_dtype="default")
+    drafts = g.add(
+        "ApprenticeStudentSampler", "6", model=loaded[0], positive=lines[0], negative=negative[0], latent_image=latent[0],
+        seed=7, preset="auto", steps=1, cfg=1.0, denoise=1.0, sampler_name="lcm", scheduler="normal",
+    )  # fmt: skip
+    g.add("SaveImage", "8", images=g.add("VAEDecode", "7", samples=drafts[0], vae=world[3])[0],
+          filename_prefix="apprentice/student")  # fmt: skip
+    student = g.add(
+        "ApprenticeLoadEDM", "9", network="coloured digits SiD student.safetensors", label="each in turn", class_number=0,
+        label_seed=0, batch_size=40,
+    )  # fmt: skip
+    one = g.add(
+        "ApprenticeSiDSampler", "10", model=student[0], positive=student[1], latent_image=student[4], seed=3, steps=1, columns=10
+    )
+    big = g.add("ImageScaleBy", "11", image=one[1], upscale_method="nearest-exact", scale_by=8.0)
+    g.add("PreviewImage", "12", images=big[0])
+    teacher = g.add(
+        "ApprenticeLoadEDM", "13", network="coloured digits teacher.safetensors", label="each in turn", class_number=0,
+        label_seed=0, batch_size=10,
+    )  # fmt: skip
+    slow = g.add(
+        "KSampler", "14", model=teacher[0], positive=teacher[1], negative=teacher[2], latent_image=teacher[4], seed=3, steps=20,
+        cfg=1.0, sampler_name="heun", scheduler="karras", denoise=1.0,
+    )  # fmt: skip
+    pixels = g.add("ImageScaleBy", "16", image=g.add("VAEDecode", "15", samples=slow[0], vae=teacher[3])[0],
+                   upscale_method="nearest-exact", scale_by=8.0)  # fmt: skip
+    g.add("PreviewImage", "17", images=pixels[0])
+    layout = START | {
+        "5": (400, 60, 320, 150), "6": (400, 290, 320, 420), "7": (400, 790, 200, 60), "8": (780, 60, 560, 640),
+        "9": (1400, 60, 340, 260), "10": (1400, 400, 340, 300), "11": (1400, 780, 340, 110), "12": (1800, 60, 640, 360),
+        "13": (400, 930, 340, 260), "14": (800, 790, 320, 380), "15": (1160, 790, 180, 60), "16": (1400, 970, 340, 110),
+        "17": (1800, 500, 640, 560),
+    }  # fmt: skip
+    return g, layout
+
+
 EXAMPLES = {
     "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
+    "distil": distil, "students": students,
 }  # fmt: skip
 
 ARRANGE = """(layout) => {
@@ -248,7 +312,7 @@ def make(page: Any, name: str, target: Path) -> None:
     page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'x')", graph.nodes)
     page.wait_for_timeout(1500)
     page.evaluate(ARRANGE, layout)
-    queue_and_wait(page)
+    queue_and_wait(page, 1800)
     page.wait_for_timeout(2500)
     page.evaluate(ARRANGE, layout)
     right = max(x + w for x, _, w, _ in layout.values())

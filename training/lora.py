@@ -63,7 +63,8 @@ class Adapters:
         layers = adaptable(network)
         if not layers:
             raise ValueError("This network has no layers that a LoRA could change; distil a full copy.")
-        self.network, self.active = network.requires_grad_(False), None  # type: str | None
+        self.network = network.requires_grad_(False)
+        self.active: str | None = None
         generator = torch.Generator().manual_seed(seed)
         self.of = {name: Lora(layers, rank, generator) for name in names}
         for number, layer in enumerate(layers.values()):

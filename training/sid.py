@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,8 @@ Labels = Tensor | Mapping[str, Tensor] | None
 """What a network is conditioned on: one-hot classes [B, classes], text vectors, several of them by name, or nothing."""
 
 
-class Denoise(Protocol):
-    """A network as D(x, sigma, labels): the picture behind ``x`` [B, C, H, W] at noise level ``sigma`` [B, 1, 1, 1]."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
-        """Denoise ``x``."""
-        ...
+Denoise = Callable[[Tensor, Tensor, Any], Tensor]
+"""A network as D(x, sigma, labels): the picture behind ``x`` [B, C, H, W] at noise level ``sigma`` [B, 1, 1, 1]."""
 
 
 # ---------------------------------------------------------------------------------------------- noise levels

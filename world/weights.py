@@ -17,6 +17,7 @@ from ..networks.tiny_unet import TinyUNet
 from ..oracles.tiny import TinyWorldOracle
 
 FOLDER = Path(__file__).parent / "weights"
+EDM_FOLDER = Path(__file__).parent / "edm"  # pixel-space networks to try Load EDM Network with
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # the noise levels that teacher and students were trained between
 DEFAULT_STUDENT = "consistency"
 GUIDANCE = 2.0  # the classifier-free guidance that the students were distilled with

@@ -13,10 +13,6 @@ from typing import Any
 import pytest
 import torch
 import typer
-from PIL import Image
-from torch import Tensor
-from typer.testing import CliRunner
-
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.networks.edm import build_edm
 from comfyui_apprentice.networks.edm_pickle import read_edm
@@ -25,6 +21,9 @@ from comfyui_apprentice.training import distill, edm_task
 from comfyui_apprentice.training.distill import Settings, Task, distil
 from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, RunFolder, build_network, fit_settings, sample
 from comfyui_apprentice.training.loop import Watch, read_log
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
 
 DATA = Path(__file__).parents[1] / "data"
 TEACHER = DATA / "sid" / "tiny_edm_snapshot.pkl"  # 8x8 RGB, ten classes, augmentation labels, dropout 0.13
@@ -196,7 +195,7 @@ def test_bfloat16_computes_almost_the_same_and_keeps_weights_and_pictures_in_flo
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.03)
     teacher = plain, network.state_dict()
-    x, sigma, labels = torch.randn(2, 3, 8, 8), torch.full((2, 1, 1, 1), 2.5), torch.eye(10)[:2]
+    x, labels = torch.randn(2, 3, 8, 8), torch.eye(10)[:2]
     full, low = (edm_task.edm_task(teacher, precision=p, dropout=0.0) for p in ("fp32", "bf16"))
     exact, near = (task.draw(x, labels) for task in (full, low))
     assert near.dtype == torch.float32
@@ -350,7 +349,9 @@ def test_samples_are_of_the_same_noise_and_show_the_average(tmp_path: Path) -> N
     run(TEACHER, "--out", tmp_path / "a.safetensors", *OPTIONS[:-1], 3)
     grids = sorted((tmp_path / "a.run").glob("samples-*.png"))
     assert [int(grid.stem.split("-")[1]) for grid in grids] == [0, 12, 24]
-    first, last = (torch.frombuffer(bytearray(Image.open(grids[i]).tobytes()), dtype=torch.uint8).view(64, 64, 3) for i in (0, -1))
+    first, last = (
+        torch.frombuffer(bytearray(Image.open(grids[i]).tobytes()), dtype=torch.uint8).view(64, 64, 3) for i in (0, -1)
+    )
     task = edm_task.edm_task(TINY)
     z = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))[10]
     for weights, grid in ((TINY[1], first), (read_edm(tmp_path / "a.safetensors")[1], last)):

@@ -21,7 +21,7 @@ FILES = json.loads((DATA / "edm.json").read_text())["files"]
 PRECONDS = ("precond_ddpmpp_cond_aug", "precond_ncsnpp_uncond_aug")
 INPUTS = ("x", "sigma", "labels", "augment_labels")
 COPIES = [1, 2]  # of the four recorded pictures: from eight on, a CPU takes its own path
-TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: 5e-6, torch.float64: 1e-13}
 
 DDPMPP = {"model_type": "SongUNet", "model_channels": 128, "channel_mult": [2, 2, 2], "resample_filter": [1, 1]}
 NCSNPP = {
@@ -115,7 +115,8 @@ def test_raw_output_and_gradients_are_the_authors(name: str, copies: int, dtype:
     for key in singles:
         expected = recorded[key]
         scale = max(1.0, expected.abs().max().item())
-        assert largest(gradients[key.removeprefix("f64.grad_param.")], expected) < tolerance * scale, key
+        # Summed over cells and pictures: the authors' float32 gradients are off by up to 2.7e-5.
+        assert largest(gradients[key.removeprefix("f64.grad_param.")], expected) < 6 * tolerance * scale, key
     for key, norm in zip(FILES[name]["parameters"], recorded["f64.grad_norms"].tolist(), strict=True):
         if not key.endswith("qkv.bias"):  # keys' biases have no gradient but rounding
             assert gradients[key].norm().item() == pytest.approx(norm, rel=2 * tolerance, abs=tolerance), key

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-
 from comfyui_apprentice.training.loop import Ema, Schedule, Watch, read_log, train
+from torch import Tensor
 
 SCHEDULE = Schedule(pictures=320, batch=8, learning_rate=0.01)
 

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
 from comfyui_apprentice.networks.edm import EDMPrecond, build_edm
 from comfyui_apprentice.training import sid
 from comfyui_apprentice.training.sid import Draws, Objective, Players, TimestepLevels
+from safetensors.torch import load_file
+from torch import Tensor
 
 DATA = Path(__file__).parents[1] / "data" / "sid"
 RECORDED = json.loads((DATA / "losses.json").read_text())
 GENERATOR, FAKE = "loss_generator_alpha1.0_tmax800.safetensors", "loss_fake_noaug.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 def networks() -> dict[str, EDMPrecond]:
@@ -45,7 +49,7 @@ def assert_gradients(network: EDMPrecond, recorded: dict[str, Tensor], prefix: s
     singles = [key for key in recorded if key.startswith(f"f64.grad_{prefix}.")]
     assert len(singles) >= 5
     for key in singles:
-        assert largest(gradients[key.removeprefix(f"f64.grad_{prefix}.")], recorded[key]) < 1e-6 * scale, key
+        assert largest(gradients[key.removeprefix(f"f64.grad_{prefix}.")], recorded[key]) < 4e-6 * scale, key
 
 
 # ------------------------------------------------------------------------------------------------- goldens
@@ -131,14 +135,15 @@ def test_no_gradient_flows_through_the_weight() -> None:
 
 
 def test_epsilon_weight_makes_the_picture_s_error_that_of_noise_and_of_velocity() -> None:
-    sigma = torch.tensor([0.05, 0.7, 12.0]).view(3, 1, 1, 1)
-    images, noise, eps = (torch.randn(3, 1, 4, 4, dtype=torch.float64) for _ in range(3))
+    sigma = torch.tensor([0.05, 0.7, 12.0], dtype=torch.float64).view(3, 1, 1, 1)
+    rng = torch.Generator().manual_seed(0)
+    images, noise, eps = (torch.randn(3, 1, 4, 4, dtype=torch.float64, generator=rng) for _ in range(3))
     denoised = images + sigma * noise - sigma * eps  # a network that predicts eps
     loss = sid.fake_score_loss(images, denoised, sigma, sid.epsilon_weight)
     assert torch.allclose(loss, (eps - noise) ** 2)
     a, s = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
     velocity = (a * noise - s * images) - (a * (a * (images + sigma * noise)) - denoised) / s  # v - v_psi
-    snr = 1 / sigma.double() ** 2
+    snr = 1 / sigma**2
     assert torch.allclose(loss, snr / (snr + 1) * velocity**2)
 
 

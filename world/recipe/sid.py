@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,12 @@ def run(work: Path) -> None:
             "fake": Learner(fake, _adam(fake), FAKE_RATE),
         }
         step = _step(players, learners, latents, teacher, schedule.batch, adversarial)
-        ema, before = Ema(generator, 6_000, rampup=0.3), seen
+        ema = Ema(generator, 6_000, rampup=0.3)
         if not seen and not (work / f"{name}.ckpt").exists():
             measure(ema, 0)
         run_steps(
             learners, step, schedule, work / f"{name}.ckpt", ema=ema, ema_of=generator, seed=81 + number, save_every=125,
-            watch=Watch(
-                log_to(work / "sid.log"), 25, work / f"{name}_loss.jsonl",
-                on_save=lambda ema, pictures, before=before: measure(ema, before + pictures),
-            ),
+            watch=Watch(log_to(work / "sid.log"), 25, work / f"{name}_loss.jsonl", on_save=partial(measure, before=seen)),
         )  # fmt: skip
         generator.load_state_dict(ema.shadow)
         seen += schedule.steps * schedule.batch
@@ -158,10 +156,11 @@ class Measure:
             self.words = teacher.text(latents.words.encode(self.prompts))
 
     @torch.no_grad()
-    def __call__(self, ema: Ema, pictures: int) -> None:
-        """Measure after ``pictures``, and now and then draw a sheet."""
+    def __call__(self, ema: Ema, pictures: int, before: int = 0) -> None:
+        """Measure after ``before`` + ``pictures``, and now and then draw a sheet."""
         from ...benchmarks.figures import frechet
 
+        pictures += before
         network = TinyUNet().eval()
         network.load_state_dict(ema.shadow)
         z = torch.randn(len(self.prompts), *SHAPE, generator=torch.Generator().manual_seed(5))
