@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..networks import class_names
+from ..oracles.checkpoints import read_metadata
 from ..samplers.comfy import show_text
 from ..samplers.comfy_edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
 from ..samplers.edm import INIT_SIGMA, INIT_TIMESTEP, MOST_STEPS, sid_levels, tile
@@ -105,8 +107,16 @@ class ApprenticeLoadEDM(io.ComfyNode):
             class_conditioning([None], classes),
             pixel_vae(),
             empty_latent(model, batch_size),
-            [class_names.class_name(which, classes) for which in labels],
+            _names(path, labels, classes),
         )
+
+
+def _names(path: Path, labels: list[int | None], classes: int) -> list[str]:
+    """Each picture's class in words: the file's own, where it names its classes, or those that are widely known."""
+    own = json.loads(read_metadata(path).get("class_names", "[]"))
+    return [
+        own[which] if which is not None and len(own) == classes else class_names.class_name(which, classes) for which in labels
+    ]
 
 
 def class_conditioning(labels: list[int | None], classes: int) -> list[list[Any]]:

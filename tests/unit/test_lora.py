@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from comfyui_apprentice.training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
 from comfyui_apprentice.training.loss_chart import loss_chart
+from torch import nn
 
 
 class Block(nn.Module):

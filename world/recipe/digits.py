@@ -6,6 +6,7 @@ The pictures are scikit-learn's 8x8 digits (UCI, CC BY 4.0), each class in a col
 from __future__ import annotations
 
 import colorsys
+import json
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ def run(work: Path) -> None:
     student = distil(
         edm_task((COLOURED, teacher)), STUDENT, work / "digits_sid.ckpt", watch=Watch(log_to(work / "digits_sid.log"))
     ).shadow
-    about = snapshot_metadata(COLOURED) | {"licence": "Apache-2.0; trained on scikit-learn's digits (UCI, CC BY 4.0)"}
+    names = json.dumps([f"digit {number}" for number in range(CLASSES)])
+    licence = "Apache-2.0; trained on scikit-learn's digits (UCI, CC BY 4.0)"
+    about = snapshot_metadata(COLOURED) | {"class_names": names, "licence": licence}
     EDM_FOLDER.mkdir(exist_ok=True)
     for name, tensors, more in (
         ("coloured digits teacher", teacher, {}),
