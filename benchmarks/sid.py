@@ -159,6 +159,21 @@ def read_curve(path: Path = CURVE) -> list[dict[str, float]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
+def levels(pools: Sequence[Pool], real: tuple[Array, Array]) -> list[dict[str, Any]]:
+    """What the curve compares with: the teacher at each number of steps and the consistency student, as its points are made.
+
+    A distance depends on the number of pictures; so at another number than the curve's there is nothing to compare.
+    """
+    if len(pools[0].quality) != CURVE_PROMPTS:
+        return []
+    found = []
+    for pool in pools:
+        if pool.guidance == GUIDANCE or (pool.name == DEFAULT_STUDENT and pool.steps == 1):
+            one = pool.first_seed()
+            found.append({"network": pool.label, "frechet": one.distance(real), "judge": float(one.quality.mean())})
+    return found
+
+
 # --------------------------------------------------------------------------------------------------------- all
 
 
@@ -172,22 +187,21 @@ def run(
     """
     prompts = [p.text() for p in held_out_prompts()][: 64 if quick else PROMPTS]
     pools = measure(prompts, SEEDS, TEACHER_STEPS[::2] if quick else TEACHER_STEPS, student, say)
-    real = reference()
-    figures = compare(pools, real, student)
+    figures = compare(pools, reference(), student)
     print_table(figures.rows)
     print()
     for name, claim in figures.claims.items():
         print(f"{name:<24} {claim}")
     if plot:
-        if not (curve := read_curve()):
+        if not figures.findings["curve"]:
             say(f"{CURVE.name} is missing, so there is no curve over pictures seen; the recipe's stage 'sid' records it.")
-        draw_plot(pools, real, curve, plot)
+        draw_plot(figures, plot)
         say(f"plot: {plot}")
     return figures
 
 
 def compare(pools: Sequence[Pool], real: tuple[Array, Array], student: str) -> Figures:
-    """Table and claims."""
+    """Table, claims, and all that the plot shows."""
     teacher = best_teacher(pools, real)
     one = {p.name: p for p in pools if p.name != "teacher" and p.steps == 1}
     figures = Figures("sid", {
@@ -196,6 +210,7 @@ def compare(pools: Sequence[Pool], real: tuple[Array, Array], student: str) -> F
     })  # fmt: skip
     figures.rows = [row(pool, real) for pool in pools]
     figures.claims = claims(one[student], teacher, real)
+    figures.findings = {"curve": read_curve(), "beside the curve": levels(pools, real)}
     if student != DEFAULT_STUDENT:
         figures.findings["against the consistency student, both in one step"] = claims(one[student], one[DEFAULT_STUDENT], real)
     return figures
@@ -204,12 +219,12 @@ def compare(pools: Sequence[Pool], real: tuple[Array, Array], student: str) -> F
 # -------------------------------------------------------------------------------------------------------- plot
 
 TEACHER_COLOURS = ("tab:blue", "tab:cyan")
-STUDENT_COLOURS = {DEFAULT_STUDENT: "tab:orange"}
-SID_COLOUR = "tab:red"
-PANELS = (("Frechet distance (the judge's features)", "lower is better"), ("judge's score", "higher is better"))
+STUDENT_COLOURS = {DEFAULT_STUDENT: "tab:orange", STUDENT: "tab:red"}
+PANELS = {"frechet": ("Frechet distance", "lower is better", ".4f"), "judge": ("judge's score", "higher is better", ".2f")}
+CROWD = 0.7  # part of the horizontal lines that must be in sight; the others are named at the edge
 
 
-def draw_plot(pools: Sequence[Pool], real: tuple[Array, Array], curve: Sequence[dict[str, float]], path: Path) -> None:
+def draw_plot(figures: Figures, path: Path) -> None:
     """Distance at the left, score at the right: over pictures seen in training above, over evaluations a picture below."""
     import matplotlib as mpl
 
@@ -217,63 +232,67 @@ def draw_plot(pools: Sequence[Pool], real: tuple[Array, Array], curve: Sequence[
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(13, 9.5), constrained_layout=True)
-    prompts, seeds = pools[0].quality.shape
-    for column, key in enumerate(("frechet", "judge")):
+    prompts, seeds = figures.settings["prompts"], figures.settings["seeds"]
+    figure.suptitle("SiD's one-step student and its teacher on the tiny world (distances in the features of its judge)")
+    for column, (key, (name, direction, _)) in enumerate(PANELS.items()):
         over_training, over_cost = axes[:, column]
-        name, direction = PANELS[column]
-        _draw_training(over_training, pools, real, curve, key)
-        _draw_cost(over_cost, pools, real, key)
-        over_training.set(title=f"{name} over training\none step, {min(prompts, CURVE_PROMPTS)} held-out prompts, one seed")
-        over_cost.set(title=f"{name} over cost\n{prompts} held-out prompts, {seeds} seeds")
+        _draw_training(over_training, figures.findings["curve"], figures.findings["beside the curve"], key)
+        _draw_cost(over_cost, figures.rows, key)
+        over_training.set_title(f"{name} over training: one step, {CURVE_PROMPTS} prompts, one seed", fontsize=11)
+        over_cost.set_title(f"{name} over cost: {prompts} prompts, {seeds} seeds", fontsize=11)
         for axis in (over_training, over_cost):
-            axis.set_ylabel(f"{name}; {direction}")
+            axis.set_ylabel(f"{name} ({direction})")
             axis.grid(alpha=0.2)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def _value(pool: Pool, real: tuple[Array, Array], key: str) -> float:
-    return pool.distance(real) if key == "frechet" else float(pool.quality.mean())
-
-
-def _draw_training(
-    axis: Any, pools: Sequence[Pool], real: tuple[Array, Array], curve: Sequence[dict[str, float]], key: str
-) -> None:
+def _draw_training(axis: Any, curve: Sequence[dict[str, float]], beside: Sequence[dict[str, Any]], key: str) -> None:
     """The curve; beside it a line for each number of the teacher's steps, and for the consistency student's one step."""
-    if curve:
-        seen, values = [point["pictures"] / 1000 for point in curve], [point[key] for point in curve]
-        axis.plot(seen, values, "o-", color=SID_COLOUR, ms=4, lw=2, label="SiD, moving average", zorder=3)
-        axis.legend(frameon=False, fontsize=9, loc="best")
     axis.set_xlabel("pictures seen in training, thousands")
-    if len(pools[0].quality) != CURVE_PROMPTS:
-        # A distance depends on the number of pictures, so lines of fewer pictures would not compare.
-        axis.text(0.5, 0.02, "quick run: other networks at another number of pictures", transform=axis.transAxes, ha="center",
-                  va="bottom", fontsize=8, color="0.5")  # fmt: skip
+    values = [point[key] for point in curve]
+    if curve:
+        seen = [point["pictures"] / 1000 for point in curve]
+        axis.plot(seen, values, "o-", color=STUDENT_COLOURS[STUDENT], ms=4, lw=2, label="SiD student, moving average", zorder=3)
+    if not beside:
+        note = f"teacher and consistency student: only with {CURVE_PROMPTS} prompts"
+        axis.text(0.5, 0.02, note, transform=axis.transAxes, ha="center", va="bottom", fontsize=8, color="0.5")
         return
-    levels = []
-    for pool in pools:
-        teacher = pool.name == "teacher"
-        if pool.guidance == GUIDANCE or (pool.name == DEFAULT_STUDENT and pool.steps == 1):
-            colour = TEACHER_COLOURS[0] if teacher else STUDENT_COLOURS[DEFAULT_STUDENT]
-            levels.append((_value(pool.first_seed(), real, key), pool.label, colour))
-    for height, _, colour in levels:
-        axis.axhline(height, color=colour, lw=1, ls="--" if colour in STUDENT_COLOURS.values() else ":", zorder=1)
-    _label_levels(axis, levels)
+    low, high = window(values, [level[key] for level in beside])
+    named = []
+    for level in beside:
+        teacher = level["network"].startswith("teacher")
+        colour = TEACHER_COLOURS[0] if teacher else STUDENT_COLOURS[DEFAULT_STUDENT]
+        seen_as = "" if low <= level[key] <= high else " (out of sight)"
+        axis.axhline(level[key], color=colour, lw=1, ls=":" if teacher else "--", zorder=1)
+        named.append((level[key], f"{level['network']}: {level[key]:{PANELS[key][2]}}{seen_as}", colour))
+    axis.set_ylim(low, high)
+    _label_levels(axis, named)
+    if curve:
+        axis.legend(frameon=False, fontsize=9, loc="lower left" if key == "frechet" else "lower right")
+
+
+def window(curve: Sequence[float], beside: Sequence[float]) -> tuple[float, float]:
+    """The range that shows the curve and the ``CROWD`` of ``beside`` that is nearest to its end, with a margin."""
+    centre = curve[-1] if len(curve) else float(np.median(beside))
+    near = sorted(beside, key=lambda value: abs(value - centre))[: round(CROWD * len(beside))]
+    low, high = min([*curve, *near]), max([*curve, *near])
+    margin = 0.12 * (high - low)
+    return low - margin, high + margin
 
 
 def _label_levels(axis: Any, levels: Sequence[tuple[float, str, str]]) -> None:
     """Names of horizontal lines at the right of the panel, moved apart where they would touch, each tied to its line."""
     low, high = axis.get_ylim()
     ordered = sorted(levels)
-    places = apart([(height - low) / (high - low) for height, *_ in ordered], 0.045)
-    for (height, label, colour), place in zip(ordered, places, strict=True):
+    heights = [min(max((height - low) / (high - low), 0.0), 1.0) for height, *_ in ordered]
+    for (_, label, colour), height, place in zip(ordered, heights, apart(heights, 0.05), strict=True):
         axis.annotate(
-            label, xy=(1, (height - low) / (high - low)), xytext=(1.03, place), xycoords="axes fraction",
-            textcoords="axes fraction", fontsize=8, color=colour, va="center", annotation_clip=False,
+            label, xy=(1, height), xytext=(1.04, place), xycoords="axes fraction", textcoords="axes fraction", fontsize=8,
+            color=colour, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
-    axis.set_ylim(low, high)
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
@@ -295,19 +314,20 @@ def _top(group: Sequence[float], gap: float) -> float:
     return _bottom(group, gap) + gap * (len(group) - 1)
 
 
-def _draw_cost(axis: Any, pools: Sequence[Pool], real: tuple[Array, Array], key: str) -> None:
+def _draw_cost(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
     """Every network over its evaluations a picture, one line a network."""
-    lines: dict[tuple[str, float], list[Pool]] = {}
-    for pool in pools:
-        lines.setdefault((pool.name, pool.guidance), []).append(pool)
+    lines: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for r in rows:
+        lines.setdefault((r["network"], r["guidance"]), []).append(r)
     teachers = [line for line in lines if line[0] == "teacher"]
     for (name, guidance), own in lines.items():
         teacher = name == "teacher"
-        colour = TEACHER_COLOURS[teachers.index((name, guidance))] if teacher else STUDENT_COLOURS.get(name, SID_COLOUR)
+        colour = TEACHER_COLOURS[teachers.index((name, guidance))] if teacher else STUDENT_COLOURS.get(name, "tab:green")
         label = f"teacher, guidance {guidance:g}" if teacher else f"{'SiD' if name == STUDENT else name} student"
         style = {"marker": "s", "ms": 5, "zorder": 2} if teacher else {"marker": "o", "ms": 8, "zorder": 3}
-        axis.plot([p.nfe for p in own], [_value(p, real, key) for p in own], color=colour, label=label, lw=1.5, **style)
-    ticks = sorted({p.nfe for p in pools})
+        values = [r["Frechet" if key == "frechet" else "judge"] for r in own]
+        axis.plot([r["NFE"] for r in own], values, color=colour, label=label, lw=1.5, **style)
+    ticks = sorted({r["NFE"] for r in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(t) for t in ticks])
     axis.minorticks_off()

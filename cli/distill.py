@@ -95,8 +95,11 @@ def sid(
             teacher, out, work, preset, {key: value for key, value in given.items() if value is not None}, device.value,
             precision.value if precision else None, dropout, real,
         )  # fmt: skip
-        if not run.finished(force):
-            run.go(save_every, samples_every)
+        try:
+            if not run.finished(force):
+                run.go(save_every, samples_every)
+        finally:
+            run.processes.end()
 
 
 @contextmanager
@@ -236,6 +239,8 @@ class _Run:
             real = getattr(self.task.real, "files", ())
             more = {"teacher": self.fingerprint, "precision": self.precision, "dropout": self.dropout, "real": len(real)}
             self.folder.claim(self.settings, **more)
+        if self.processes.count > 1:
+            self.say(f"{self.processes.count} processes share every batch of {self.settings.batch}.")
         try:
             with _stop_signals() as stopped, self._watch(samples_every, stopped) as watch:
                 ema = distil(

@@ -93,7 +93,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
                 ),  # fmt: skip
                 io.Int.Input("rank", default=64, min=1, max=1024, tooltip="Rank of the LoRA; without effect on a full copy."),
                 io.Int.Input(
-                    "pictures", default=20000, min=1, max=1000000000, step=1000,
+                    "pictures", default=20000, min=1, max=1000000000,
                     tooltip="How many the student draws while it learns. The official runs on SD1.5 took 10 million; tens of "
                     "thousands already give a usable student.",
                 ),  # fmt: skip

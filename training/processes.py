@@ -71,6 +71,11 @@ class Processes:
         total = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), reduction="sum")
         return float(total) > 0
 
+    def end(self) -> None:
+        """Leave the others, after which nothing can be exchanged. Without it a process may crash as it exits, as gloo does."""
+        if self.count > 1:
+            self.accelerator.end_training()
+
     def total(self, values: dict[str, float]) -> dict[str, float]:
         """Sums over processes of numbers that each computed for its own rows."""
         if self.count == 1:

@@ -20,7 +20,7 @@ from comfyui_apprentice.oracles.checkpoints import read_metadata, sha256
 from comfyui_apprentice.training import distill, edm_task
 from comfyui_apprentice.training.distill import Settings, Task, distil
 from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, RunFolder, build_network, fit_settings, sample
-from comfyui_apprentice.training.loop import Watch, read_log
+from comfyui_apprentice.training.loop import Schedule, Watch, read_log
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -435,7 +435,34 @@ def test_presets_set_what_is_not_given(tmp_path: Path, monkeypatch: pytest.Monke
 # ------------------------------------------------------------------------------------------------- the digits
 
 
-def test_a_digits_teacher_distilled_in_a_minute_draws_in_one_step_nearly_as_in_eighteen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [True, False])
+def test_the_digits_recipe_makes_a_teacher_that_is_read_again(classes: bool, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from comfyui_apprentice.benchmarks import digits
+
+    made = digits.train_teacher(tmp_path / "a.pt", classes, schedule=Schedule(pictures=32, batch=16, learning_rate=1e-3))
+    digits.save_teacher(made, tmp_path / "a.safetensors")
+    network = build_network(read_edm(tmp_path / "a.safetensors"))
+    assert network.label_dim == (10 if classes else 0)
+    assert digits.one_step(network, 4).shape == digits.many_steps(network, 4, steps=2).shape == (4, 1, 8, 8)
+
+
+def test_the_pixel_distance_is_zero_for_the_digits_themselves_and_a_shift_s_square_beyond() -> None:
+    pytest.importorskip("sklearn")
+    from comfyui_apprentice.benchmarks import digits
+
+    pictures, labels = digits.digits()
+    assert pictures.shape == (1797, 1, 8, 8) and (pictures.min(), pictures.max()) == (-1, 1)
+    assert labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert digits.pixel_distance(pictures) == pytest.approx(0, abs=1e-6)
+    inner = pictures * 0.5  # nothing is clamped then
+    mean = pictures.double().mean(0)
+    spread = pictures.double().flatten(1).var(0).sum()
+    assert digits.pixel_distance(inner) == pytest.approx(((mean / 2) ** 2).sum().item() + spread.item() / 4, rel=1e-6)
+    assert 0.2 < digits.floor() < 0.35
+
+
+def test_a_digits_teacher_distilled_in_a_minute_draws_in_one_step_at_a_fraction_of_the_distance(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     from comfyui_apprentice.benchmarks import digits
 

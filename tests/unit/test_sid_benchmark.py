@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import sid, sid_speed
-from comfyui_apprentice.benchmarks.figures import bootstrap, frechet
+from comfyui_apprentice.benchmarks.figures import Figures, bootstrap, frechet
 from comfyui_apprentice.benchmarks.sid import Pool
 from comfyui_apprentice.benchmarks.sid_speed import PLAIN, Turn, Variant
 
@@ -108,16 +108,32 @@ def test_labels_keep_apart_and_stay_near_their_lines() -> None:
     assert np.diff(sid.apart([0.3, 0.3, 0.36, 0.36], 0.05)).min() == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize("prompts", [80, 256])
-def test_the_plot_is_drawn_with_and_without_a_curve(tmp_path: Path, prompts: int) -> None:
-    pools = [pool("consistency", 1, 1.9, prompts=prompts), pool("sid", 1, 1.5, 3.0, prompts=prompts)]
+def test_the_window_shows_the_curve_and_leaves_out_what_is_far_away() -> None:
+    low, high = sid.window([3.0, 2.0, 1.0], [1.1, 1.2, 1.5, 90.0])
+    assert low < 1.0 and 3.0 < high < 4.0
+    assert sid.window([], [1.0, 2.0, 3.0, 90.0])[1] < 10
+
+
+@pytest.mark.parametrize("prompts", [20, sid.CURVE_PROMPTS])
+def test_the_plot_is_drawn_from_the_figures_with_and_without_a_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: int
+) -> None:
+    pools = [pool(name, steps, 1.5, 3.0, prompts=prompts) for name in ("consistency", "sid") for steps in (1, 2)]
     pools += [pool("teacher", steps, 2.0, guidance=g, prompts=prompts) for g in (2.0, 1.5) for steps in (4, 9)]
     curve = [{"pictures": n, "frechet": 1.0 / (n + 1), "judge": 20.0} for n in (0, 4000)]
     path = tmp_path / "curve.json"
     path.write_text(json.dumps(curve))
     assert sid.read_curve(path) == curve and sid.read_curve(tmp_path / "none.json") == []
+    monkeypatch.setattr(sid, "read", lambda name: ({}, {"images_seen": "44000"}))
     for points in (curve, []):
-        sid.draw_plot(pools, REAL, points, tmp_path / "plot.png")
+        monkeypatch.setattr(sid, "read_curve", lambda points=points: points)
+        figures = sid.compare(pools, REAL, "sid")
+        assert figures.settings["student_card"] == {"images_seen": "44000"} and len(figures.rows) == 8
+        # The consistency student in one step, and the teacher at the guidance of samplers.
+        assert len(figures.findings["beside the curve"]) == (3 if prompts == sid.CURVE_PROMPTS else 0)
+        figures.save(tmp_path / "sid.json")
+        again = Figures(**{k: v for k, v in json.loads((tmp_path / "sid.json").read_text()).items() if k != "machine"})
+        sid.draw_plot(again, tmp_path / "plot.png")
         assert (tmp_path / "plot.png").stat().st_size > 20_000
 
 
