@@ -163,11 +163,13 @@ class Distances:
         return self.undistilled / self.student
 
 
+def _settings(iterations: int, seed: int = 0) -> Settings:
+    return replace(SETTINGS, pictures=iterations * SETTINGS.batch, seed=seed)
+
+
 def distil_digits(teacher: Snapshot, checkpoint: Path, iterations: int, seed: int = 0, watch: Watch | None = None) -> EDMPrecond:
     """The one-step student of ``teacher``, in a run that ``checkpoint`` resumes."""
-    settings = replace(SETTINGS, pictures=iterations * SETTINGS.batch, seed=seed)
-    task = edm_task(teacher)
-    ema = distil(task, settings, checkpoint, watch=watch)
+    ema = distil(edm_task(teacher), _settings(iterations, seed), checkpoint, watch=watch)
     student = build_network(teacher)
     student.load_state_dict(ema.shadow)
     return student
@@ -183,7 +185,7 @@ def measure(teacher: Snapshot, student: EDMPrecond, drawn: int = DRAWN, many: bo
 
 
 TEACHER_FILE = Path(__file__).parents[1] / "tests" / "data" / "digits_teacher.safetensors"
-QUICK, FULL = 150, 1000  # iterations
+QUICK, FULL = 150, 600  # iterations
 SEEDS = 3
 
 
@@ -191,7 +193,7 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
     """Distil the teacher that is in the repository with several seeds; print distances and claims."""
     iterations, teacher = QUICK if quick else FULL, read_edm(TEACHER_FILE)
     figures = Figures("digits", {
-        "iterations": iterations, "seeds": SEEDS, "drawn": DRAWN, "settings": asdict(SETTINGS), "floor": floor(),
+        "iterations": iterations, "seeds": SEEDS, "drawn": DRAWN, "settings": asdict(_settings(iterations)), "floor": floor(),
         "teacher_parameters": sum(value.numel() for value in teacher[1].values()),
     })  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -278,7 +278,7 @@ def window(curve: Sequence[float], beside: Sequence[float]) -> tuple[float, floa
     centre = curve[-1] if len(curve) else float(np.median(beside))
     near = sorted(beside, key=lambda value: abs(value - centre))[: round(CROWD * len(beside))]
     low, high = min([*curve, *near]), max([*curve, *near])
-    margin = 0.12 * (high - low)
+    margin = 0.12 * (high - low) or 0.1 * abs(high) or 1.0
     return low - margin, high + margin
 
 
@@ -291,7 +291,7 @@ def _label_levels(axis: Any, levels: Sequence[tuple[float, str, str]]) -> None:
         axis.annotate(
             label, xy=(1, height), xytext=(1.04, place), xycoords="axes fraction", textcoords="axes fraction", fontsize=8,
             color=colour, va="center", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
