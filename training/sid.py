@@ -63,7 +63,7 @@ def log_normal_level(rnd_normal: Tensor, p_mean: float = -1.2, p_std: float = 1.
 
 
 def timestep_level(u: Tensor, sigmas: Tensor, tmin: int = 20, tmax: int = 980) -> Tensor:
-    """The level of a whole timestep, uniform in [tmin, tmax) (SiD-LSG, Algorithm 1): sigmas[tmin + floor(u (tmax - tmin))].
+    """The level of a whole timestep, uniform in [tmin, tmax) (SiD-LSG, official code): sigmas[tmin + floor(u (tmax - tmin))].
 
     Args:
         u: Uniform in [0, 1), any shape.
@@ -160,7 +160,7 @@ def edm_weight(sigma: Tensor) -> Tensor:
 
 
 def epsilon_weight(sigma: Tensor) -> Tensor:
-    """1 / sigma^2: with it the error of the picture is the error of the noise, |eps - eps_psi|^2 (SiD-LSG, eq. 6).
+    """1 / sigma^2: with it the error of the picture is the error of the noise, |eps - eps_psi|^2 (SiD-LSG, official code).
 
     For v-prediction the official code weighs |v - v_psi|^2 with snr / (snr + 1); that is the same number once more.
     """
@@ -170,7 +170,7 @@ def epsilon_weight(sigma: Tensor) -> Tensor:
 def fake_score_loss(
     images: Tensor, D_fake: Tensor, sigma: Tensor, weight: Callable[[Tensor], Tensor] = edm_weight
 ) -> Tensor:
-    """The fake score network's loss, element by element: lambda(sigma) (D_fake - images)^2 (SiD eq. 22; EDM eq. 2).
+    """The fake score network's loss, element by element: lambda(sigma) (D_fake - images)^2 (EDM eq. 2, on generated pictures).
 
     Samples with NaN are dropped. Sum it and divide by the batch.
 
@@ -199,7 +199,7 @@ def guided(denoise: Denoise, x: Tensor, sigma: Tensor, labels: Labels, empty: La
 
 
 def discriminator_logits(features: Tensor) -> Tensor:
-    """The logit of every patch [B, 1, h, w]: the channel mean of the fake score encoder's last features (SiDA, Sec. 4.1)."""
+    """The logit of every patch [B, 1, h, w]: the channel mean of the fake score encoder's last features (SiDA)."""
     return features.mean(1, keepdim=True)
 
 
