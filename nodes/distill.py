@@ -317,7 +317,7 @@ class _Run:
             show_text(f"{step} of {total} iterations, {pictures:,} images seen, {started.left(step)}")
 
         watch = Watch(
-            report, max(1, min(25, total // 20)), folder / "loss.jsonl", bar.interrupted, (bridge.Cancelled,),
+            report, max(1, min(25, total // 100)), folder / "loss.jsonl", bar.interrupted, (bridge.Cancelled,),
             after_step=after_step,
         )  # fmt: skip
         try:

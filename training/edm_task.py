@@ -3,7 +3,8 @@
 Three copies of one network play: the teacher, the fake score network and the generator. As in the official loop, dropout is
 on in a network where it learns and only there: in the fake score's half while it is fitted, in the generator's half while it
 is moved. Where a network only draws or judges it is off, and in the teacher it always is. How much, the network's own
-configuration says (0.13 on CIFAR-10, 0.05 on FFHQ and AFHQ, 0.1 on ImageNet). Labels are never dropped, whatever it says.
+configuration says (0.13 on CIFAR-10, 0.05 on FFHQ and AFHQ, 0.1 on ImageNet). Its masks, and nothing else of a run, depend
+on the number of processes and on the size of the parts. Labels are never dropped, whatever the configuration says.
 """
 
 from __future__ import annotations

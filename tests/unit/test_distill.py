@@ -31,7 +31,7 @@ TINY = read_edm(TEACHER)
 SHORT = Settings(pictures=24, batch=4, fake_rate=1e-3, generator_rate=1e-3, augment=0.5, steps=2, ema_half_life=10, decay=0.5)
 
 # The undistilled generator has 3.40; the student after 150 iterations 0.50, 0.50 and 0.46 with three seeds: a seventh of it.
-DIGITS_ITERATIONS, DIGITS_FACTOR, DIGITS_DISTANCE = 150, 4.5, 0.75
+DIGITS_ITERATIONS, DIGITS_FACTOR = 150, 5.0
 
 
 @pytest.fixture(autouse=True)
@@ -469,4 +469,4 @@ def test_a_digits_teacher_distilled_in_a_minute_draws_in_one_step_at_a_fraction_
     teacher = read_edm(digits.TEACHER_FILE)
     found = digits.measure(teacher, digits.distil_digits(teacher, tmp_path / "a.pt", DIGITS_ITERATIONS), many=False)
     assert found.undistilled == pytest.approx(3.40, abs=0.05)
-    assert found.factor > DIGITS_FACTOR and found.student < DIGITS_DISTANCE
+    assert found.factor > DIGITS_FACTOR

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,9 +24,16 @@ SETTINGS = Settings(pictures=24, batch=8, fake_rate=1e-3, generator_rate=1e-3, a
 OPTIONS = ["--pictures", "24", "--batch", "8", "--lr", "1e-3", "--glr", "1e-3", "--dropout", "0", "--samples-every", "0"]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def alone(checkpoint: Path, settings: Settings = SETTINGS) -> dict[str, Tensor]:
     """What one process makes; without dropout, whose masks are each process's own."""
-    torch.set_num_threads(1)
     return distil(edm_task(read_edm(TEACHER), dropout=0.0), settings, checkpoint).shadow
 
 
