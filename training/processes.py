@@ -74,6 +74,7 @@ class Processes:
     def end(self) -> None:
         """Leave the others, after which nothing can be exchanged. Without it a process may crash as it exits, as gloo does."""
         if self.count > 1:
+            self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
 
     def total(self, values: dict[str, float]) -> dict[str, float]:
