@@ -65,7 +65,7 @@ def sid_lsg_timesteps(steps: int, first: int = 625) -> list[float]:
 
 
 def sid_edm_sigmas(steps: int, first: float = 2.5) -> list[float]:
-    """SiD's one step at 2.5 (arXiv 2404.04057); with more, evenly down from there, as the timesteps above: our choice."""
+    """SiD's one step at 2.5 (arXiv 2404.04057); with more, evenly down from there (the authors' EDM2 code, branch sida)."""
     return [first * (steps - i) / steps for i in range(steps)]
 
 
@@ -134,7 +134,7 @@ PRESETS: dict[str, Preset] = {
     "tcd-eta0.3": Preset("discrete", _tail(lcm_timesteps), "tcd", 4, 50, "arXiv 2402.19159, h1t/TCD-SDXL-LoRA"),
     "pcm": Preset("discrete", _TRAILING, "euler", 4, 16, "arXiv 2405.18407, wangfuyun/PCM_Weights (DDIM, trailing)"),
     "sid-lsg": Preset("discrete", _tail(sid_lsg_timesteps), "lcm", 1, 4, "arXiv 2406.01561, mingyuanzhou/SiD-LSG"),
-    "sid-edm": Preset("edm", _tail(sid_edm_sigmas), "lcm", 1, 4, "arXiv 2404.04057, mingyuanzhou/SiD (one step; more are our choice)"),
+    "sid-edm": Preset("edm", _tail(sid_edm_sigmas), "lcm", 1, 4, "arXiv 2404.04057, mingyuanzhou/SiD (one step; more as its branch sida)"),
     "flux-schnell": Preset("flow", shifted_flow(1.0), "euler", 4, 8, "black-forest-labs/FLUX.1-schnell"),
     "sd35-large-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "stabilityai/stable-diffusion-3.5-large-turbo, as ComfyUI draws it (diffusers shifts its end point once more)"),
     "z-image-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 8, 16, "Tongyi-MAI/Z-Image-Turbo"),
