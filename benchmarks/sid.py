@@ -231,15 +231,15 @@ def draw_plot(figures: Figures, path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(13, 9.5), constrained_layout=True)
+    figure, axes = plt.subplots(2, 2, figsize=(14, 9.5), constrained_layout=True)
     prompts, seeds = figures.settings["prompts"], figures.settings["seeds"]
     figure.suptitle("SiD's one-step student and its teacher on the tiny world (distances in the features of its judge)")
     for column, (key, (name, direction, _)) in enumerate(PANELS.items()):
         over_training, over_cost = axes[:, column]
         _draw_training(over_training, figures.findings["curve"], figures.findings["beside the curve"], key)
         _draw_cost(over_cost, figures.rows, key)
-        over_training.set_title(f"{name} over training: one step, {CURVE_PROMPTS} prompts, one seed", fontsize=11)
-        over_cost.set_title(f"{name} over cost: {prompts} prompts, {seeds} seeds", fontsize=11)
+        over_training.set_title(f"{name} over training: one step, {CURVE_PROMPTS} prompts, one seed", fontsize=11, loc="left")
+        over_cost.set_title(f"{name} over cost: {prompts} prompts, {seeds} seeds", fontsize=11, loc="left")
         for axis in (over_training, over_cost):
             axis.set_ylabel(f"{name} ({direction})")
             axis.grid(alpha=0.2)
@@ -287,7 +287,8 @@ def _label_levels(axis: Any, levels: Sequence[tuple[float, str, str]]) -> None:
     low, high = axis.get_ylim()
     ordered = sorted(levels)
     heights = [min(max((height - low) / (high - low), 0.0), 1.0) for height, *_ in ordered]
-    for (_, label, colour), height, place in zip(ordered, heights, apart(heights, 0.05), strict=True):
+    places = apart([min(max(height, 0.04), 0.94) for height in heights], 0.05)
+    for (_, label, colour), height, place in zip(ordered, heights, places, strict=True):
         axis.annotate(
             label, xy=(1, height), xytext=(1.04, place), xycoords="axes fraction", textcoords="axes fraction", fontsize=8,
             color=colour, va="center", annotation_clip=False,
