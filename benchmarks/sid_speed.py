@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..networks.edm import Conv2d, EDMPrecond, Resample, UNetBlock, build_edm
+from ..samplers.schedules import INIT_SIGMA
 from ..training.augment import AugmentDraws, augment
 from ..training.loop import Ema, autocast
 from ..training.sid import (
-    INIT_SIGMA,
     Draws,
     Labels,
     Objective,

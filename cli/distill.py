@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +15,9 @@ import typer
 
 if TYPE_CHECKING:
     from ..training.distill import Settings, Task
-    from ..training.edm_task import RunFolder
     from ..training.loop import Ema, Means, Watch
     from ..training.processes import Processes
+    from ..training.run_folder import RunFolder
 
 distill = typer.Typer(no_args_is_help=True, help="Distil a teacher into a student that draws in one step.")
 
@@ -128,8 +128,9 @@ def _prepare(
     """
     from ..networks.edm_pickle import read_edm
     from ..oracles.checkpoints import sha256
-    from ..training.edm_task import RunFolder, edm_task, fit_settings
+    from ..training.edm_task import edm_task, fit_settings
     from ..training.processes import Processes
+    from ..training.run_folder import RunFolder
 
     if out.suffix != ".safetensors":
         raise ValueError(f"{out.name} must end in .safetensors.")
@@ -238,7 +239,7 @@ class _Run:
         if self.processes.main:
             real = getattr(self.task.real, "files", ())
             more = {"teacher": self.fingerprint, "precision": self.precision, "dropout": self.dropout, "real": len(real)}
-            self.folder.claim(self.settings, **more)
+            self._claim({**asdict(self.settings), **more})
         if self.processes.count > 1:
             self.say(f"{self.processes.count} processes share every batch of {self.settings.batch}.")
         try:
@@ -253,6 +254,18 @@ class _Run:
         if self.processes.main:
             save_student(ema.shadow, self.config, self.out, self.settings, self.teacher, self.fingerprint, self.precision)
         self.say(f"{self.out}: a student of {self.teacher} after {self.whole:,} pictures. Losses, samples: {self.folder.path}")
+
+    def _claim(self, facts: dict[str, Any]) -> None:
+        """Take the folder; how long the run goes and how many pictures are computed at a time may change, and nothing else.
+
+        Raises:
+            ValueError: It holds another run.
+        """
+        if other := self.folder.claim(facts, free=("pictures", "part")):
+            found = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in other.items())
+            raise ValueError(
+                f"{self.folder.path} holds another run ({found}): give the same options, another --work, or delete it."
+            )
 
     @contextmanager
     def _watch(self, samples_every: int, stopped: Callable[[], bool]) -> Iterator[Watch]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -724,6 +724,30 @@ def _levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int
     if levels == 0 or img_resolution % 2 ** (levels - 1):
         raise ValueError(f"A resolution of {img_resolution} cannot be halved {levels - 1} times for {levels} levels.")
     return [img_resolution >> level for level in range(levels)], [model_channels * mult for mult in channel_mult]
+
+
+def restore_edm(config: dict[str, Any], weights: Mapping[str, Tensor], name: str) -> EDMPrecond:
+    """The network of a snapshot, in float32; weights that are float32 already are shared with ``weights``, not copied.
+
+    Args:
+        config: As ``build_edm`` takes it.
+        weights: Its state dict.
+        name: Of the file, for messages.
+
+    Raises:
+        ValueError: The network can't be built, or the weights are not its.
+    """
+    try:
+        with torch.device("meta"):  # no memory and no initialisation: all weights are the file's
+            network = build_edm(config)
+        network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
+    except ValueError as error:
+        raise ValueError(f"{name} can't be loaded. {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
+    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
+        raise ValueError(f"{name} describes a network that can't be built ({error}).") from error
+    return network
 
 
 def _choose(name: str, value: str, choices: Sequence[str]) -> None:

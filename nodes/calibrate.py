@@ -151,8 +151,8 @@ def gather_prompts(choice: str, text: str, limit: int) -> list[str]:
     """
     if text.strip():
         return core.clean_prompts(text.splitlines(), limit)
-    if choice not in folders.prompt_files():
-        raise ValueError(f"There is no prompt file '{choice}' in ComfyUI's input folder; choose one of those listed.")
+    if wrong := folders.missing_prompts(choice):
+        raise ValueError(wrong)
     return core.read_prompts(_prompt_path(choice), limit)
 
 
@@ -256,13 +256,8 @@ class ApprenticeCalibrate(io.ComfyNode):
         strategy: str = "refine",
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        try:
-            folders.check_name(name if isinstance(name, str) else "linked", "calibration")
-        except ValueError as error:
-            return str(error)
-        if isinstance(prompts, str) and prompts not in folders.prompt_files():
-            return f"There is no prompt file '{prompts}' in ComfyUI's input folder; choose one of those listed."
-        return types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler, strategy=strategy)
+        wrong = folders.check_run(name, "calibration", prompts)
+        return wrong or types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler, strategy=strategy)
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, prompts: Any = None, **_: Any) -> Any:

@@ -15,15 +15,16 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..files import save_safetensors_atomically, write_atomically
+from ..files import save_safetensors_atomically
 from ..samplers import comfy_train as bridge
 from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, show_text
 from ..samplers.edm import sid_sigmas
-from ..samplers.schedules import CUSTOM
+from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
 from ..training.lora import Adapters, checkpoint_blocks, lora_state_dict
 from ..training.loss_chart import loss_chart
+from ..training.run_folder import RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from . import folders, types
 from .calibrate import gather_prompts
@@ -48,9 +49,10 @@ class Recipe:
     init_sigma: float
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> RunFolder:
         """Where the run is kept, so that it can be resumed: output/apprentice/training/<name>."""
-        return Path(folder_paths.get_output_directory()) / "apprentice" / "training" / folders.check_name(self.name, "student")
+        runs = Path(folder_paths.get_output_directory()) / "apprentice" / "training"
+        return RunFolder(runs / folders.check_name(self.name, "student"))
 
     @property
     def file(self) -> Path:
@@ -135,11 +137,11 @@ class ApprenticeSiDDistill(io.ComfyNode):
                     tooltip="Iterations between saves and previews; what a crash can cost at most.",
                 ),  # fmt: skip
                 io.Int.Input(
-                    "init_timestep", default=625, min=1, max=999, optional=True,
+                    "init_timestep", default=INIT_TIMESTEP, min=1, max=999, optional=True,
                     tooltip="Stable Diffusion: the timestep that the student draws from.",
                 ),  # fmt: skip
                 io.Float.Input(
-                    "init_sigma", default=2.5, min=0.01, max=1000.0, step=0.1, round=0.001, optional=True,
+                    "init_sigma", default=INIT_SIGMA, min=0.01, max=1000.0, step=0.1, round=0.001, optional=True,
                     tooltip="EDM models (the tiny world's): the noise level that the student draws from.",
                 ),  # fmt: skip
                 io.Model.Input(
@@ -160,13 +162,8 @@ class ApprenticeSiDDistill(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, prompts: str, name: str, method: str, precision: str) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        try:
-            folders.check_name(name if isinstance(name, str) else "linked", "student")
-        except ValueError as error:
-            return str(error)
-        if isinstance(prompts, str) and prompts not in folders.prompt_files():
-            return f"There is no prompt file '{prompts}' in ComfyUI's input folder; choose one of those listed."
-        return types.check_combos(method=method, training_precision=precision)
+        wrong = folders.check_run(name, "student", prompts)
+        return wrong or types.check_combos(method=method, training_precision=precision)
 
     @classmethod
     def execute(
@@ -195,8 +192,8 @@ class ApprenticeSiDDistill(io.ComfyNode):
         gradient_checkpointing: bool,
         first_seed: int,
         save_every: int,
-        init_timestep: int = 625,
-        init_sigma: float = 2.5,
+        init_timestep: int = INIT_TIMESTEP,
+        init_sigma: float = INIT_SIGMA,
         student: Any = None,
         vae: Any = None,
     ) -> io.NodeOutput:
@@ -243,8 +240,8 @@ class _Run:
         latent = teacher.get_model_object("latent_format")
         scale = getattr(latent, "spacial_downscale_ratio", 8)
         self.shape = (latent.latent_channels, recipe.size[1] // scale, recipe.size[0] // scale)
-        _check_settings(recipe.folder, {**asdict(recipe), **asdict(settings), "models": self.made})
-        self.generator_base, self.adapters, self.task = self._task([clone[:] for clone in encoded])
+        _claim(recipe.folder, {**asdict(recipe), **asdict(settings), "models": self.made})
+        self.generator_base, self.adapters, self.task = self._task(encoded)
 
     # ------------------------------------------------------------------------------------------------ networks
 
@@ -317,20 +314,19 @@ class _Run:
             show_text(f"{step} of {total} iterations, {pictures:,} images seen, {started.left(step)}")
 
         watch = Watch(
-            report, max(1, min(25, total // 100)), folder / "loss.jsonl", bar.interrupted, (bridge.Cancelled,),
+            report, max(1, min(25, total // 100)), folder.log, bar.interrupted, (bridge.Cancelled,),
             after_step=after_step,
         )  # fmt: skip
         try:
-            return distil(self.task, self.settings, folder / "checkpoint.pt", watch=watch, save_every=save_every).shadow
+            return distil(self.task, self.settings, folder.checkpoint, watch=watch, save_every=save_every).shadow
         except KeyboardInterrupt:
             bar.stop()
-            raise
 
     def finish(self, average: dict[str, Tensor]) -> io.NodeOutput:
         """Save the student and hand it out, with its curve and samples."""
         self.task.generator.load_state_dict(average)
         student = self._save(average)
-        curve = loss_chart(read_log(self.recipe.folder / "loss.jsonl"), PANELS)
+        curve = loss_chart(read_log(self.recipe.folder.log), PANELS)
         latents = self._draw().float()
         samples = self.vae.decode(latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
         show_text(f"Saved {self.recipe.file.name} after {self.settings.schedule.steps * self.settings.batch:,} images.")
@@ -353,23 +349,22 @@ class _Run:
         if self.adapters is not None:
             half = {key: value.to(torch.float16).cpu() for key, value in average.items()}
             tensors = lora_state_dict(half, self.adapters.of["generator"].names)
-            student = bridge.with_lora(self.teacher, {key: value.clone() for key, value in tensors.items()})
+            student = bridge.with_lora(self.teacher, dict(tensors))
         else:
             student = bridge.with_weights(self.start, self.generator_base.diffusion_model.requires_grad_(False))
             tensors = self.start.model.model_config.process_unet_state_dict_for_saving(
-                {key: value.to(torch.float16).contiguous().cpu() for key, value in average.items()}
+                {key: value.to(torch.float16).cpu() for key, value in average.items()}
             )
             tensors = {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
-        self.recipe.file.parent.mkdir(parents=True, exist_ok=True)
-        save_safetensors_atomically({key: value.contiguous() for key, value in tensors.items()}, self.recipe.file, about)
+        save_safetensors_atomically(tensors, self.recipe.file, about)
         student.set_attachments(CARD, about)
         return student
 
     def _preset(self) -> str:
         """With which preset Student Sampler draws as the student was trained."""
         if self.kind == "discrete":
-            return "sid-lsg" if self.recipe.init_timestep == 625 else CUSTOM
-        return "sid-edm" if self.kind == "edm" and self.recipe.init_sigma == 2.5 else CUSTOM
+            return "sid-lsg" if self.recipe.init_timestep == INIT_TIMESTEP else CUSTOM
+        return "sid-edm" if self.kind == "edm" and self.recipe.init_sigma == INIT_SIGMA else CUSTOM
 
 
 def _switched(denoise: Callable[..., Tensor], adapters: Adapters, name: str | None) -> Callable[..., Tensor]:
@@ -400,24 +395,14 @@ class _Clock:
         return f"about {hours} h {minutes:02d} min left" if hours else f"about {max(minutes, 1)} min left"
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Remember the settings of a new run, and refuse to resume one with others.
+def _claim(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """Take the folder of the run. What changes memory and not the result may change; so may the length, for rates are constant.
 
     Raises:
-        ValueError: The run of this name was made with other settings.
+        ValueError: The run of this name was begun with other settings.
     """
-    path, text = folder / "settings.json", json.dumps(settings, indent=1)
-    settings = json.loads(text)
-    if not (folder / "checkpoint.pt").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
-        return
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    # What changes memory and not the result may change; so may the length, for learning rates are constant.
-    free = ("part", "gradient_checkpointing", "pictures")
-    other = [key for key in settings if key not in free and known.get(key) != settings[key]]
-    if other:
+    if other := list(folder.claim(facts, free=("part", "gradient_checkpointing", "pictures"))):
         raise ValueError(
-            f"The run '{folder.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete the folder "
-            f"output/apprentice/training/{folder.name} to begin anew."
+            f"The run '{folder.path.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete the "
+            f"folder output/apprentice/training/{folder.path.name} to begin anew."
         )

@@ -13,8 +13,8 @@ from ..networks import class_names
 from ..oracles.checkpoints import read_metadata
 from ..samplers.comfy import show_text
 from ..samplers.comfy_edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
-from ..samplers.edm import INIT_SIGMA, INIT_TIMESTEP, MOST_STEPS, sid_levels, tile
-from ..samplers.schedules import sampling_kind
+from ..samplers.edm import MOST_STEPS, sid_levels, tile
+from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, sampling_kind
 from . import folders, types
 from .types import CATEGORY
 
@@ -82,8 +82,7 @@ class ApprenticeLoadEDM(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, network: str, **_: Any) -> str:
         """Another file under the same name is another network."""
-        path = folders.model_file(network, folders.EDM)
-        return f"{path} {path.stat().st_mtime_ns}" if path else network
+        return folders.stamp(network, folders.EDM)
 
     @classmethod
     def execute(

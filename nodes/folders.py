@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 
@@ -85,11 +86,35 @@ def model_file(name: str, *kinds: str) -> Path | None:
     return None
 
 
+def stamp(name: str, *kinds: str) -> str:
+    """For ``fingerprint_inputs`` of a loader: another file under the same name is another input."""
+    path = model_file(name, *kinds)
+    return f"{path} {path.stat().st_mtime_ns}" if path else name
+
+
 def prompt_files() -> list[str]:
     """The bundled prompts, then the .txt and .csv files in ComfyUI's input folder."""
     folder = Path(folder_paths.get_input_directory())
     found = [path.name for path in folder.glob("*") if path.suffix.lower() in (".txt", ".csv")]
     return [BUNDLED, *sorted(found)]
+
+
+def missing_prompts(choice: str) -> str:
+    """What to say of a prompt file that isn't there; nothing of one that is."""
+    known = choice in prompt_files()
+    return "" if known else f"There is no prompt file '{choice}' in ComfyUI's input folder; choose one of those listed."
+
+
+def check_run(name: Any, what: str, prompts: Any) -> str:
+    """``validate_inputs`` of a node that draws on many prompts and saves under a name: what is wrong, or nothing.
+
+    An input that is connected has no value yet.
+    """
+    try:
+        check_name(name if isinstance(name, str) else "linked", what)
+    except ValueError as error:
+        return str(error)
+    return missing_prompts(prompts) if isinstance(prompts, str) else ""
 
 
 def digest(path: Path) -> str:

@@ -84,8 +84,7 @@ class ApprenticeLoadOracle(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: str, **_: Any) -> str:
         """Another file under the same name is another oracle."""
-        path = folders.model_file(name, folders.ORACLES)
-        return f"{path} {path.stat().st_mtime_ns}" if path else name
+        return folders.stamp(name, folders.ORACLES)
 
     @classmethod
     def execute(

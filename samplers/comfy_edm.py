@@ -32,7 +32,8 @@ from ..networks import edm
 from ..networks.edm_pickle import UNET, read_edm
 from .adaptive import Info, schedule_in_words
 from .comfy import INFO, Conditioning, Latent, batch_noise, family, fit_channels, model_fingerprint, progress, sample_rows
-from .edm import INIT_SIGMA, INIT_TIMESTEP, sid_sigmas, start_scale
+from .edm import sid_sigmas, start_scale
+from .schedules import INIT_SIGMA, INIT_TIMESTEP
 
 RGB = 3
 # EDM's range of noise levels (arXiv 2206.00364, Table 1), for networks that do not narrow it.
@@ -232,17 +233,7 @@ def _read_network(file: Path) -> edm.EDMPrecond:
             f"{file.name} is a U-Net of Stable Diffusion (SiD-LSG), not an EDM network: turn it into safetensors with "
             f"'apprentice convert' and load that with Load Student."
         )
-    try:
-        with torch.device("meta"):  # no memory and no initialisation: all weights are the file's
-            precond = edm.build_edm(config)
-        precond.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True, assign=True)
-    except ValueError as error:
-        raise ValueError(f"{file.name} can't be loaded. {error}") from error
-    except RuntimeError as error:
-        raise ValueError(f"{file.name} holds weights that don't fit the network that it names; use the authors' file.") from error
-    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
-        raise ValueError(f"{file.name} describes a network that can't be built ({error}).") from error
-    return precond
+    return edm.restore_edm(config, weights, file.name)
 
 
 def network_of(model: comfy.model_patcher.ModelPatcher) -> NativeEDM:

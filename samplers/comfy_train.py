@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.model_patcher
@@ -31,14 +31,20 @@ def copy_network(model: comfy.model_patcher.ModelPatcher, dtype: torch.dtype) ->
     LoRAs and other patches of ``model`` are in the copy's weights. Call outside of inference mode.
     """
     comfy.model_management.load_models_gpu([model], force_full_load=True)
-    original = model.model
-    twin = copy.copy(original)
-    twin.__dict__ = {**original.__dict__, "_modules": dict(original._modules)}
-    twin.current_patcher = None
-    twin.diffusion_model = copy.deepcopy(original.diffusion_model).to("cpu", dtype).requires_grad_(False)
-    twin.diffusion_model.dtype = dtype
+    network = copy.deepcopy(model.model.diffusion_model).to("cpu", dtype).requires_grad_(False)
+    network.dtype = dtype
+    twin = _around(model.model, network)
     twin.manual_cast_dtype = None
     return twin.train(False)
+
+
+def _around(base: Any, network: nn.Module) -> Any:
+    """A BaseModel like ``base`` around another diffusion network; all else is shared."""
+    twin = copy.copy(base)
+    twin.__dict__ = {**base.__dict__, "_modules": dict(base._modules)}
+    twin.current_patcher = None
+    twin.diffusion_model = network
+    return twin
 
 
 def place(bases: Sequence[Any]) -> tuple[torch.device, list[comfy.model_patcher.ModelPatcher]]:
@@ -145,7 +151,7 @@ class Bar:
         self.cancelled = self.cancelled or bool(comfy.model_management.processing_interrupted())
         return self.cancelled
 
-    def stop(self) -> None:
+    def stop(self) -> NoReturn:
         """End the node the way ComfyUI ends one that was cancelled."""
         comfy.model_management.interrupt_current_processing(False)
         raise Cancelled
@@ -160,8 +166,5 @@ def with_lora(model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor
 
 def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) -> comfy.model_patcher.ModelPatcher:
     """A MODEL of the same kind whose diffusion network is ``network``."""
-    twin = copy.copy(model.model)
-    twin.__dict__ = {**model.model.__dict__, "_modules": dict(model.model._modules)}
-    twin.current_patcher = None
-    twin.diffusion_model = network
+    twin = _around(model.model, network)
     return comfy.model_patcher.ModelPatcher(twin, load_device=model.load_device, offload_device=model.offload_device)

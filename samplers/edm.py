@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schedules import sampling_kind, sid_edm_sigmas, sid_lsg_timesteps, timestep_sigma
+from .schedules import INIT_SIGMA, INIT_TIMESTEP, sampling_kind, sid_edm_sigmas, sid_lsg_timesteps, timestep_sigma
 
-INIT_SIGMA = 2.5
-INIT_TIMESTEP = 625
 MOST_STEPS = 16
 
 

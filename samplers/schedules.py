@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 TRAINING_TIMESTEPS = 1000
+INIT_SIGMA, INIT_TIMESTEP = 2.5, 625  # where SiD's generators draw from: EDM networks, Stable Diffusion
 LCM_GRID = 50  # LCM and TCD were distilled on every twentieth timestep
 
 # (steps, denoise) -> falling noise levels without the final 0: timesteps of discrete models, sigmas of the others
@@ -59,12 +60,12 @@ def turbo_timesteps(steps: int, denoise: float = 1.0) -> list[float]:
     return chosen
 
 
-def sid_lsg_timesteps(steps: int, first: int = 625) -> list[float]:
+def sid_lsg_timesteps(steps: int, first: int = INIT_TIMESTEP) -> list[float]:
     """trunc(first (1 - i / N)) (arXiv 2406.01561, official code: t_init = 625), in whole numbers: floats miss 125 of 5 steps."""
     return [float(first * (steps - i) // steps) for i in range(steps)]
 
 
-def sid_edm_sigmas(steps: int, first: float = 2.5) -> list[float]:
+def sid_edm_sigmas(steps: int, first: float = INIT_SIGMA) -> list[float]:
     """SiD's one step at 2.5 (arXiv 2404.04057); with more, evenly down from there (the authors' EDM2 code, branch sida)."""
     return [first * (steps - i) / steps for i in range(steps)]
 

@@ -139,7 +139,6 @@ class Task:
         weight: Of the fake score's loss.
         noising: How pictures and noise are mixed.
         device: Where the networks are.
-        step_shares: How often the student takes 1, 2, ... steps; even if empty.
         real: (random source, batch) -> real pictures, for the adversarial loss.
     """
 
@@ -153,7 +152,6 @@ class Task:
     weight: Callable[[Tensor], Tensor] = edm_weight
     noising: Callable[[Tensor, Tensor, Tensor], Tensor] = add_noise
     device: torch.device | str = "cpu"
-    step_shares: tuple[float, ...] = ()
     real: Callable[[torch.Generator, int], Tensor] | None = None
 
     def objective(self, settings: Settings, steps: int) -> Objective:
@@ -200,7 +198,7 @@ def distil(
     mine, cancelled = processes.rows(settings.batch), False
 
     def step(rng: torch.Generator) -> Means:
-        steps = draw_steps(rng, settings.steps, task.step_shares)
+        steps = draw_steps(rng, settings.steps)
         objective = task.objective(settings, steps)
         for_fake, for_generator = (draws(task, objective, rng, settings.batch, fake).rows(mine).to(task.device)
                                    for fake in (True, False))  # fmt: skip
@@ -223,15 +221,9 @@ def distil(
     )  # fmt: skip
 
 
-def draw_steps(rng: torch.Generator, most: int, shares: tuple[float, ...] = ()) -> int:
-    """How many steps the student takes in this iteration: 1..``most``, evenly or with the given shares."""
-    shares = shares or (1 / most,) * most
-    left = torch.rand((), generator=rng).item()
-    for steps in range(most, 1, -1):
-        if left < shares[steps - 1]:
-            return steps
-        left -= shares[steps - 1]
-    return 1
+def draw_steps(rng: torch.Generator, most: int) -> int:
+    """How many steps the student takes in this iteration: 1..``most``, each as likely."""
+    return most - int(torch.rand((), generator=rng).item() * most)
 
 
 def draws(task: Task, objective: Objective, rng: torch.Generator, batch: int, fake: bool) -> Draws:

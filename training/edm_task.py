@@ -9,9 +9,9 @@ on the number of processes and on the size of the parts. Labels are never droppe
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..files import save_safetensors_atomically, write_atomically
-from ..networks.edm import EDMPrecond, build_edm
+from ..networks.edm import EDMPrecond, restore_edm
 from ..networks.edm_pickle import UNET, Snapshot, snapshot_metadata
 from ..samplers.edm import tile
 from ..samplers.schedules import sid_edm_sigmas
 from .augment import LABELS
 from .distill import PRESETS, Preset, Settings, Task, card
+from .loop import autocast
 from .sid import Denoise, Labels, Players, edm_denoise, edm_players, generate
 
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -52,7 +53,7 @@ def fit_settings(settings: Settings, config: Mapping[str, Any], precision: str =
 
 
 def build_network(teacher: Snapshot, name: str = "This file", dropout: float | None = None) -> EDMPrecond:
-    """The network in ``teacher``, in float32.
+    """The network in ``teacher``, in float32, with weights of its own.
 
     Args:
         teacher: What ``read_edm`` gave.
@@ -65,14 +66,7 @@ def build_network(teacher: Snapshot, name: str = "This file", dropout: float | N
     config, weights = teacher
     if config.get("_class_name") == UNET:
         raise ValueError(f"{name} holds a U-Net of Stable Diffusion; this training is for EDM's pixel-space networks.")
-    try:
-        network = build_edm({**config, **({} if dropout is None else {"dropout": dropout})})
-        network.load_state_dict({key: value.float() for key, value in weights.items()})
-    except RuntimeError as error:
-        raise ValueError(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
-    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
-        raise ValueError(f"{name} describes a network that can't be built ({error}).") from error
-    return network
+    return copy.deepcopy(restore_edm({**config, **({} if dropout is None else {"dropout": dropout})}, weights, name))
 
 
 def edm_task(
@@ -97,11 +91,10 @@ def edm_task(
         raise ValueError(f"precision is '{precision}', not one of: {', '.join(PRECISIONS)}.")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"fp16 needs an NVIDIA GPU, and this is {device.type}: use bf16 or fp32.")
-    networks = [build_network(teacher, name, dropout).to(device) for _ in range(3)]
-    for network in networks:
-        network.use_fp16 = precision == "fp16"
-        network.model.label_dropout = 0.0
-    frozen, fake, generator = networks
+    frozen = build_network(teacher, name, dropout).to(device)
+    frozen.use_fp16 = precision == "fp16"
+    frozen.model.label_dropout = 0.0
+    fake, generator = copy.deepcopy(frozen), copy.deepcopy(frozen)
     for network in (fake, generator):
         drop_where_it_learns(network)
     players = edm_players(frozen, fake, generator)
@@ -134,7 +127,7 @@ def in_bfloat16(players: Players, device: torch.device) -> Players:
 
     def lowered(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(x: Tensor, sigma: Tensor, labels: Labels) -> Any:
-            with torch.autocast(device.type, torch.bfloat16):
+            with autocast(device=device.type):
                 return call(x, sigma, labels)
 
         return run
@@ -241,57 +234,7 @@ class Samples:
         write_atomically(target, lambda part: image.save(part, format="PNG"))
 
 
-# ------------------------------------------------------------------------------------------------- files of a run
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """The folder of a run: checkpoint, log of losses, samples, and ``run.json`` with what made it."""
-
-    path: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where ``distil`` saves and resumes."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def log(self) -> Path:
-        """Losses as JSON lines."""
-        return self.path / "loss.jsonl"
-
-    def claim(self, settings: Settings, **more: Any) -> None:
-        """Take the folder for this run, or make sure that it holds this run.
-
-        How long the run goes and how many pictures are computed at a time may change, and nothing else.
-
-        Raises:
-            ValueError: It holds another run.
-        """
-        facts = json.loads(json.dumps({**asdict(settings), **more}))
-        kept = {key: value for key, value in facts.items() if key not in ("pictures", "part")}
-        record = self.path / "run.json"
-        if not self.checkpoint.exists():
-            write_atomically(record, lambda part: part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"))
-            return
-        there = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        if other := [key for key in kept if there.get(key) != kept[key]]:
-            found = "; ".join(f"{key} was {there.get(key)} and is {kept[key]}" for key in other)
-            raise ValueError(f"{self.path} holds another run ({found}): give the same options, another --work, or delete it.")
-
-    def pictures_seen(self, batch: int) -> int:
-        """How many pictures the generator has drawn so far.
-
-        Raises:
-            ValueError: The checkpoint can't be read.
-        """
-        if not self.checkpoint.exists():
-            return 0
-        try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            return int(state["step"]) * batch
-        except Exception as error:  # torch raises a dozen kinds for bad files
-            raise ValueError(f"{self.checkpoint} is damaged: delete it to begin anew.") from error
+# ---------------------------------------------------------------------------------------------- the student's file
 
 
 def save_student(

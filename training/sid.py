@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..samplers.schedules import INIT_SIGMA
 from .augment import AugmentDraws, augment
 from .loop import Interrupted
 
 SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
-INIT_SIGMA = 2.5
 LEAST_WEIGHT = 1e-5
 
 Labels = Tensor | Mapping[str, Tensor] | None

@@ -19,8 +19,9 @@ from comfyui_apprentice.networks.edm_pickle import read_edm
 from comfyui_apprentice.oracles.checkpoints import read_metadata, sha256
 from comfyui_apprentice.training import distill, edm_task
 from comfyui_apprentice.training.distill import Settings, Task, distil
-from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, RunFolder, build_network, fit_settings, sample
+from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, build_network, fit_settings, sample
 from comfyui_apprentice.training.loop import Schedule, Watch, read_log
+from comfyui_apprentice.training.run_folder import RunFolder
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner

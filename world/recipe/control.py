@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyControlNet
 from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...training.sid import edm_weight
 from .data import sheet
 from .latents import Latents, load_autoencoder
 from .log import log_to
@@ -53,7 +54,7 @@ def run(work: Path) -> None:
             context = teacher.text(ids)
         with autocast():
             denoised = guided(pictures + noise, sigma, context, hint, control)
-        weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+        weight = edm_weight(sigma)
         return (weight * (denoised.float() - pictures).square().mean((1, 2, 3))).mean()
 
     def samples(ema: Ema, pictures: int) -> None:

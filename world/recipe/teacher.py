@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...networks.tiny_text import TinyTextEncoder
 from ...networks.tiny_unet import Denoiser, TinyUNet, heun, karras_sigmas
 from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...training.sid import edm_weight
 from ..weights import SIGMA_MAX, SIGMA_MIN
 from .concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt
 from .data import sheet
@@ -40,7 +41,7 @@ def edm_loss(model: TextToImage, latents: Tensor, ids: Tensor, generator: torch.
     noise = torch.randn(latents.shape, generator=generator) * sigma.view(-1, 1, 1, 1)
     with autocast():
         denoised = model.denoise(latents + noise, sigma, ids)
-    weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+    weight = edm_weight(sigma)
     return (weight * (denoised.float() - latents).square().mean((1, 2, 3))).mean()
 
 

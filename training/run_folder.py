@@ -1,0 +1,62 @@
+"""The folder of a run: everything that it takes to look at it, and to go on with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..files import write_atomically
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Checkpoint, log of losses, samples, and ``run.json`` with what made them."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where ``distil`` saves and resumes."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def log(self) -> Path:
+        """Losses as JSON lines."""
+        return self.path / "loss.jsonl"
+
+    def claim(self, facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+        """Take the folder for the run that is made of ``facts``, unless it holds another.
+
+        Args:
+            facts: What the run was told; anything that JSON can hold.
+            free: What may change while a run goes on.
+
+        Returns:
+            Of a run that is there and was told something else: name -> (what it was told, what it is told now).
+        """
+        kept = {key: value for key, value in json.loads(json.dumps(facts)).items() if key not in free}
+        record = self.path / "run.json"
+        if not self.checkpoint.exists():
+            write_atomically(record, lambda part: part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"))
+            return {}
+        there = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        return {key: (there.get(key), value) for key, value in kept.items() if there.get(key) != value}
+
+    def pictures_seen(self, batch: int) -> int:
+        """How many pictures the generator has drawn so far.
+
+        Raises:
+            ValueError: The checkpoint can't be read.
+        """
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            return int(state["step"]) * batch
+        except Exception as error:  # torch raises a dozen kinds for bad files
+            raise ValueError(f"{self.checkpoint} is damaged: delete it to begin anew.") from error
