@@ -125,6 +125,38 @@ def test_sd15_student_goes_through_the_stock_loaders(comfy: Comfy, models: Path,
     assert unmatched() == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "patch", "precision"),
+    [
+        ("v-prediction", ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": False}), "bf16"),
+        ("flow", ("ModelSamplingSD3", {"shift": 3.0}), "fp32"),
+    ],
+)
+def test_teachers_of_other_kinds_are_distilled_by_their_own_sampling(
+    comfy: Comfy, models: Path, unmatched: Any, kind: str, patch: tuple[str, dict[str, Any]], precision: str
+) -> None:
+    """The small SD1.5 network, read as another kind of model by a stock node."""
+    g = Graph()
+    loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
+    teacher = g.add(patch[0], model=loader[0], **patch[1])
+    made = distil(
+        g, teacher, loader[1], name=f"student {kind}", text="a castle\na road", pictures=4, batch_size=2, at_once=1, steps=2,
+        precision=precision,
+    )  # fmt: skip
+    once = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    draw(g, made[0], loader[1], "made", "KSampler", **once)
+    draw(g, teacher, loader[1], "teacher", "KSampler", **once)
+    comfy.run(g)
+    drawn = {name: comfy.tensors(name)["latent"] for name in ("made", "teacher")}
+    assert drawn["made"].isfinite().all() and (drawn["made"] - drawn["teacher"]).abs().max() > 1e-4
+    with safe_open(comfy.base / "models" / "loras" / f"student {kind}.safetensors", "pt") as file:
+        card = file.metadata()
+    levels = json.loads(card["sigmas"])
+    assert card["preset"] == ("custom" if kind == "flow" else "sid-lsg")
+    assert levels == [1.0, 0.5] if kind == "flow" else levels[0] == pytest.approx(2.5, abs=1.0)
+    assert unmatched() == []
+
+
 def test_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: Comfy) -> None:
     def graph(name: str) -> Graph:
         g = Graph()

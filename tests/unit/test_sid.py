@@ -11,6 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.networks.edm import EDMPrecond, build_edm
 from comfyui_apprentice.training import sid
+from comfyui_apprentice.training.distill import Settings, Task, draw_steps, draws
 from comfyui_apprentice.training.sid import Draws, Objective, Players, TimestepLevels
 from safetensors.torch import load_file
 from torch import Tensor
@@ -362,3 +363,56 @@ def test_discrete_levels_serve_both_halves() -> None:
     levels = TimestepLevels(torch.linspace(0.03, 14.6, 1000))
     u = torch.rand(5, 1, 1, 1)
     assert torch.equal(levels.of_fake(u), levels.of_generator(u)) and levels.of_fake(u).shape == (5, 1, 1, 1)
+
+
+# ----------------------------------------------------------------------------------------------- draws of a run
+
+
+def text_task(**changes: object) -> Task:
+    """Captions are 1, 2, 3, ... and the empty one is 0; both networks are never called."""
+    nothing = Players(lambda *_: None, lambda *_: None, lambda *_: None, [], [])
+
+    def labels(rng: torch.Generator, batch: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return {"text": torch.arange(1.0, batch + 1)[:, None]}, {"text": torch.zeros(batch, 1)}
+
+    return Task(nothing, torch.nn.Identity(), torch.nn.Identity(), (1, 2, 2), labels, lambda steps: (1.0,) * steps, **changes)
+
+
+def test_steps_are_drawn_evenly_from_one_to_the_most() -> None:
+    rng = torch.Generator().manual_seed(0)
+    counts = torch.bincount(torch.tensor([draw_steps(rng, 4) for _ in range(4000)]), minlength=6)
+    assert counts[0] == counts[5] == 0 and (counts[1:5] - 1000).abs().max() < 120
+    assert {draw_steps(rng, 1) for _ in range(20)} == {1}
+
+
+@pytest.mark.parametrize(("settings", "fake", "dropped"), [
+    (Settings(kappa1=1.5), True, 0.1), (Settings(kappa2=1.5), True, 0.1), (Settings(kappa1=1.5), False, 0.0),
+    (Settings(kappa4=1.5), True, 0.0),
+])  # fmt: skip
+def test_a_tenth_of_the_captions_is_dropped_in_the_guided_fake_score_s_half_alone(
+    settings: Settings, fake: bool, dropped: float
+) -> None:
+    task = text_task()
+    found = draws(task, task.objective(settings, 1), torch.Generator().manual_seed(0), 5000, fake)
+    empty = found.labels["text"][:, 0] == 0
+    assert empty.float().mean().item() == pytest.approx(dropped, abs=0.02 if dropped else 0)
+    assert torch.equal(found.labels["text"][~empty, 0], torch.arange(1.0, 5001)[~empty])
+
+
+def test_flow_models_mix_pictures_and_noise_their_own_way_in_every_place() -> None:
+    """x = (1 - sigma) images + sigma noise: with D the identity every x can be read off."""
+    mix = lambda images, sigma, noise: (1 - sigma) * images + sigma * noise  # noqa: E731
+    seen: list[Tensor] = []
+
+    def identity(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        seen.append(x)
+        return x
+
+    z, between, noise = (torch.randn(2, 1, 2, 2) for _ in range(3))
+    levels = TimestepLevels(torch.linspace(0.001, 1, 1000))
+    objective = Objective(sigmas=(1.0, 0.5), levels=levels, noising=mix, weight=sid.epsilon_weight)
+    draws_ = Draws(z, noise, torch.full((2, 1, 1, 1), 0.5), between=[between])
+    sid.fake_score_objective(Players(identity, identity, identity, [], []), objective, draws_)
+    images, sigma = 0.5 * z + 0.5 * between, levels.of_fake(draws_.level)
+    assert torch.equal(seen[0], z) and torch.allclose(seen[1], images)
+    assert torch.allclose(seen[2], (1 - sigma) * images + sigma * noise)
