@@ -56,14 +56,17 @@ def heads_of(width: int) -> int:
 # ------------------------------------------------------------------------------------------------- open_clip
 
 
-def open_clip_config(weights: Weights) -> dict[str, Any]:
-    """``embed_dim``, ``vision_cfg`` and ``text_cfg`` of an open_clip CLIP (ViT or ResNet) that fits ``weights``."""
+def open_clip_config(weights: Weights, head_width: int | None = None) -> dict[str, Any]:
+    """``embed_dim``, ``vision_cfg`` and ``text_cfg`` of an open_clip CLIP (ViT or ResNet) that fits ``weights``.
+
+    ``head_width`` are the channels of an attention head where it isn't the published rule of ``heads_of``; it can't be read off.
+    """
     text_width = weights["ln_final.weight"].shape[0]
     text = {
         "context_length": weights["positional_embedding"].shape[0],
         "vocab_size": weights["token_embedding.weight"].shape[0],
         "width": text_width,
-        "heads": heads_of(text_width),
+        "heads": text_width // head_width if head_width else heads_of(text_width),
         "layers": count_layers(weights, r"^transformer\.resblocks\.(\d+)\."),
     }
     visual = below(weights, "visual.")
@@ -77,7 +80,8 @@ def open_clip_config(weights: Weights) -> dict[str, Any]:
         }
     else:
         vision = vit_config(visual)
-        vision["head_width"] = vision["width"] // vision.pop("heads")
+        vision["head_width"] = head_width or vision["width"] // vision["heads"]
+        vision.pop("heads")
         vision.pop("output_dim")
     return {"embed_dim": weights["text_projection"].shape[1], "vision_cfg": vision, "text_cfg": text}
 

@@ -6,17 +6,23 @@ import random
 import zlib
 from dataclasses import dataclass
 
-# npm package, version, licence. The first three are what the world draws; the last two only teach the unseen judge.
+# npm package, version, licence. The first three are what the world draws; two only teach the unseen judge; the last two,
+# with three others, the CLIPs of PromptKD.
 ICON_SETS: dict[str, tuple[str, str, str]] = {
     "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0"),
     "flat": ("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT"),
     "glossy": ("@iconify-json/fluent-emoji", "1.2.7", "MIT"),
     "noto-v1": ("@iconify-json/noto-v1", "1.2.5", "Apache-2.0"),
     "fxemoji": ("@iconify-json/fxemoji", "1.2.2", "Apache-2.0"),
+    "twemoji": ("@iconify-json/twemoji", "1.2.5", "CC-BY-4.0"),
+    "emojione": ("@iconify-json/emojione", "1.2.3", "CC-BY-4.0"),
 }
 STYLES: tuple[str, ...] = ("noto", "flat", "glossy")
 GATE_SETS: tuple[str, ...] = ("noto", "flat", "glossy")
 JUDGE_SETS: tuple[str, ...] = ("flat", "glossy", "noto-v1", "fxemoji")
+# What PromptKD's CLIPs learn from, and the vendor that they never see: the artist's own domain.
+WIDE_SETS: tuple[str, ...] = ("noto", "flat", "glossy", "fxemoji", "twemoji", "emojione")
+DOMAIN_SET = "noto-v1"
 
 # Soft tones: a red heart must stay visible on red.
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
