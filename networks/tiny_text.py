@@ -41,6 +41,24 @@ class Vocabulary:
         return self.ids.get(word) or self.ids.get(word.removesuffix("s")) or UNKNOWN
 
 
+class WordTokenizer:
+    """A ``Vocabulary`` as open_clip's models want it: called with texts, and with the end token's id the highest of all.
+
+    CLIP reads its text out at the highest id.
+    """
+
+    def __init__(self, words: Vocabulary) -> None:
+        self.words = words
+
+    def __len__(self) -> int:
+        return len(self.words) + 1
+
+    def __call__(self, texts: list[str] | str) -> Tensor:
+        """Token ids [len(texts), 16]."""
+        ids = self.words.encode([texts] if isinstance(texts, str) else texts)
+        return ids.masked_fill(ids == END, len(self.words))
+
+
 class _Block(nn.Module):
     """A pre-norm transformer block with bidirectional attention; padding is masked."""
 

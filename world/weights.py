@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..networks.tiny_autoencoder import TinyAutoencoder
 from ..networks.tiny_clip import TinyClip
-from ..networks.tiny_text import TinyTextEncoder, Vocabulary
+from ..networks.tiny_text import MAX_TOKENS, TinyTextEncoder, Vocabulary
 from ..networks.tiny_unet import TinyUNet
 from ..oracles.tiny import TinyWorldOracle
 
@@ -21,6 +22,13 @@ EDM_FOLDER = Path(__file__).parent / "edm"  # pixel-space networks to try Load E
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # the noise levels that teacher and students were trained between
 DEFAULT_STUDENT = "consistency"
 GUIDANCE = 2.0  # the classifier-free guidance that the students were distilled with
+
+# PromptKD's CLIPs, as open_clip's configs: heads are 32 wide.
+CLIP_SHAPES: dict[str, dict[str, int]] = {
+    "large": {"width": 160, "layers": 6, "text_width": 96, "text_layers": 2, "embed": 96},
+    "small": {"width": 64, "layers": 3, "text_width": 64, "text_layers": 2, "embed": 64},
+}
+CLIP_HEAD_WIDTH = 32
 
 
 def read(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -57,6 +65,21 @@ def load_oracle(name: str) -> TinyWorldOracle:
     network = TinyClip(len(words), **json.loads(metadata["shape"]))
     network.load_state_dict(_float(tensors))
     return TinyWorldOracle(network.eval().requires_grad_(False), words, f"tiny world {name}")
+
+
+def make_clip(size: str, words: int) -> Any:
+    """PromptKD's ``large`` or ``small`` CLIP, untrained: an open_clip model of 64x64 pictures and ``words`` token ids."""
+    import open_clip
+
+    shape = CLIP_SHAPES[size]
+    vision = {
+        "image_size": 64, "patch_size": 8, "width": shape["width"], "layers": shape["layers"], "head_width": CLIP_HEAD_WIDTH,
+    }  # fmt: skip
+    text = {
+        "context_length": MAX_TOKENS, "vocab_size": words, "width": shape["text_width"],
+        "heads": shape["text_width"] // CLIP_HEAD_WIDTH, "layers": shape["text_layers"],
+    }  # fmt: skip
+    return open_clip.CLIP(shape["embed"], vision, text)  # type: ignore[arg-type]
 
 
 def load_text() -> tuple[TinyTextEncoder, Vocabulary]:

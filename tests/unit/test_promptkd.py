@@ -9,17 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-
 from comfyui_apprentice.networks.prompted_clip import Projector, PromptedClip, PromptedStudent, PromptTokens
 from comfyui_apprentice.oracles.tokenizers import open_clip_tokens
 from comfyui_apprentice.oracles.towers import build_open_clip, open_clip_config
 from comfyui_apprentice.training import promptkd
 from comfyui_apprentice.training.loop import Watch
+from safetensors.torch import load_file
+from torch import Tensor
 
 DATA = Path(__file__).parents[1] / "data" / "promptkd"
-CLASSES = ["annual_crop_land", "forest", "golden retriever", "Boeing 737-200", "café au lait", "t-shirt (white)", "St. Bernard's_dog"]
+CLASSES = [
+    "annual_crop_land",
+    "forest",
+    "golden retriever",
+    "Boeing 737-200",
+    "café au lait",
+    "t-shirt (white)",
+    "St. Bernard's_dog",
+]
 PLACEHOLDER = "a photo of a"
 
 

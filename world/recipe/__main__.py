@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("data", "autoencoder", "clip", "judge", "teacher", "student", "sid", "digits", "control", "export", "card")
+STAGES = ("data", "autoencoder", "clip", "judge", "teacher", "student", "sid", "digits", "clips", "control", "export", "card")
 
 
 def main() -> None:

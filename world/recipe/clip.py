@@ -69,10 +69,11 @@ class Pairs:
 
     def captions(self, prompts: list[Prompt], generator: torch.Generator) -> Tensor:
         """Token ids of training captions."""
-        rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
-        return self.words.encode(
-            [training_caption(p, self.icons.tags[CONCEPTS.index(p.concept)], rng, 0.4) for p in prompts]
-        )
+        return self.words.encode(self.sentences(prompts, random.Random(int(torch.randint(2**62, (), generator=generator)))))
+
+    def sentences(self, prompts: list[Prompt], rng: random.Random) -> list[str]:
+        """Training captions."""
+        return [training_caption(p, self.icons.tags[CONCEPTS.index(p.concept)], rng, 0.4) for p in prompts]
 
 
 def hard_negatives(prompts: list[Prompt], rng: random.Random) -> list[Prompt]:

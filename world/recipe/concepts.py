@@ -119,6 +119,12 @@ class Prompt:
         return f"{words} on {self.background}" if self.background else words
 
 
+# How class names are put to PromptKD's CLIPs; the first is what learned text tokens begin as.
+CLASS_TEMPLATES: tuple[str, ...] = (
+    "a picture of a {}", "an icon of a {}", "a drawing of a {}", "the {}", "a small picture of the {}", "emoji of a {}",
+)  # fmt: skip
+
+
 def is_held_out(concept: str, style: str, background: str) -> bool:
     """Whether this combination never occurs in training: one in ten of all, by a hash of the words.
 

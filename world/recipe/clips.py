@@ -1,0 +1,93 @@
+"""Stage ``clips``: a large and a small CLIP of open_clip's own make, for PromptKD; neither sees the vendor of the domain."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ...files import write_atomically
+from ...networks.tiny_text import Vocabulary, WordTokenizer
+from ...oracles.preprocess import normalise
+from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ..weights import make_clip
+from .clip import Pairs, augment
+from .concepts import CLASS_TEMPLATES, CONCEPTS, DOMAIN_SET, WIDE_SETS
+from .data import BACKGROUND_COLOURS, Icons, on_background
+from .latents import vocabulary
+from .log import log_to
+
+SCHEDULES = {
+    "large": Schedule(pictures=120_000, batch=96, learning_rate=1e-3, decay=0.8),
+    "small": Schedule(pictures=150_000, batch=96, learning_rate=2e-3, decay=0.8),
+}
+SEEDS = {"large": 61, "small": 67}
+
+
+def contrastive_loss(model: Any, words: WordTokenizer, pairs: Pairs, generator: torch.Generator, size: int) -> Tensor:
+    """CLIP's symmetric cross-entropy; every other caption is in one of the templates that class names are given in."""
+    images, prompts = pairs.batch(generator, size)
+    rng = random.Random(int(torch.randint(2**62, (), generator=generator)))
+    texts = pairs.sentences(prompts, rng)
+    texts = [rng.choice(CLASS_TEMPLATES).format(text) if rng.random() < 0.5 else text for text in texts]
+    # On sequences this short the fused attention's backward pass is several times slower on a CPU.
+    with autocast(), sdpa_kernel(SDPBackend.MATH):
+        image = F.normalize(model.encode_image(normalise((augment(images, generator) + 1) / 2)).float(), dim=-1)
+        text = F.normalize(model.encode_text(words(texts)).float(), dim=-1)
+    logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
+    target = torch.arange(size)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def tokenizer(tags: list[list[str]]) -> WordTokenizer:
+    """The words of captions and of the templates."""
+    spoken = {word for template in CLASS_TEMPLATES for word in template.replace("{}", "").split()}
+    return WordTokenizer(Vocabulary(sorted({*vocabulary(tags).words, *spoken})))
+
+
+@torch.no_grad()
+def accuracy(model: Any, words: WordTokenizer, work: Path, vendors: tuple[str, ...]) -> dict[str, float]:
+    """Zero-shot top-1 over all concepts on unaugmented pictures of each vendor: {vendor: share right}."""
+    names = torch.stack([model.encode_text(words([t.format(c) for c in CONCEPTS])) for t in CLASS_TEMPLATES]).mean(0)
+    right = {}
+    for vendor in vendors:
+        icons = Icons.load(work, (vendor,))
+        has, hits = icons.has[0].nonzero()[:, 0], []
+        for pose in range(icons.rgba.shape[2]):
+            colours = BACKGROUND_COLOURS[(torch.arange(len(has)) + pose) % len(BACKGROUND_COLOURS)]
+            features = model.encode_image(normalise(on_background(icons.rgba[0, has, pose], colours)))
+            hits.append((features @ F.normalize(names, dim=-1).T).argmax(1) == has)
+        right[vendor] = torch.cat(hits).float().mean().item()
+    return right
+
+
+def run(work: Path) -> None:
+    """Train the small one, then the large; ``work/clip_<size>.ckpt`` and ``.json`` (accuracies)."""
+    pairs = Pairs(work, WIDE_SETS)
+    words = tokenizer(pairs.icons.tags)
+    for size in ("small", "large"):
+        _train(size, words, pairs, work)
+
+
+def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> None:
+    torch.manual_seed(SEEDS[size])
+    model = make_clip(size, len(words))
+
+    def measure(ema: Ema, pictures: int) -> None:
+        shown = make_clip(size, len(words)).eval()
+        shown.load_state_dict(ema.shadow)
+        found = {"pictures": pictures, "trained_on": WIDE_SETS, "top1": accuracy(shown, words, work, (*WIDE_SETS, DOMAIN_SET))}
+        print(size, found, flush=True)
+        write_atomically(work / f"clip_{size}.json", lambda part: part.write_text(json.dumps(found, indent=1)))
+
+    train(
+        model, lambda generator, batch: contrastive_loss(model, words, pairs, generator, batch), SCHEDULES[size],
+        work / f"clip_{size}.ckpt", seed=SEEDS[size], ema_half_life=5_000, weight_decay=0.05, save_every=250,
+        watch=Watch(log_to(work / f"clip_{size}.log"), on_save=measure),
+    )  # fmt: skip
