@@ -24,7 +24,7 @@ from .latents import vocabulary
 from .log import log_to
 
 SCHEDULES = {
-    "large": Schedule(pictures=120_000, batch=96, learning_rate=1e-3, decay=0.8),
+    "large": Schedule(pictures=81_600, batch=96, learning_rate=1e-3, decay=0.8),
     "small": Schedule(pictures=150_000, batch=96, learning_rate=2e-3, decay=0.8),
 }
 SEEDS = {"large": 61, "small": 67}

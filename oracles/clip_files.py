@@ -1,0 +1,69 @@
+"""A whole CLIP from a file, with its tokenizer: open_clip's layout, OpenAI's, or transformers'."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..networks.tiny_text import Vocabulary, WordTokenizer
+from .checkpoints import read_metadata, read_weights
+from .tokenizers import clip_tokens, open_clip_tokens
+from .towers import Weights, build_open_clip, hf_to_open_clip, is_hf_clip
+
+# Numbers that OpenAI's archives hold beside the weights.
+_SIZES = ("input_resolution", "context_length", "vocab_size")
+
+
+@dataclass(frozen=True)
+class ClipFile:
+    """An open_clip model and what turns texts into its token ids [N, context]."""
+
+    name: str
+    network: Any
+    tokenizer: Callable[[list[str]], Tensor]
+
+
+def load_clip(path: str | os.PathLike[str], quick_gelu: bool | None = None) -> ClipFile:
+    """The CLIP in a file, frozen, on the CPU in float32.
+
+    What can't be read off the weights is taken from the file's metadata where it has them: ``open_clip`` (a model config as
+    JSON) and ``words`` (a word-level vocabulary in place of CLIP's).
+
+    Args:
+        quick_gelu: Whether the activation is OpenAI's. None takes it for OpenAI's own archives and transformers' layout, and not
+            for others.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpoint: It can't be read as data.
+        ValueError: It is not a CLIP with a picture and a text tower.
+    """
+    file = Path(path)
+    weights, metadata = read_weights(file), read_metadata(file)
+    if is_hf_clip(weights):
+        network = build_open_clip(hf_to_open_clip(weights), file.name, quick_gelu=quick_gelu is not False)
+        return ClipFile(file.stem, network, clip_tokens)
+    if not {"text_projection", "ln_final.weight", "token_embedding.weight", "visual.proj"} <= weights.keys():
+        raise ValueError(f"{file.name} is not a CLIP with a ViT and a text tower in open_clip's layout; choose another file.")
+    own = is_openai(weights) if quick_gelu is None else quick_gelu
+    config = json.loads(metadata["open_clip"]) if "open_clip" in metadata else None
+    kept = {key: value for key, value in weights.items() if key not in _SIZES}
+    network = build_open_clip(kept, file.name, config=config, quick_gelu=own)
+    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length)))
+
+
+def is_openai(weights: Weights) -> bool:
+    """Whether weights are OpenAI's own archive, which holds its sizes as tensors."""
+    return "input_resolution" in weights
+
+
+def _tokenizer(metadata: dict[str, str], context: int) -> Callable[[list[str]], Tensor]:
+    if "words" in metadata:
+        return WordTokenizer(Vocabulary(json.loads(metadata["words"])))
+    return lambda texts: open_clip_tokens(texts, context)

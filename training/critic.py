@@ -1,0 +1,258 @@
+"""From CLIPs, a folder of pictures and a list of words to a critic: PromptKD's two stages with files around them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..files import UnsafeCheckpoint, save_safetensors_atomically
+from ..networks.prompted_clip import CONTEXT, Projector, PromptedClip, PromptedStudent, PromptTokens, text_tower
+from ..oracles.checkpoints import read_metadata, read_weights
+from ..oracles.clip_files import ClipFile
+from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
+from . import promptkd
+from .loop import Watch
+
+TEACHER = "promptkd-teacher"
+DEPTH = 9  # blocks with learned tokens in the published runs; 3 where a student is distilled across data sets
+PLACEHOLDER = "a photo of a"  # what learned text tokens begin as
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A large CLIP with or without learned tokens, and what texts it wants.
+
+    Attributes:
+        placeholder: The words whose places learned text tokens take.
+        templates: What a plain teacher's class names are put into.
+    """
+
+    name: str
+    clip: PromptedClip
+    placeholder: str = PLACEHOLDER
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+
+    def features(self, names: Sequence[str]) -> Tensor:
+        """Unit text features [C, D] of class names."""
+        return promptkd.class_features(self.clip, names, self.placeholder, self.templates)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What is encoded for class names."""
+        return (f"{self.placeholder} {{}}.",) if self.clip.text_tokens is not None else self.templates
+
+
+def fresh_tokens(
+    clip: ClipFile, seed: int, depth: int = DEPTH, count: int = CONTEXT, placeholder: str = PLACEHOLDER
+) -> tuple[PromptTokens, PromptTokens]:
+    """Tokens for both towers as PromptSRC begins: the first of the text's are the placeholder's words, the others are drawn.
+
+    Raises:
+        ValueError: The placeholder isn't of ``count`` tokens.
+    """
+    generator, visual, text = torch.Generator().manual_seed(seed), clip.network.visual, text_tower(clip.network)
+    picture_depth, text_depth = (min(depth, len(tower.transformer.resblocks)) for tower in (visual, text))
+    ids, empty = clip.tokenizer([placeholder, ""])
+    used = int((ids != 0).sum() - (empty != 0).sum())
+    if used != count:
+        raise ValueError(f"'{placeholder}' is {used} tokens, and {count} are wanted; choose other words or another number.")
+    words = text.token_embedding.weight.detach()[ids[1 : 1 + count]].float()
+    drawn = PromptTokens.random(text_depth, count, words.shape[1], generator)
+    pictures = PromptTokens.random(picture_depth, count, visual.conv1.out_channels, generator)
+    return pictures, PromptTokens([words, *list(drawn.blocks)[1:]])
+
+
+def fresh_student(clip: ClipFile, outside: int, seed: int, depth: int = DEPTH, count: int = CONTEXT) -> PromptedStudent:
+    """A student as PromptKD begins, on a small CLIP, for a teacher with ``outside`` features."""
+    generator, visual = torch.Generator().manual_seed(seed), clip.network.visual
+    tokens = PromptTokens.random(min(depth, len(visual.transformer.resblocks)), count, visual.conv1.out_channels, generator)
+    projector = Projector(int(visual.output_dim), outside).reset(generator)
+    return PromptedStudent(visual, tokens, projector, clip.network.logit_scale)
+
+
+# ------------------------------------------------------------------------------------------------ teacher's tokens
+
+
+def save_tokens(teacher: Teacher, path: str | os.PathLike[str], about: dict[str, str] | None = None) -> None:
+    """Write a teacher's learned tokens, atomically; its towers stay where they are."""
+    clip = teacher.clip
+    towers = {"picture": clip.picture_tokens, "text": clip.text_tokens}
+    tensors = {
+        f"{name}.{i}": block.detach().cpu().contiguous()
+        for name, tokens in towers.items() if tokens is not None for i, block in enumerate(tokens.blocks)
+    }  # fmt: skip
+    metadata = {
+        "apprentice": TEACHER, "placeholder": teacher.placeholder, "base": teacher.name,
+        "base_sha256": tower_hash(clip.clip.visual), **(about or {}),
+    }  # fmt: skip
+    save_safetensors_atomically(tensors, path, metadata)
+
+
+def load_teacher(
+    clip: ClipFile, tokens: str | os.PathLike[str] | None = None, templates: tuple[str, ...] = ("a photo of a {}.",)
+) -> Teacher:
+    """A teacher: a CLIP with the tokens in a file that ``save_tokens`` wrote, or without.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpoint: It doesn't hold a teacher's tokens.
+        ValueError: They belong to another CLIP.
+    """
+    if tokens is None:
+        return Teacher(clip.name, PromptedClip(clip.network, None, None, clip.tokenizer), templates=templates)
+    file = Path(tokens)
+    about, tensors = read_metadata(file), read_weights(file)
+    if about.get("apprentice") != TEACHER:
+        raise UnsafeCheckpoint(f"{file.name} doesn't hold a PromptKD teacher's tokens; choose another file.")
+    if (found := tower_hash(clip.network.visual)) != about["base_sha256"]:
+        raise ValueError(
+            f"{file.name} belongs to '{about['base']}' (picture tower {about['base_sha256'][:8]}), and {clip.name} is another "
+            f"model ({found[:8]}); choose the CLIP that it was trained on."
+        )
+    picture, text = (_tokens(tensors, tower, file.name) for tower in ("picture", "text"))
+    return Teacher(clip.name, PromptedClip(clip.network, picture, text, clip.tokenizer), about["placeholder"], templates)
+
+
+def _tokens(tensors: dict[str, Tensor], tower: str, name: str) -> PromptTokens | None:
+    depth = sum(key.startswith(f"{tower}.") for key in tensors)
+    missing = [i for i in range(depth) if f"{tower}.{i}" not in tensors]
+    if missing:
+        raise UnsafeCheckpoint(f"{name} lacks the tokens of the {tower} tower's block {missing[0]}: make it again.")
+    return PromptTokens([tensors[f"{tower}.{i}"].float() for i in range(depth)]) if depth else None
+
+
+# ------------------------------------------------------------------------------------------------ stored features
+
+
+def stored_features(
+    teacher: PromptedClip, pictures: promptkd.Pictures, path: Path, sources: Sequence[str], at_once: int = 32,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Tensor:  # fmt: skip
+    """The teacher's unit features [N, D] of pictures that are not augmented: computed once, kept in ``path``.
+
+    Args:
+        sources: What tells each picture from any other, such as its file's name, size and time; with the teacher's weights it
+            decides whether the file still holds.
+
+    Raises:
+        KeyboardInterrupt: ``interrupted`` said so.
+    """
+    key = _features_key(teacher, sources)
+    if (known := _read_features(path, key)) is not None:
+        return known
+    parts = []
+    for start in range(0, len(pictures), at_once):
+        if interrupted():
+            raise KeyboardInterrupt
+        indices = range(start, min(start + at_once, len(pictures)))
+        with torch.no_grad():
+            parts.append(teacher.encode_pictures(pictures.batch(indices, 0).to(teacher.device)).cpu())
+    features = torch.cat(parts)
+    save_safetensors_atomically({"features": features}, path, {"key": key})
+    return features
+
+
+def _features_key(teacher: PromptedClip, sources: Sequence[str]) -> str:
+    digest = hashlib.sha256(tower_hash(teacher.clip.visual).encode())
+    if teacher.picture_tokens is not None:
+        for block in teacher.picture_tokens.blocks:
+            digest.update(block.detach().cpu().numpy().tobytes())
+    digest.update(json.dumps(list(sources)).encode())
+    return digest.hexdigest()
+
+
+def _read_features(path: Path, key: str) -> Tensor | None:
+    """What is stored, if it was stored under this key; a damaged file counts as none."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            found: Tensor | None = file.get_tensor("features") if (file.metadata() or {}).get("key") == key else None
+            return found
+    except Exception:  # whatever is wrong with it, it is computed anew
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------- run
+
+
+def make_critic(
+    name: str,
+    teacher: Teacher,
+    student: ClipFile,
+    classes: Sequence[str],
+    pictures: promptkd.Pictures,
+    settings: promptkd.Settings,
+    folder: Path,
+    *,
+    depth: int = DEPTH,
+    sources: Sequence[str] | None = None,
+    save_every: int = 500,
+    watch: Watch | None = None,
+) -> Critic:
+    """Distil a critic: stage 2 on unlabelled ``pictures``; resumes to the bit.
+
+    Args:
+        student: The small CLIP; its picture tower is the critic's from now on.
+        sources: Given where pictures are not augmented: then the teacher looks at each once (see ``stored_features``).
+        folder: Where checkpoint and features lie.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, and saved.
+        FloatingPointError: The loss is no longer finite.
+        ValueError: There are no pictures or no classes, or the CLIPs want pictures of different sizes.
+    """
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ValueError("A critic tells classes apart: give two names or more, each once.")
+    text = teacher.features(classes)
+    made = fresh_student(student, text.shape[1], settings.seed, depth).to(teacher.clip.device)
+    if made.picture_size != teacher.clip.picture_size:
+        raise ValueError(
+            f"The teacher sees pictures of {teacher.clip.picture_size} pixels and the student of {made.picture_size}; choose two "
+            f"CLIPs of one size."
+        )
+    logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
+    promptkd.distil(made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch)
+    return Critic(name, CriticNetwork(made, text), tuple(classes), teacher.texts, student.name, tower_hash(made.visual))
+
+
+def _teachers_eye(
+    teacher: Teacher, text: Tensor, pictures: promptkd.Pictures, folder: Path, sources: Sequence[str] | None, watch: Watch | None
+) -> Callable[[Tensor, Sequence[int], int], Tensor]:
+    """(pixels, indices, epoch) -> the teacher's logits: looked up, or computed where pictures are augmented."""
+    if sources is None:
+        return lambda pixels, _indices, _epoch: promptkd.teacher_logits_of(teacher.clip, pixels, text)
+    stop = watch.interrupted if watch else lambda: False
+    features = stored_features(teacher.clip, pictures, folder / "features.safetensors", sources, interrupted=stop)
+
+    def look_up(_pixels: Tensor, indices: Sequence[int], _epoch: int) -> Tensor:
+        with torch.no_grad():
+            return teacher.clip.scale * features[list(indices)].to(text.device) @ text.T
+
+    return look_up
+
+
+def accuracy(critic: CriticNetwork, batches: Iterator[tuple[Tensor, Tensor]], classes: Sequence[int] | None = None) -> float:
+    """The share of pictures whose best class is theirs, over (pixels [B, 3, S, S], labels [B]).
+
+    Args:
+        classes: The classes that count (base, or novel); the best is sought among these.
+    """
+    chosen = torch.arange(len(critic.text_features)) if classes is None else torch.as_tensor(list(classes))
+    right = total = 0
+    with torch.no_grad():
+        for pixels, labels in batches:
+            logits = critic.student.logits(critic.student(pixels), critic.text_features[chosen])
+            right += int((chosen[logits.argmax(1).cpu()] == labels).sum())
+            total += len(labels)
+    if total == 0:
+        raise ValueError("There are no pictures to measure on.")
+    return right / total
