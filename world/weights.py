@@ -67,10 +67,8 @@ def load_oracle(name: str) -> TinyWorldOracle:
     return TinyWorldOracle(network.eval().requires_grad_(False), words, f"tiny world {name}")
 
 
-def make_clip(size: str, words: int) -> Any:
-    """PromptKD's ``large`` or ``small`` CLIP, untrained: an open_clip model of 64x64 pictures and ``words`` token ids."""
-    import open_clip
-
+def clip_config(size: str, words: int) -> dict[str, Any]:
+    """open_clip's config of PromptKD's ``large`` or ``small`` CLIP: 64x64 pictures and ``words`` token ids."""
     shape = CLIP_SHAPES[size]
     vision = {
         "image_size": 64, "patch_size": 8, "width": shape["width"], "layers": shape["layers"], "head_width": CLIP_HEAD_WIDTH,
@@ -79,7 +77,14 @@ def make_clip(size: str, words: int) -> Any:
         "context_length": MAX_TOKENS, "vocab_size": words, "width": shape["text_width"],
         "heads": shape["text_width"] // CLIP_HEAD_WIDTH, "layers": shape["text_layers"],
     }  # fmt: skip
-    return open_clip.CLIP(shape["embed"], vision, text)  # type: ignore[arg-type]
+    return {"embed_dim": shape["embed"], "vision_cfg": vision, "text_cfg": text}
+
+
+def make_clip(size: str, words: int) -> Any:
+    """That CLIP, untrained."""
+    import open_clip
+
+    return open_clip.CLIP(**clip_config(size, words))
 
 
 def load_text() -> tuple[TinyTextEncoder, Vocabulary]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.networks.tiny_text import Vocabulary, WordTokenizer
 from comfyui_apprentice.oracles.clip_files import load_clip
-from comfyui_apprentice.world.weights import make_clip
+from comfyui_apprentice.world.weights import clip_config, make_clip
 from safetensors.torch import save_file
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 128, "layers": 2, "head_width": 64}
@@ -46,12 +46,7 @@ def test_metadata_say_what_weights_cannot(tmp_path: Path) -> None:
     words = WordTokenizer(Vocabulary(["heart", "red"]))
     torch.manual_seed(1)
     network = make_clip("small", len(words)).eval()
-    shape = {
-        "embed_dim": 64,
-        "vision_cfg": {"image_size": 64, "patch_size": 8, "width": 64, "layers": 3, "head_width": 32},
-        "text_cfg": {"context_length": 16, "vocab_size": len(words), "width": 64, "heads": 2, "layers": 2},
-    }
-    metadata = {"open_clip": json.dumps(shape), "words": json.dumps(["heart", "red"])}
+    metadata = {"open_clip": json.dumps(clip_config("small", len(words))), "words": json.dumps(["heart", "red"])}
     found = load_clip(saved(network, tmp_path / "clip.safetensors", metadata))
     pixels = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(found.network.encode_image(pixels), network.encode_image(pixels), atol=1e-5, rtol=1e-5)

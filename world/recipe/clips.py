@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...files import write_atomically
+from ...files import save_safetensors_atomically, write_atomically
 from ...networks.tiny_text import Vocabulary, WordTokenizer
 from ...oracles.preprocess import normalise
 from ...training.loop import Ema, Schedule, Watch, autocast, train
-from ..weights import make_clip
+from ..weights import clip_config, half, make_clip
 from .clip import Pairs, augment
 from .concepts import CLASS_TEMPLATES, CONCEPTS, DOMAIN_SET, WIDE_SETS
 from .data import BACKGROUND_COLOURS, Icons, on_background
@@ -28,6 +29,9 @@ SCHEDULES = {
     "small": Schedule(pictures=150_000, batch=96, learning_rate=2e-3, decay=0.8),
 }
 SEEDS = {"large": 61, "small": 67}
+DATA = Path(__file__).parents[2] / "benchmarks" / "data"
+DOMAIN_POSES = 8
+LICENCE = "Apache-2.0; trained on icons under Apache-2.0, MIT and CC-BY-4.0, see CARD.md"
 
 
 def contrastive_loss(model: Any, words: WordTokenizer, pairs: Pairs, generator: torch.Generator, size: int) -> Tensor:
@@ -67,15 +71,28 @@ def accuracy(model: Any, words: WordTokenizer, work: Path, vendors: tuple[str, .
     return right
 
 
-def run(work: Path) -> None:
-    """Train the small one, then the large; ``work/clip_<size>.ckpt`` and ``.json`` (accuracies)."""
+def run(work: Path, target: Path = DATA) -> None:
+    """Train the small one, then the large (``work/clip_<size>.ckpt``, accuracies in ``.json``); write what is measured with."""
     pairs = Pairs(work, WIDE_SETS)
     words = tokenizer(pairs.icons.tags)
     for size in ("small", "large"):
-        _train(size, words, pairs, work)
+        ema = _train(size, words, pairs, work)
+        about = {"words": json.dumps(words.words.words), "open_clip": json.dumps(clip_config(size, len(words)))}
+        save_safetensors_atomically(half(ema.shadow), target / f"clip_{size}.safetensors", {"licence": LICENCE, **about})
+    _draw_domain(work, target / f"{DOMAIN_SET}.webp")
 
 
-def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> None:
+def _draw_domain(work: Path, path: Path) -> None:
+    """The domain's icons as one picture: a row an icon, in the order of the names in ``<path>.json``, a column a pose."""
+    icons = Icons.load(work, (DOMAIN_SET,))
+    has = icons.has[0].nonzero()[:, 0].tolist()
+    rows = [torch.cat(list(icons.rgba[0, i, :DOMAIN_POSES]), dim=1) for i in has]
+    write_atomically(path, lambda part: Image.fromarray(torch.cat(rows).numpy()).save(part, "WEBP", quality=92, method=6))
+    names = json.dumps([CONCEPTS[i] for i in has], indent=1) + "\n"
+    write_atomically(path.with_suffix(".json"), lambda part: part.write_text(names, encoding="utf-8"))
+
+
+def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> Ema:
     torch.manual_seed(SEEDS[size])
     model = make_clip(size, len(words))
 
@@ -86,7 +103,7 @@ def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> None:
         print(size, found, flush=True)
         write_atomically(work / f"clip_{size}.json", lambda part: part.write_text(json.dumps(found, indent=1)))
 
-    train(
+    return train(
         model, lambda generator, batch: contrastive_loss(model, words, pairs, generator, batch), SCHEDULES[size],
         work / f"clip_{size}.ckpt", seed=SEEDS[size], ema_half_life=5_000, weight_decay=0.05, save_every=250,
         watch=Watch(log_to(work / f"clip_{size}.log"), on_save=measure),
