@@ -84,6 +84,18 @@ def digits(
 
 
 @bench.command()
+def promptkd(
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("promptkd.png"),
+) -> None:
+    """A small CLIP distilled for a domain by PromptKD, against zero-shot ones: base and novel names, speed, decisions."""
+    figures = _benchmark("promptkd").run(quick, plot, lambda text: typer.echo(text, err=True))
+    if json:
+        figures.save(json)
+
+
+@bench.command()
 def sid(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,

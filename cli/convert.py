@@ -1,4 +1,4 @@
-"""``apprentice convert``: pickled weights, or a snapshot of EDM or SiD, become safetensors, read as data only."""
+"""``apprentice convert``: pickled weights and published snapshots become safetensors, read as data only."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import typer
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .pt, .pth, .bin, .ckpt or .pkl file.")],
+    source: Annotated[Path, typer.Argument(help="A .pt, .pth, .bin, .ckpt, .pkl or .pth.tar file.")],
     target: Annotated[Path | None, typer.Argument(help="Where the safetensors file goes; beside the source if left out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the target.")] = False,
 ) -> None:
     """Write the weights in SOURCE as safetensors. Nothing in SOURCE is ever run.
 
-    Of an EDM, SiD or SiD-LSG snapshot (.pkl) the network's configuration is kept as well, in the metadata.
+    Of an EDM, SiD or SiD-LSG snapshot (.pkl) the network's configuration is kept as well, in the metadata. Of TorchScript
+    archives (OpenAI's CLIPs) the weights are taken, of PromptKD's checkpoints (.pth.tar) the state dict.
     """
     from ..oracles.checkpoints import UnsafeCheckpoint, to_safetensors
 
-    target = target or source.with_suffix(".safetensors")
+    target = target or source.with_name(source.name.partition(".pth.tar")[0]).with_suffix(".safetensors")
     if target.suffix != ".safetensors":
         raise typer.BadParameter(f"{target.name} must end in .safetensors.")
     if target.exists() and source.exists() and target.samefile(source):

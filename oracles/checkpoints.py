@@ -21,6 +21,8 @@ from torch import Tensor
 from ..files import UnsafeCheckpoint as UnsafeCheckpoint  # whoever reads weights meets it here
 from ..files import refuse_impostors, save_safetensors_atomically
 from ..networks.edm_pickle import read_snapshot, snapshot_metadata
+from ..networks.promptkd_checkpoint import is_official_name, kind_of
+from ..networks.torch_archive import is_script, read_checkpoint, read_script
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 """Names of files that hold a pickle, which is read as data only."""
@@ -38,7 +40,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors in ``path``, on the CPU, under their names; memory-mapped where the format allows it.
 
     A ``.safetensors`` file is read as is. Of a ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file the usual wrappings come off:
-    ``state_dict``, ``model_state_dict`` or ``model`` around it, ``module.`` before every name.
+    ``state_dict``, ``model_state_dict`` or ``model`` around it, ``module.`` before every name. Of a TorchScript archive (OpenAI's
+    CLIPs) the parameters and buffers are read, and the program is left alone; of a training checkpoint of Dassl's (``.pth.tar``)
+    what lies under ``state_dict``.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -48,6 +52,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     refuse_impostors(file)
     if file.suffix == ".safetensors":
         return _read_safetensors(file)
+    if is_official_name(file):
+        return read_checkpoint(file)[0]
+    if file.suffix in PICKLED and is_script(file):
+        return read_script(file)
     if file.suffix in PICKLED:
         return _plain_tensors(_read_pickled(file), file.name)
     raise UnsafeCheckpoint(f"{file.name} does not look like weights: the name must end in .safetensors, {', '.join(PICKLED)}.")
@@ -76,7 +84,7 @@ def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str
 
     Names and dtypes stay. Tensors that share memory are stored twice, since the format has no sharing. The metadata record
     the source's name and SHA-256. Of an EDM, SiD or SiD-LSG snapshot (``.pkl``) they also record which network the tensors are
-    for, so that ``read_edm`` can read it again.
+    for, so that ``read_edm`` can read it again; of PromptKD's checkpoints (``.pth.tar``) whether it is a teacher or a student.
 
     Raises:
         FileNotFoundError: There is no ``source``.
@@ -90,6 +98,8 @@ def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str
         metadata = snapshot_metadata(config)
     else:
         tensors = read_weights(file)
+    if is_official_name(file):
+        metadata["promptkd"] = kind_of(tensors, file.name)
     metadata |= {"format": "pt", "source": file.name, "source_sha256": sha256(file)}
     try:
         save_safetensors_atomically(_unshared(tensors), target, metadata)
@@ -146,12 +156,6 @@ def _refuse_broken_archive(file: Path) -> None:
     """A checkpoint since PyTorch 1.6 is a zip archive, whose directory is at the end."""
     if not zipfile.is_zipfile(file):
         raise UnsafeCheckpoint(_torn(file))
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-    if any("/code/" in name for name in names):
-        raise UnsafeCheckpoint(
-            f"{file.name} is a TorchScript program, which loading would run: use weights saved as a state dict or as safetensors."
-        )
 
 
 def _why_not(file: Path, error: Exception) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..files import UnsafeCheckpoint, save_safetensors_atomically
 from ..networks.prompted_clip import CONTEXT, Projector, PromptedClip, PromptedStudent, PromptTokens, text_tower
+from ..networks.promptkd_checkpoint import OfficialCheckpoint, is_official_name, kind_of
 from ..oracles.checkpoints import read_metadata, read_weights
 from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
@@ -99,7 +100,7 @@ def save_tokens(teacher: Teacher, path: str | os.PathLike[str], about: dict[str,
 def load_teacher(
     clip: ClipFile, tokens: str | os.PathLike[str] | None = None, templates: tuple[str, ...] = ("a photo of a {}.",)
 ) -> Teacher:
-    """A teacher: a CLIP with the tokens in a file that ``save_tokens`` wrote, or without.
+    """A teacher: a CLIP with the tokens in a file that ``save_tokens`` wrote, or that PromptKD's authors did, or without.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -110,6 +111,8 @@ def load_teacher(
         return Teacher(clip.name, PromptedClip(clip.network, None, None, clip.tokenizer), templates=templates)
     file = Path(tokens)
     about, tensors = read_metadata(file), read_weights(file)
+    if is_official_name(file) or "promptkd" in about:
+        return _official_teacher(clip, OfficialCheckpoint(kind_of(tensors, file.name), tensors, file.name))
     if about.get("apprentice") != TEACHER:
         raise UnsafeCheckpoint(f"{file.name} doesn't hold a PromptKD teacher's tokens; choose another file.")
     if (found := tower_hash(clip.network.visual)) != about["base_sha256"]:
@@ -119,6 +122,48 @@ def load_teacher(
         )
     picture, text = (_tokens(tensors, tower, file.name) for tower in ("picture", "text"))
     return Teacher(clip.name, PromptedClip(clip.network, picture, text, clip.tokenizer), about["placeholder"], templates)
+
+
+def _official_teacher(clip: ClipFile, checkpoint: OfficialCheckpoint) -> Teacher:
+    if checkpoint.kind != "teacher":
+        raise UnsafeCheckpoint(f"{checkpoint.name} is a student, and a teacher is wanted; choose another file.")
+    _check_tower(clip, checkpoint)
+    tokens = checkpoint.tokens("image"), checkpoint.tokens("text")
+    return Teacher(clip.name, PromptedClip(clip.network, *tokens, clip.tokenizer))
+
+
+def official_critic(clip: ClipFile, checkpoint: OfficialCheckpoint, teacher: Teacher, classes: Sequence[str]) -> Critic:
+    """A student of PromptKD's authors as a critic; its file doesn't hold the text features, so its teacher makes them.
+
+    Raises:
+        UnsafeCheckpoint: It isn't a student's, or it is incomplete.
+        ValueError: It belongs to another CLIP or teacher.
+    """
+    _check_tower(clip, checkpoint)
+    tokens, projector, text = checkpoint.tokens("image"), checkpoint.projector(), teacher.features(classes)
+    if tokens is None:
+        raise UnsafeCheckpoint(f"{checkpoint.name} has no prompt tokens; choose another file.")
+    if projector.conv1[3].out_channels != text.shape[1]:
+        raise ValueError(
+            f"{checkpoint.name} speaks to a teacher with {projector.conv1[3].out_channels} features, and {teacher.name} has "
+            f"{text.shape[1]}; choose the teacher that it was distilled from."
+        )
+    scale = checkpoint.tensors.get("logit_scale", clip.network.logit_scale).float()
+    student = PromptedStudent(clip.network.visual, tokens, projector, scale)
+    base = tower_hash(student.visual)
+    return Critic(checkpoint.name, CriticNetwork(student, text), tuple(classes), teacher.texts, clip.name, base)
+
+
+def _check_tower(clip: ClipFile, checkpoint: OfficialCheckpoint) -> None:
+    """Official files bring the whole picture tower: it must be ours.
+
+    Raises:
+        ValueError: It is another.
+    """
+    theirs, ours = checkpoint.tower("image"), {f"visual.{k}": v for k, v in clip.network.visual.state_dict().items()}
+    for key, value in theirs.items():
+        if key not in ours or ours[key].shape != value.shape or not torch.equal(ours[key].half(), value.half()):
+            raise ValueError(f"{checkpoint.name} was trained on another CLIP than {clip.name} ({key} differs); choose that one.")
 
 
 def _tokens(tensors: dict[str, Tensor], tower: str, name: str) -> PromptTokens | None:

@@ -154,9 +154,12 @@ def test_what_failed_downloads_leave_behind_gets_its_own_sentence(tmp_path, name
     assert words in sentence(tmp_path / name)
 
 
-def test_a_torchscript_program_is_refused_as_such(tmp_path):
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
-    assert "TorchScript program" in sentence(tmp_path / "a.pt")
+def test_a_torchscript_archive_gives_its_weights_and_its_program_is_left_alone(tmp_path):
+    module = torch.nn.Linear(2, 2)
+    torch.jit.script(module).save(str(tmp_path / "a.pt"))
+    found = read_weights(tmp_path / "a.pt")
+    assert found.keys() == {"weight", "bias"}
+    assert torch.equal(found["weight"], module.weight)
 
 
 @pytest.mark.parametrize(("value", "words"), [

@@ -11,36 +11,12 @@ import pytest
 import torch
 from comfyui_apprentice.networks.prompted_clip import Projector, PromptedClip, PromptedStudent, PromptTokens
 from comfyui_apprentice.oracles.tokenizers import open_clip_tokens
-from comfyui_apprentice.oracles.towers import build_open_clip, open_clip_config
 from comfyui_apprentice.training import promptkd
 from comfyui_apprentice.training.loop import Watch
-from safetensors.torch import load_file
+from golden_clips import CLASSES, clip, golden
 from torch import Tensor
 
-DATA = Path(__file__).parents[1] / "data" / "promptkd"
-CLASSES = [
-    "annual_crop_land",
-    "forest",
-    "golden retriever",
-    "Boeing 737-200",
-    "café au lait",
-    "t-shirt (white)",
-    "St. Bernard's_dog",
-]
 PLACEHOLDER = "a photo of a"
-
-
-def golden(name: str) -> dict[str, Tensor]:
-    return load_file(DATA / f"{name}.safetensors")
-
-
-def clip(name: str) -> Any:
-    weights = golden(f"{name}_clip")
-    ids, rows = weights.pop("token_embedding.used_ids"), weights.pop("token_embedding.used_rows")
-    table = torch.zeros(49408, rows.shape[1])
-    table[ids] = rows.float()
-    weights = {key: value.float() for key, value in {**weights, "token_embedding.weight": table}.items()}
-    return build_open_clip(weights, "a tiny CLIP", config=open_clip_config(weights, head_width=64), quick_gelu=True)
 
 
 def tokens_of(weights: dict[str, Tensor], first: str, later: str, depth: int) -> PromptTokens:
