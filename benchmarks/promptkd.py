@@ -8,7 +8,6 @@ reported.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -20,30 +19,21 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..networks.prompted_clip import PromptedClip, PromptTokens
 from ..oracles.clip_files import ClipFile, load_clip
-from ..oracles.preprocess import normalise
 from ..oracles.promptkd import Critic, CriticNetwork
 from ..training import critic as critics
-from ..training.promptkd import Settings, SourceSettings, frozen_text_features, train_teacher
+from ..training.domain_data import FixedPictures
+from ..training.promptkd import Settings, SourceSettings, frozen_text_features
+from ..world.domain import SIZE, domain_names, domain_pictures
+from ..world.weights import CLIPS_FOLDER
 from .figures import Claim, Figures, print_table
 
 matplotlib.use("Agg")
 
-DATA = Path(__file__).parent / "data"
-SIZE, POSES, TRAIN_POSES = 64, 8, 6
-COLOURS = torch.tensor(
-    [(255, 255, 255), (158, 158, 158), (33, 33, 33), (229, 115, 115), (255, 183, 77), (255, 241, 150), (150, 208, 153),
-     (120, 186, 245), (186, 120, 205), (248, 187, 216)]
-).float() / 255  # fmt: skip
-TEMPLATES = (
-    "a picture of a {}", "an icon of a {}", "a drawing of a {}", "the {}", "a small picture of the {}", "emoji of a {}",
-)  # fmt: skip
-PLACEHOLDER = "a picture of a"
 SHOTS = 4
 Say = Callable[[str], None]
 
@@ -66,28 +56,14 @@ class Plan:
 
 
 class Icons:
-    """The domain: ``train`` and ``test`` pictures [N, 3, 64, 64], normalised for CLIP, with their classes [N]."""
+    """The domain: ``train`` and ``test`` pictures, prepared for CLIP, with their classes [N]."""
 
     def __init__(self) -> None:
-        self.names: list[str] = json.loads((DATA / "noto-v1.json").read_text(encoding="utf-8"))
-        atlas = torch.from_numpy(np.array(Image.open(DATA / "noto-v1.webp").convert("RGBA"))).float() / 255
-        self.rgba = atlas.view(len(self.names), SIZE, POSES, SIZE, 4).permute(0, 2, 4, 1, 3)
+        self.names = list(domain_names())
         self.base = math.ceil(len(self.names) / 2)
-        rng = torch.Generator().manual_seed(0)
-        self.train, self.train_labels = self._draw(range(TRAIN_POSES), 2, rng)
-        self.test, self.test_labels = self._draw(range(TRAIN_POSES, POSES), 4, rng)
-
-    def _draw(self, poses: range, backgrounds: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Every icon in these poses, each on so many backgrounds that are drawn for it; shuffled."""
-        pictures, labels = [], []
-        for pose in poses:
-            for _ in range(backgrounds):
-                colour = COLOURS[torch.randint(len(COLOURS), (len(self.names),), generator=rng)][:, :, None, None]
-                icon = self.rgba[:, pose]
-                pictures.append(icon[:, :3] * icon[:, 3:] + colour * (1 - icon[:, 3:]))
-                labels.append(torch.arange(len(self.names)))
-        order = torch.randperm(len(labels) * len(self.names), generator=rng)
-        return normalise(torch.cat(pictures))[order], torch.cat(labels)[order]
+        train, self.train_labels = domain_pictures(train=True, backgrounds=2)
+        test, self.test_labels = domain_pictures(train=False, backgrounds=4, seed=1)
+        self.train, self.test = FixedPictures([train], SIZE), FixedPictures([test], SIZE).pixels
 
     def halves(self) -> tuple[tuple[str, range], tuple[str, range]]:
         """The classes of either half."""
@@ -106,22 +82,22 @@ class Icons:
 
 
 class Part:
-    """Some training pictures, as a run draws from them."""
+    """Some of the training pictures, as a run draws from them."""
 
-    def __init__(self, pixels: Tensor) -> None:
-        self.pixels = pixels
+    def __init__(self, pictures: FixedPictures, rows: Sequence[int]) -> None:
+        self.pictures, self.rows = pictures, rows
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.rows)
 
     def batch(self, indices: Sequence[int], epoch: int) -> Tensor:
-        """See ``training.promptkd.Pictures``; there is no augmentation."""
-        return self.pixels[list(indices)]
+        """See ``training.promptkd.Pictures``."""
+        return self.pictures.batch([self.rows[i] for i in indices], epoch)
 
 
 def clip(size: str) -> ClipFile:
     """The recipe's ``large`` or ``small`` CLIP, freshly read: towers are hooked for good."""
-    return load_clip(DATA / f"clip_{size}.safetensors")
+    return load_clip(CLIPS_FOLDER / f"tiny world {size}.safetensors")
 
 
 # ---------------------------------------------------------------------------------------------------- accuracies
@@ -145,24 +121,19 @@ def zero_shot(size: str, icons: Icons) -> dict[str, float]:
     """A plain CLIP with the mean of its templates."""
     model = clip(size)
     plain = PromptedClip(model.network, None, None, model.tokenizer)
-    return accuracies(plain.encode_pictures, frozen_text_features(plain, icons.names, TEMPLATES), icons)
+    return accuracies(plain.encode_pictures, frozen_text_features(plain, icons.names, model.templates), icons)
 
 
 def prompted(icons: Icons, seed: int, plan: Plan, folder: Path) -> critics.Teacher:
     """The large CLIP with tokens learned from four labelled pictures of each base class (PromptSRC)."""
-    model = clip("large")
-    tokens = critics.fresh_tokens(model, seed, placeholder=PLACEHOLDER)
-    teacher = critics.Teacher("large", PromptedClip(model.network, *tokens, model.tokenizer), PLACEHOLDER)
-    base, rows = icons.names[: icons.base], icons.few(SHOTS, seed)
+    rows = icons.few(SHOTS, seed)
     settings = SourceSettings(
         epochs=plan.teacher_epochs, batch=4, learning_rate=0.0025, gaussian_mean=0.75 * plan.teacher_epochs, seed=seed
     )
-    train_teacher(
-        teacher.clip, teacher.clip.tokenizer(teacher.clip.class_texts(base, PLACEHOLDER)),
-        frozen_text_features(teacher.clip, base, TEMPLATES), Part(icons.train[rows]), icons.train_labels[rows].tolist(),
-        settings, folder / f"teacher_{seed}.pt",
+    return critics.make_teacher(
+        clip("large"), icons.names[: icons.base], Part(icons.train, rows.tolist()), icons.train_labels[rows].tolist(), settings,
+        folder / f"teacher_{seed}",
     )  # fmt: skip
-    return teacher
 
 
 def distilled(teacher: critics.Teacher, icons: Icons, count: int, seed: int, plan: Plan, folder: Path) -> Critic:
@@ -171,8 +142,9 @@ def distilled(teacher: critics.Teacher, icons: Icons, count: int, seed: int, pla
     settings = Settings(epochs=epochs, seed=seed)
     run = folder / f"student_{seed}_{count}_{id(teacher)}"
     sources = [str(i) for i in range(count)]
+    part = Part(icons.train, range(count))
     return critics.make_critic(
-        "icons", teacher, clip("small"), icons.names, Part(icons.train[:count]), settings, run, sources=sources, save_every=10**9
+        "icons", teacher, clip("small"), icons.names, part, settings, run, sources=sources, save_every=10**9
     )
 
 
@@ -294,7 +266,7 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
                 students.setdefault(str(count), []).append(found)
                 say(f"seed {seed}: student of {count} pictures {found}")
             decisions.append(same_decisions(critic, teacher, icons))
-        of_plain = distilled(critics.load_teacher(clip("large"), templates=TEMPLATES), icons, plan.pictures[-1], 0, plan, folder)
+        of_plain = distilled(critics.load_teacher(clip("large")), icons, plan.pictures[-1], 0, plan, folder)
     most = students[str(plan.pictures[-1])]
     rows = [
         ("small, zero-shot", [plain["small"]]), ("small, distilled from the zero-shot large", [

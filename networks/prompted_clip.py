@@ -164,6 +164,12 @@ def prompt_text_tower(clip: Any, tokens: PromptTokens) -> None:
         blocks[i].register_forward_pre_hook(replace(i), with_kwargs=True)
 
 
+def picture_size_of(visual: Any) -> int:
+    """Side in pixels of the square pictures that go into an open_clip picture tower."""
+    size = visual.image_size
+    return int(size[0] if isinstance(size, (tuple, list)) else size)
+
+
 def text_tower(clip: Any) -> Any:
     """What holds ``token_embedding`` and ``transformer``: the model itself, or its ``text`` in open_clip's newer layout."""
     return clip if hasattr(clip, "token_embedding") else getattr(clip, "text", clip)
@@ -207,8 +213,7 @@ class PromptedClip(nn.Module):
     @property
     def picture_size(self) -> int:
         """Side in pixels of the square pictures that go in."""
-        size = self.clip.visual.image_size
-        return int(size[0] if isinstance(size, (tuple, list)) else size)
+        return picture_size_of(self.clip.visual)
 
     @property
     def embed(self) -> int:
@@ -305,8 +310,7 @@ class PromptedStudent(nn.Module):
     @property
     def picture_size(self) -> int:
         """Side in pixels of the square pictures that go in."""
-        size = self.visual.image_size
-        return int(size[0] if isinstance(size, (tuple, list)) else size)
+        return picture_size_of(self.visual)
 
     def learned(self) -> list[nn.Parameter]:
         """What training changes: tokens and projector."""

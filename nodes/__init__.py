@@ -6,6 +6,13 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .adaptive import ApprenticeSampler
 from .calibrate import ApprenticeCalibrate, ApprenticeLoadCalibration
+from .critics import (
+    ApprenticeClassify,
+    ApprenticeDomainText,
+    ApprenticeLoadPromptKD,
+    ApprenticePromptKDOracle,
+    ApprenticeSort,
+)
 from .distill import ApprenticeSiDDistill
 from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
@@ -16,6 +23,7 @@ from .oracles import (
     ApprenticeOracleCompare,
     ApprenticeScore,
 )
+from .promptkd import ApprenticePromptKDDistill, ApprenticePromptKDTeacher
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
 from .students import ApprenticeLoadStudent
@@ -44,6 +52,13 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeLoadEDM,
     ApprenticeSiDSampler,
     ApprenticeSiDDistill,
+    ApprenticePromptKDTeacher,
+    ApprenticePromptKDDistill,
+    ApprenticeLoadPromptKD,
+    ApprenticeClassify,
+    ApprenticeSort,
+    ApprenticePromptKDOracle,
+    ApprenticeDomainText,
 ]
 
 

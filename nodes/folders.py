@@ -11,11 +11,12 @@ import folder_paths
 
 from ..oracles import calibration
 from ..oracles.checkpoints import PICKLED
-from ..world.weights import EDM_FOLDER
+from ..world.weights import CLIPS_FOLDER, EDM_FOLDER
 
 CALIBRATIONS = "calibrations"
 ORACLES = "oracles"
 EDM = "edm"
+CRITICS, TEACHERS, CLIPS = "promptkd", "promptkd_teachers", "promptkd_clips"
 BUNDLED = "bundled"
 
 # Path -> (digest of the content that we know, how often it was found changed).
@@ -28,6 +29,12 @@ folder_paths.folder_names_and_paths[ORACLES][1].update({".safetensors", *PICKLED
 folder_paths.add_model_folder_path(EDM, str(Path(folder_paths.models_dir) / EDM))
 folder_paths.add_model_folder_path(EDM, str(EDM_FOLDER))
 folder_paths.folder_names_and_paths[EDM][1].update({".safetensors", ".pkl"})
+for _kind in (CRITICS, TEACHERS, CLIPS):
+    folder_paths.add_model_folder_path(_kind, str(Path(folder_paths.models_dir) / _kind))
+folder_paths.add_model_folder_path(CLIPS, str(CLIPS_FOLDER))
+folder_paths.folder_names_and_paths[CRITICS][1].update({".safetensors", ".tar"})
+folder_paths.folder_names_and_paths[TEACHERS][1].update({".safetensors", ".tar"})
+folder_paths.folder_names_and_paths[CLIPS][1].update({".safetensors", *PICKLED})
 
 
 def check_name(name: str, what: str) -> str:
@@ -78,6 +85,43 @@ def clip_files() -> list[str]:
     return [*oracle_files(), *(f for f in folder_paths.get_filename_list("clip_vision") if f not in oracle_files())]
 
 
+def critic_files() -> list[str]:
+    """PromptKD's students in the ``promptkd`` model folders."""
+    return list(folder_paths.get_filename_list(CRITICS))
+
+
+def teacher_files() -> list[str]:
+    """Learned tokens of PromptKD's teachers in the ``promptkd_teachers`` model folders."""
+    return list(folder_paths.get_filename_list(TEACHERS))
+
+
+def whole_clips() -> list[str]:
+    """CLIPs with both towers may lie in ``promptkd_clips`` (with the built-in ones), ``oracles`` and ``clip_vision``."""
+    own = list(folder_paths.get_filename_list(CLIPS))
+    return [*own, *(f for f in clip_files() if f not in own)]
+
+
+def whole_clip(name: str) -> Path | None:
+    """Where a CLIP of ``whole_clips`` is."""
+    return model_file(name, CLIPS, ORACLES, "clip_vision")
+
+
+def picture_folders() -> list[str]:
+    """The folders below ComfyUI's input folder."""
+    return sorted(folder_paths.get_input_subfolders())
+
+
+def picture_folder(name: str) -> Path:
+    """One of them, whole.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in picture_folders():
+        raise ValueError(f"There is no folder '{name}' in ComfyUI's input folder; choose one of those listed.")
+    return Path(folder_paths.get_input_directory()) / name
+
+
 def model_file(name: str, *kinds: str) -> Path | None:
     """The full path of a file in the model folders ``kinds``, or None."""
     for kind in kinds:
@@ -88,8 +132,8 @@ def model_file(name: str, *kinds: str) -> Path | None:
 
 def stamp(name: str, *kinds: str) -> str:
     """For ``fingerprint_inputs`` of a loader: another file under the same name is another input."""
-    path = model_file(name, *kinds)
-    return f"{path} {path.stat().st_mtime_ns}" if path else name
+    path = model_file(name, *kinds) if isinstance(name, str) else None  # what is connected has no value yet
+    return f"{path} {path.stat().st_mtime_ns}" if path else str(name)
 
 
 def prompt_files() -> list[str]:

@@ -243,13 +243,13 @@ class ApprenticeBestOf(io.ComfyNode):
         rows = best_of(scores, count[0], prompts if per_prompt[0] else None)
         if order[0] == "batch order":
             rows.sort()
-        latent = _latents_of(latents[0], rows, len(pictures)) if latents else None
+        latent = latents_of(latents[0], rows, len(pictures)) if latents else None
         mask = _masks_of(masks, rows, len(pictures)) if masks else None
         show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows))
         return io.NodeOutput(pictures[rows], latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
 
 
-def _latents_of(latent: dict[str, Any], rows: list[int], total: int) -> dict[str, Any]:
+def latents_of(latent: dict[str, Any], rows: list[int], total: int) -> dict[str, Any]:
     """The latents of ``rows``.
 
     Raises:

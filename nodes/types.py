@@ -8,6 +8,7 @@ import comfy.samplers
 from comfy_api.v0_0_2 import io
 
 from ..oracles.ensemble import COMBINATIONS
+from ..oracles.promptkd import MEASURES
 from ..oracles.registry import KINDS
 from ..oracles.thresholds import MODES
 from ..samplers.adaptive import STRATEGIES
@@ -19,6 +20,8 @@ CATEGORY = "Apprentice"
 Oracle = io.Custom("ORACLE")
 Verdict = io.Custom("VERDICT")
 Calibration = io.Custom("CALIBRATION")
+PromptKDTeacher = io.Custom("PROMPTKD_TEACHER")
+Critic = io.Custom("CRITIC")
 
 FULL_DECODE, FAST_DECODE = "full decode", "fast decode"
 SAMPLERS: list[str] = list(comfy.samplers.SAMPLER_NAMES)
@@ -38,6 +41,7 @@ COMBOS: dict[str, list[str]] = {
     "combination": list(COMBINATIONS),
     "method": ["LoRA", "full copy"],
     "training_precision": list(PRECISIONS),
+    "measure": list(MEASURES),
 }
 
 

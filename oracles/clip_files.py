@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..networks.prompted_clip import picture_size_of
 from ..networks.tiny_text import Vocabulary, WordTokenizer
 from .checkpoints import read_metadata, read_weights
 from .tokenizers import clip_tokens, open_clip_tokens
@@ -22,18 +23,28 @@ _SIZES = ("input_resolution", "context_length", "vocab_size")
 
 @dataclass(frozen=True)
 class ClipFile:
-    """An open_clip model and what turns texts into its token ids [N, context]."""
+    """An open_clip model and what turns texts into its token ids [N, context].
+
+    Attributes:
+        templates: The sentences that it was trained with, ``{}`` where a name goes; empty where the file doesn't say.
+    """
 
     name: str
     network: Any
     tokenizer: Callable[[list[str]], Tensor]
+    templates: tuple[str, ...] = ()
+
+    @property
+    def picture_size(self) -> int:
+        """Side in pixels of the square pictures that go in."""
+        return picture_size_of(self.network.visual)
 
 
 def load_clip(path: str | os.PathLike[str], quick_gelu: bool | None = None) -> ClipFile:
     """The CLIP in a file, frozen, on the CPU in float32.
 
     What can't be read off the weights is taken from the file's metadata where it has them: ``open_clip`` (a model config as
-    JSON) and ``words`` (a word-level vocabulary in place of CLIP's).
+    JSON), ``words`` (a word-level vocabulary in place of CLIP's) and ``templates`` (a JSON list).
 
     Args:
         quick_gelu: Whether the activation is OpenAI's. None takes it for OpenAI's own archives and transformers' layout, and not
@@ -55,7 +66,8 @@ def load_clip(path: str | os.PathLike[str], quick_gelu: bool | None = None) -> C
     config = json.loads(metadata["open_clip"]) if "open_clip" in metadata else None
     kept = {key: value for key, value in weights.items() if key not in _SIZES}
     network = build_open_clip(kept, file.name, config=config, quick_gelu=own)
-    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length)))
+    templates = tuple(json.loads(metadata.get("templates", "[]")))
+    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length)), templates)
 
 
 def is_openai(weights: Weights) -> bool:

@@ -21,10 +21,10 @@ from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
 from . import promptkd
 from .loop import Watch
+from .templates import TEMPLATES
 
 TEACHER = "promptkd-teacher"
 DEPTH = 9  # blocks with learned tokens in the published runs; 3 where a student is distilled across data sets
-PLACEHOLDER = "a photo of a"  # what learned text tokens begin as
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Teacher:
 
     name: str
     clip: PromptedClip
-    placeholder: str = PLACEHOLDER
-    templates: tuple[str, ...] = ("a photo of a {}.",)
+    placeholder: str
+    templates: tuple[str, ...]
 
     def features(self, names: Sequence[str]) -> Tensor:
         """Unit text features [C, D] of class names."""
@@ -51,20 +51,31 @@ class Teacher:
         return (f"{self.placeholder} {{}}.",) if self.clip.text_tokens is not None else self.templates
 
 
+def templates_of(clip: ClipFile) -> tuple[str, ...]:
+    """The sentences that a CLIP's class names are put into: its own, or PromptSRC's sixty."""
+    return clip.templates or TEMPLATES
+
+
+def placeholder_of(clip: ClipFile) -> str:
+    """What learned text tokens begin as: "a photo of a", or what the CLIP was trained to hear before a name."""
+    return templates_of(clip)[0].partition("{}")[0].strip()
+
+
 def fresh_tokens(
-    clip: ClipFile, seed: int, depth: int = DEPTH, count: int = CONTEXT, placeholder: str = PLACEHOLDER
+    clip: ClipFile, seed: int, depth: int = DEPTH, count: int = CONTEXT
 ) -> tuple[PromptTokens, PromptTokens]:
-    """Tokens for both towers as PromptSRC begins: the first of the text's are the placeholder's words, the others are drawn.
+    """Tokens for both towers as PromptSRC begins: the text tower's first are the words of ``placeholder_of``, others are drawn.
 
     Raises:
         ValueError: The placeholder isn't of ``count`` tokens.
     """
     generator, visual, text = torch.Generator().manual_seed(seed), clip.network.visual, text_tower(clip.network)
+    placeholder = placeholder_of(clip)
     picture_depth, text_depth = (min(depth, len(tower.transformer.resblocks)) for tower in (visual, text))
     ids, empty = clip.tokenizer([placeholder, ""])
     used = int((ids != 0).sum() - (empty != 0).sum())
     if used != count:
-        raise ValueError(f"'{placeholder}' is {used} tokens, and {count} are wanted; choose other words or another number.")
+        raise ValueError(f"'{placeholder}' is {used} tokens, and {count} are wanted; choose another number.")
     words = text.token_embedding.weight.detach()[ids[1 : 1 + count]].float()
     drawn = PromptTokens.random(text_depth, count, words.shape[1], generator)
     pictures = PromptTokens.random(picture_depth, count, visual.conv1.out_channels, generator)
@@ -98,17 +109,21 @@ def save_tokens(teacher: Teacher, path: str | os.PathLike[str], about: dict[str,
 
 
 def load_teacher(
-    clip: ClipFile, tokens: str | os.PathLike[str] | None = None, templates: tuple[str, ...] = ("a photo of a {}.",)
+    clip: ClipFile, tokens: str | os.PathLike[str] | None = None, templates: tuple[str, ...] = ()
 ) -> Teacher:
     """A teacher: a CLIP with the tokens in a file that ``save_tokens`` wrote, or that PromptKD's authors did, or without.
+
+    Args:
+        templates: For a plain one; see ``templates_of`` for what is taken otherwise.
 
     Raises:
         FileNotFoundError: There is no such file.
         UnsafeCheckpoint: It doesn't hold a teacher's tokens.
         ValueError: They belong to another CLIP.
     """
+    templates = templates or templates_of(clip)
     if tokens is None:
-        return Teacher(clip.name, PromptedClip(clip.network, None, None, clip.tokenizer), templates=templates)
+        return Teacher(clip.name, PromptedClip(clip.network, None, None, clip.tokenizer), placeholder_of(clip), templates)
     file = Path(tokens)
     about, tensors = read_metadata(file), read_weights(file)
     if is_official_name(file) or "promptkd" in about:
@@ -129,7 +144,7 @@ def _official_teacher(clip: ClipFile, checkpoint: OfficialCheckpoint) -> Teacher
         raise UnsafeCheckpoint(f"{checkpoint.name} is a student, and a teacher is wanted; choose another file.")
     _check_tower(clip, checkpoint)
     tokens = checkpoint.tokens("image"), checkpoint.tokens("text")
-    return Teacher(clip.name, PromptedClip(clip.network, *tokens, clip.tokenizer))
+    return Teacher(clip.name, PromptedClip(clip.network, *tokens, clip.tokenizer), placeholder_of(clip), templates_of(clip))
 
 
 def official_critic(clip: ClipFile, checkpoint: OfficialCheckpoint, teacher: Teacher, classes: Sequence[str]) -> Critic:
@@ -206,12 +221,23 @@ def stored_features(
 
 
 def _features_key(teacher: PromptedClip, sources: Sequence[str]) -> str:
-    digest = hashlib.sha256(tower_hash(teacher.clip.visual).encode())
-    if teacher.picture_tokens is not None:
-        for block in teacher.picture_tokens.blocks:
-            digest.update(block.detach().cpu().numpy().tobytes())
-    digest.update(json.dumps(list(sources)).encode())
-    return digest.hexdigest()
+    return digest([tower_hash(teacher.clip.visual), *_tokens_digest(teacher.picture_tokens), *sources])
+
+
+def _tokens_digest(tokens: PromptTokens | None) -> list[str]:
+    blocks = tokens.blocks if tokens is not None else ()
+    return [hashlib.sha256(block.detach().cpu().float().numpy().tobytes()).hexdigest() for block in blocks]
+
+
+def digest(facts: Sequence[str]) -> str:
+    """64 hex digits that change with any of ``facts``."""
+    return hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest()
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """64 hex digits that change with a teacher's weights, its tokens, and the texts that it is given."""
+    tokens = [*_tokens_digest(teacher.clip.picture_tokens), *_tokens_digest(teacher.clip.text_tokens)]
+    return digest([tower_hash(teacher.clip.clip), *tokens, *teacher.texts])
 
 
 def _read_features(path: Path, key: str) -> Tensor | None:
@@ -227,6 +253,42 @@ def _read_features(path: Path, key: str) -> Tensor | None:
 
 
 # ----------------------------------------------------------------------------------------------------------- run
+
+
+def make_teacher(
+    clip: ClipFile,
+    classes: Sequence[str],
+    pictures: promptkd.Pictures,
+    labels: Sequence[int],
+    settings: promptkd.SourceSettings,
+    folder: Path,
+    *,
+    depth: int = DEPTH,
+    save_every: int = 500,
+    watch: Watch | None = None,
+) -> Teacher:
+    """Learn a teacher's tokens: stage 1 on a few labelled ``pictures``; resumes to the bit.
+
+    Args:
+        clip: The large CLIP; it is the teacher's from now on.
+        labels: The class of each of ``pictures``.
+        folder: Where the checkpoint lies.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, and saved.
+        FloatingPointError: A loss is no longer finite.
+        ValueError: There are no pictures, fewer than two classes, or labels are missing.
+    """
+    _check_classes(classes)
+    tokens, device = fresh_tokens(clip, settings.seed, depth), clip.network.logit_scale.device
+    prompted = PromptedClip(clip.network, *tokens, clip.tokenizer).to(device)
+    teacher = Teacher(clip.name, prompted, placeholder_of(clip), templates_of(clip))
+    ids = clip.tokenizer(prompted.class_texts(classes, teacher.placeholder)).to(device)
+    frozen = promptkd.frozen_text_features(prompted, classes, teacher.templates)
+    promptkd.train_teacher(
+        prompted, ids, frozen, pictures, labels, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch
+    )
+    return teacher
 
 
 def make_critic(
@@ -255,8 +317,7 @@ def make_critic(
         FloatingPointError: The loss is no longer finite.
         ValueError: There are no pictures or no classes, or the CLIPs want pictures of different sizes.
     """
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ValueError("A critic tells classes apart: give two names or more, each once.")
+    _check_classes(classes)
     text = teacher.features(classes)
     made = fresh_student(student, text.shape[1], settings.seed, depth).to(teacher.clip.device)
     if made.picture_size != teacher.clip.picture_size:
@@ -267,6 +328,11 @@ def make_critic(
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
     promptkd.distil(made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch)
     return Critic(name, CriticNetwork(made, text), tuple(classes), teacher.texts, student.name, tower_hash(made.visual))
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise ValueError("A critic tells classes apart: give two names or more, each once.")
 
 
 def _teachers_eye(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -272,6 +273,30 @@ class DomainPictures:
         if torch.rand((), generator=generator) < 0.5:
             picture = ImageOps.mirror(picture)
         return normalise(_pixels(picture).movedim(-1, 1))
+
+
+class FixedPictures:
+    """Pictures that are in memory already, as ``training.promptkd`` draws them; without augmentation.
+
+    Args:
+        batches: Each [N, H, W, 3] in 0..1, of any size.
+        size: Side of the squares that the CLIPs see.
+    """
+
+    def __init__(self, batches: Sequence[Tensor], size: int) -> None:
+        parts = [part for images in batches for part in images.split(32)]
+        self.pixels = torch.cat([resize_and_crop(part, size, round_half_even) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Tensor:
+        """Normalised pictures [B, 3, S, S]."""
+        return self.pixels[list(indices)]
+
+    def sources(self) -> list[str]:
+        """What tells these pictures from others: for stored features."""
+        return [hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()]
 
 
 def _pixels(picture: Image.Image) -> Tensor:

@@ -19,7 +19,9 @@ NODE_IDS = [
     "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeReport", "ApprenticeSaveImages",
     "ApprenticeCalibrate", "ApprenticeLoadCalibration", "ApprenticeLoadOracle", "ApprenticeScore", "ApprenticeBestOf",
     "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode", "ApprenticeTeacherCost",
-    "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill",
+    "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill", "ApprenticePromptKDTeacher",
+    "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
+    "ApprenticeDomainText",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from comfyui_apprentice.networks.tiny_text import Vocabulary, WordTokenizer
 from comfyui_apprentice.oracles.clip_files import ClipFile
 from comfyui_apprentice.oracles.promptkd import CriticNetwork, load_critic, save_critic
 from comfyui_apprentice.training import critic as critics
-from comfyui_apprentice.training.promptkd import Settings, frozen_text_features
+from comfyui_apprentice.training.promptkd import Settings, SourceSettings, frozen_text_features
 from comfyui_apprentice.world.weights import make_clip
 from torch import Tensor
 
@@ -41,11 +42,11 @@ class Colours:
 def clip(size: str) -> ClipFile:
     torch.manual_seed(len(size) + ord(size[0]))
     network = make_clip(size, len(WORDS)).eval().requires_grad_(False)
-    return ClipFile(f"the {size} one", network, WORDS)
+    return ClipFile(f"the {size} one", network, WORDS, ("a picture of a {}",))
 
 
 def make(folder: Path, pictures: Colours, sources: Sequence[str] | None = None) -> critics.Critic:
-    teacher = critics.load_teacher(clip("large"), templates=("a picture of a {}",))
+    teacher = critics.load_teacher(clip("large"))
     settings = Settings(epochs=3, batch=6, weight=10, seed=1)
     return critics.make_critic("colours", teacher, clip("small"), CLASSES, pictures, settings, folder, sources=sources)
 
@@ -56,7 +57,7 @@ def test_a_critic_learns_the_teachers_view_and_travels(tmp_path: Path) -> None:
     save_critic(made, tmp_path / "colours.safetensors")
     back = load_critic(tmp_path / "colours.safetensors", clip("small").network)
     assert (back.classes, back.texts, back.base) == (("red", "green", "blue"), ("a picture of a {}",), "the small one")
-    teacher = critics.load_teacher(clip("large"), templates=("a picture of a {}",))
+    teacher = critics.load_teacher(clip("large"))
     text = teacher.features(CLASSES)
     torch.testing.assert_close(back.network.text_features, text)
     # An untrained teacher knows nothing of colours, but its view of these pictures is what the student must come to share.
@@ -85,29 +86,28 @@ def test_stored_features_change_nothing_and_are_computed_once(tmp_path: Path) ->
 
 def test_learned_tokens_begin_as_the_placeholders_words() -> None:
     large = clip("large")
-    pictures, text = critics.fresh_tokens(large, 0, placeholder="a picture of a")
+    pictures, text = critics.fresh_tokens(large, 0)
     words = large.network.token_embedding.weight[WORDS(["a picture of a"])[0, 1:5]]
     assert torch.equal(text.blocks[0].detach(), words)
     assert (pictures.depth, text.depth) == (6, 2)  # no deeper than the towers
     with pytest.raises(ValueError, match="is 2 tokens, and 4 are wanted"):
-        critics.fresh_tokens(large, 0, placeholder="a picture")
+        critics.fresh_tokens(replace(large, templates=("a picture {}",)), 0)
 
 
 def test_a_fresh_prompted_teacher_says_what_the_plain_one_says_of_texts_at_depth_one() -> None:
     large = clip("large")
     names = ["red", "blue"]
     plain = frozen_text_features(PromptedClip(clip("large").network, None, None, WORDS), names, ["a picture of a {}."])
-    _pictures, text = critics.fresh_tokens(large, 0, depth=1, placeholder="a picture of a")
-    teacher = critics.Teacher("t", PromptedClip(large.network, None, text, WORDS), "a picture of a")
+    _pictures, text = critics.fresh_tokens(large, 0, depth=1)
+    teacher = critics.Teacher("t", PromptedClip(large.network, None, text, WORDS), "a picture of a", ())
     torch.testing.assert_close(teacher.features(names), plain, atol=1e-5, rtol=1e-4)
 
 
 def test_a_teachers_tokens_come_back_from_their_file(tmp_path: Path) -> None:
     large = clip("large")
-    teacher = critics.Teacher(
-        "t", PromptedClip(large.network, *critics.fresh_tokens(large, 3, placeholder="a picture of a"), WORDS)
-    )
-    critics.save_tokens(critics.Teacher("t", teacher.clip, "a picture of a"), tmp_path / "t.safetensors")
+    tokens = critics.fresh_tokens(large, 3)
+    teacher = critics.Teacher("t", PromptedClip(large.network, *tokens, WORDS), "a picture of a", large.templates)
+    critics.save_tokens(teacher, tmp_path / "t.safetensors")
     back = critics.load_teacher(clip("large"), tmp_path / "t.safetensors")
     assert back.placeholder == "a picture of a"
     pixels = Colours(3).pixels
@@ -117,6 +117,20 @@ def test_a_teachers_tokens_come_back_from_their_file(tmp_path: Path) -> None:
     save_critic(make(tmp_path / "run", Colours(6)), tmp_path / "critic.safetensors")
     with pytest.raises(UnsafeCheckpoint, match="doesn't hold a PromptKD teacher's tokens"):
         critics.load_teacher(clip("large"), tmp_path / "critic.safetensors")
+
+
+def test_a_teacher_learns_the_classes_of_a_few_pictures(tmp_path: Path) -> None:
+    pictures = Colours(12)
+    settings = SourceSettings(epochs=20, batch=4, learning_rate=0.1, gaussian_mean=19, text_weight=0, picture_weight=0)
+    teacher = critics.make_teacher(clip("large"), CLASSES, pictures, pictures.labels.tolist(), settings, tmp_path)
+    text = teacher.features(CLASSES)
+    with torch.no_grad():
+        learned = (teacher.clip.encode_pictures(pictures.pixels) @ text.T).argmax(1)
+        with teacher.clip.frozen():
+            plain = (teacher.clip.encode_pictures(pictures.pixels) @ text.T).argmax(1)
+    right = [(found == pictures.labels).float().mean().item() for found in (learned, plain)]
+    assert right[0] > 0.9 > right[1]
+    assert teacher.texts == ("a picture of a {}.",)
 
 
 def test_accuracy_is_sought_among_the_classes_that_count(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from ...files import save_safetensors_atomically, write_atomically
 from ...networks.tiny_text import Vocabulary, WordTokenizer
 from ...oracles.preprocess import normalise
 from ...training.loop import Ema, Schedule, Watch, autocast, train
-from ..weights import clip_config, half, make_clip
+from ..domain import POSES
+from ..weights import CLIPS_FOLDER, clip_config, half, make_clip
 from .clip import Pairs, augment
 from .concepts import CLASS_TEMPLATES, CONCEPTS, DOMAIN_SET, WIDE_SETS
 from .data import BACKGROUND_COLOURS, Icons, on_background
@@ -33,8 +34,6 @@ ROUNDS = {
     "small": (Schedule(pictures=150_000, batch=96, learning_rate=2e-3, decay=0.8),),
 }
 SEEDS = {"large": 61, "small": 67}
-DATA = Path(__file__).parents[2] / "benchmarks" / "data"
-DOMAIN_POSES = 8
 LICENCE = "Apache-2.0; trained on icons under Apache-2.0, MIT and CC-BY-4.0, see CARD.md"
 
 
@@ -75,14 +74,17 @@ def accuracy(model: Any, words: WordTokenizer, work: Path, vendors: tuple[str, .
     return right
 
 
-def run(work: Path, target: Path = DATA) -> None:
+def run(work: Path, target: Path = CLIPS_FOLDER) -> None:
     """Train the small one, then the large (checkpoints and accuracies in ``work``); write what is measured with."""
     pairs = Pairs(work, WIDE_SETS)
     words = tokenizer(pairs.icons.tags)
     for size in ("small", "large"):
         ema = _train(size, words, pairs, work)
-        about = {"words": json.dumps(words.words.words), "open_clip": json.dumps(clip_config(size, len(words)))}
-        save_safetensors_atomically(half(ema.shadow), target / f"clip_{size}.safetensors", {"licence": LICENCE, **about})
+        about = {
+            "words": json.dumps(words.words.words), "open_clip": json.dumps(clip_config(size, len(words))),
+            "templates": json.dumps(CLASS_TEMPLATES), "licence": LICENCE,
+        }  # fmt: skip
+        save_safetensors_atomically(half(ema.shadow), target / f"tiny world {size}.safetensors", about)
     _draw_domain(work, target / f"{DOMAIN_SET}.webp")
 
 
@@ -90,7 +92,7 @@ def _draw_domain(work: Path, path: Path) -> None:
     """The domain's icons as one picture: a row an icon, in the order of the names in ``<path>.json``, a column a pose."""
     icons = Icons.load(work, (DOMAIN_SET,))
     has = icons.has[0].nonzero()[:, 0].tolist()
-    rows = [torch.cat(list(icons.rgba[0, i, :DOMAIN_POSES]), dim=1) for i in has]
+    rows = [torch.cat(list(icons.rgba[0, i, :POSES]), dim=1) for i in has]
     write_atomically(path, lambda part: Image.fromarray(torch.cat(rows).numpy()).save(part, "WEBP", quality=92, method=6))
     names = json.dumps([CONCEPTS[i] for i in has], indent=1) + "\n"
     write_atomically(path.with_suffix(".json"), lambda part: part.write_text(names, encoding="utf-8"))
