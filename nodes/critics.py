@@ -294,7 +294,7 @@ def _check_space(critic: CriticData, teacher: Teacher) -> None:
     known = critic.network.text_features.cpu()
     if teacher.clip.embed == known.shape[1]:
         some = teacher.features(critic.classes[:4]).cpu()
-        if torch.allclose(some, known[:4], atol=0.02):
+        if (some * known[:4]).sum(1).min() > 0.999:  # half precision differs by less
             return
     raise ValueError(
         f"{teacher.name} reads the words of {critic.name} otherwise than the teacher that it was distilled from; connect that "

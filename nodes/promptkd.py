@@ -173,7 +173,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 io.String.Input(
                     "name", default="my critic", tooltip="Name of the file in models/promptkd, and of the run that is resumed."
                 ),
-                io.Int.Input("epochs", default=20, min=1, max=100000, tooltip="How often each is seen; 20 as published."),
+                io.Int.Input("epochs", default=20, min=2, max=100000, tooltip="How often each is seen; the first warms up."),
                 io.Int.Input("batch_size", default=8, min=2, max=4096, tooltip="Pictures a step; 8 in the published runs."),
                 _rate(0.005),
                 io.Float.Input(
