@@ -1,52 +1,32 @@
-"""``apprentice distill``: one-step students of your own teachers. ``sid`` is for EDM's pixel-space networks."""
+"""``apprentice distill``: ``sid``, one-step students of EDM's pixel-space networks; ``promptkd``, critics."""
 
 from __future__ import annotations
 
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .promptkd import promptkd, promptkd_teacher
+from .running import Device, Precision, pick_device, progress_bar, stop_signals, told_in_words
+
 if TYPE_CHECKING:
     from ..training.distill import Settings, Task
-    from ..training.loop import Ema, Means, Watch
+    from ..training.loop import Ema, Watch
     from ..training.processes import Processes
     from ..training.run_folder import RunFolder
 
-distill = typer.Typer(no_args_is_help=True, help="Distil a teacher into a student that draws in one step.")
+distill = typer.Typer(no_args_is_help=True, help="Distil teachers into students: one-step generators, and critics.")
+distill.command()(promptkd)
+distill.command()(promptkd_teacher)
 
 _PRESETS = (
     "A published run's settings; options given beside it win. The paper's FIDs, not measured here: cifar10-uncond 1.923, "
     "cifar10-cond 1.710, imagenet64-cond 1.524, ffhq64 1.550, afhqv2-64 1.628."
 )
-
-
-class Device(str, Enum):
-    """Where to compute; auto takes a GPU if there is one."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
-
-
-class Precision(str, Enum):
-    """What the networks compute in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-@distill.callback()
-def main() -> None:
-    """Keep ``sid`` a subcommand."""
 
 
 @distill.command()
@@ -90,7 +70,7 @@ def sid(
         "steps": steps, "augment": augment, "seed": seed,
         "adversarial": 0.01 if real and adversarial is None else adversarial,
     }  # fmt: skip
-    with _told_in_words():
+    with told_in_words():
         run = _prepare(
             teacher, out, work, preset, {key: value for key, value in given.items() if value is not None}, device.value,
             precision.value if precision else None, dropout, real,
@@ -100,20 +80,6 @@ def sid(
                 run.go(save_every, samples_every)
         finally:
             run.processes.end()
-
-
-@contextmanager
-def _told_in_words() -> Iterator[None]:
-    """What goes wrong, as a sentence and an exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except FloatingPointError as error:
-        typer.echo(f"{error} A run with other settings needs another --work.", err=True)
-        raise typer.Exit(1) from error
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
 
 
 def _prepare(
@@ -141,7 +107,7 @@ def _prepare(
         raise ValueError("--real and --adversarial go together: give a folder of pictures and a factor above 0, or neither.")
     processes = Processes.launched()
     processes.rows(settings.batch)
-    device = _device(device, processes)
+    device = pick_device(device, processes)
     precision = precision or ("fp16" if halved and device.startswith("cuda") else "fp32")
     config, weights = read_edm(teacher)
     fitted = fit_settings(settings, config, precision)
@@ -161,27 +127,6 @@ def _settings(preset: str | None, given: dict[str, Any]) -> tuple[Settings, bool
         raise ValueError(f"There is no preset '{preset}' for EDM networks; there are {', '.join(EDM_PRESETS)}.")
     base = Settings(augment=0.12) if preset is None else EDM_PRESETS[preset].settings
     return replace(base, **given), base.eps == HALF_EPS
-
-
-def _device(asked: str, processes: Processes) -> str:
-    """Where to compute.
-
-    Raises:
-        ValueError: It isn't there, or accelerate has chosen another.
-    """
-    import torch
-
-    if processes.count > 1:
-        found = str(processes.accelerator.device)
-        if asked not in ("auto", found.split(":")[0]):
-            raise ValueError(f"accelerate launch computes on {found}, not on {asked}: leave --device out.")
-        return found
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if asked == "auto":
-        return next(name for name, found in there.items() if found)
-    if not there[asked]:
-        raise ValueError(f"PyTorch finds no {asked} device here: leave --device out.")
-    return asked
 
 
 @dataclass
@@ -243,7 +188,7 @@ class _Run:
         if self.processes.count > 1:
             self.say(f"{self.processes.count} processes share every batch of {self.settings.batch}.")
         try:
-            with _stop_signals() as stopped, self._watch(samples_every, stopped) as watch:
+            with stop_signals() as stopped, self._watch(samples_every, stopped) as watch:
                 ema = distil(
                     self.task, self.settings, self.folder.checkpoint, watch=watch, save_every=save_every, processes=self.processes
                 )
@@ -280,39 +225,11 @@ class _Run:
         done = self.folder.pictures_seen(self.settings.batch) // self.settings.batch
         if samples_every and not done:
             samples(self.task.generator.state_dict(), 0)
-        losses = [""]
-        bar: Any
-        with typer.progressbar(
-            length=self.settings.schedule.steps - done, label="Distilling", show_eta=True, file=sys.stderr,
-            item_show_func=lambda _: losses[0],
-        ) as bar:  # fmt: skip
+        with progress_bar("Distilling", self.settings.schedule.steps, done) as (advance, report):
 
             def after_step(step: int, ema: Ema) -> None:
-                bar.update(step - done - bar.pos)
+                advance(step, ema)
                 if samples_every and (step % samples_every == 0 or step == self.settings.schedule.steps):
                     samples(ema.shadow, step * self.settings.batch)
 
-            def report(step: int, pictures: int, means: Means) -> None:
-                losses[0] = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-                if not sys.stderr.isatty():
-                    typer.echo(f"step {step:,}, pictures {pictures:,}, {losses[0]}", err=True)
-
             yield Watch(report, 10, self.folder.log, stopped, after_step=after_step)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether the run was told to stop, by Ctrl-C or by whoever ends processes; a second Ctrl-C does not wait for the step."""
-    told: list[int] = []
-
-    def on_signal(number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and number in told:
-            raise KeyboardInterrupt
-        told.append(number)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(told)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -318,8 +318,17 @@ class PromptedStudent(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit features [B, D] in the teacher's space, float32, of preprocessed pictures [B, 3, S, S]."""
+        return self.project(self.tower_features(pixels))
+
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """The small tower's own features [B, d], float32."""
         dtype = next(self.visual.parameters()).dtype
-        return F.normalize(self.projector(self.visual(pixels.to(dtype)).float()), dim=-1)
+        features: Tensor = self.visual(pixels.to(dtype)).float()
+        return features
+
+    def project(self, features: Tensor) -> Tensor:
+        """Unit features [B, D] in the teacher's space."""
+        return F.normalize(self.projector(features), dim=-1)
 
     def logits(self, features: Tensor, text_features: Tensor) -> Tensor:
         """exp(logit_scale) cos [B, C] against the teacher's text features [C, D]."""

@@ -21,6 +21,7 @@ from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
 from . import promptkd
 from .loop import Watch
+from .processes import Processes
 from .templates import TEMPLATES
 
 TEACHER = "promptkd-teacher"
@@ -266,6 +267,7 @@ def make_teacher(
     depth: int = DEPTH,
     save_every: int = 500,
     watch: Watch | None = None,
+    processes: Processes | None = None,
 ) -> Teacher:
     """Learn a teacher's tokens: stage 1 on a few labelled ``pictures``; resumes to the bit.
 
@@ -286,8 +288,9 @@ def make_teacher(
     ids = clip.tokenizer(prompted.class_texts(classes, teacher.placeholder)).to(device)
     frozen = promptkd.frozen_text_features(prompted, classes, teacher.templates)
     promptkd.train_teacher(
-        prompted, ids, frozen, pictures, labels, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch
-    )
+        prompted, ids, frozen, pictures, labels, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch,
+        processes=processes,
+    )  # fmt: skip
     return teacher
 
 
@@ -304,6 +307,7 @@ def make_critic(
     sources: Sequence[str] | None = None,
     save_every: int = 500,
     watch: Watch | None = None,
+    processes: Processes | None = None,
 ) -> Critic:
     """Distil a critic: stage 2 on unlabelled ``pictures``; resumes to the bit.
 
@@ -326,7 +330,9 @@ def make_critic(
             f"CLIPs of one size."
         )
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
-    promptkd.distil(made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch)
+    promptkd.distil(
+        made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch, processes=processes
+    )
     return Critic(name, CriticNetwork(made, text), tuple(classes), teacher.texts, student.name, tower_hash(made.visual))
 
 

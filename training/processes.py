@@ -64,6 +64,11 @@ class Processes:
         for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, in their order; the gradient of a loss that every process computes on all of them goes to
+        each one's own rows."""
+        return rows if self.count == 1 else _Gather.apply(rows, self)  # type: ignore[no-any-return]
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` is set in any process: so that all of them stop at the same step."""
         if self.count == 1:
@@ -83,3 +88,15 @@ class Processes:
             return values
         total = self.accelerator.reduce(torch.tensor(list(values.values()), device=self.accelerator.device), reduction="sum")
         return dict(zip(values, total.tolist(), strict=True))
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, processes: Processes) -> Tensor:
+        ctx.own = slice(processes.rank * len(rows), (processes.rank + 1) * len(rows))
+        gathered: Tensor = processes.accelerator.gather(rows.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.own], None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
 from .loop import Ema, Learner, Means, Schedule, Watch, autocast, run
+from .processes import Processes
 
 CLASSES_AT_ONCE = 64  # texts in a text tower at a time
 
@@ -111,6 +112,7 @@ def distill_step(
     temperature: float = 1.0,
     weight: float = 1000.0,
     loss_scale: float = 1.0,
+    processes: Processes | None = None,
 ) -> float:
     """One step of stage 2 on a batch; returns its loss.
 
@@ -121,9 +123,13 @@ def distill_step(
         teacher_logits: The teacher's [B, C] on the same pictures.
         text_features: The teacher's unit text features [C, D].
         loss_scale: Multiplies the loss for the backward pass and divides the gradients, so that they survive a float16 tower.
+        processes: This process among several: pixels and teacher's logits are its own rows of the batch.
     """
-    loss = kd_loss(student.logits(student(pixels), text_features), teacher_logits, temperature, weight)
-    _descend(loss, student.learned(), optimiser, loss_scale)
+    processes = processes or Processes()
+    # The batch norm is to see the whole batch, so the tower's features are gathered before it.
+    features = student.project(processes.gather(student.tower_features(pixels)))
+    loss = kd_loss(student.logits(features, text_features), processes.gather(teacher_logits), temperature, weight)
+    _descend(loss, student.learned(), optimiser, loss_scale, lambda: processes.add_gradients(list(student.tokens.parameters())))
     return loss.item()
 
 
@@ -139,6 +145,7 @@ def teacher_step(
     picture_weight: float = 10.0,
     loss_scale: float = 1.0,
     classes_at_once: int = CLASSES_AT_ONCE,
+    processes: Processes | None = None,
 ) -> dict[str, float]:
     """One step of stage 1 on a batch; returns the losses.
 
@@ -148,23 +155,30 @@ def teacher_step(
         labels: Their classes [B].
         class_ids: Token ids [C, context] of the classes.
         frozen_text: The plain model's unit text features [C, D], see ``frozen_text_features``.
+        processes: This process among several: pixels and labels are its own rows of the batch.
     """
+    processes = processes or Processes()
     with teacher.frozen():
-        frozen_picture = teacher.encode_pictures(pixels)
-    text = text_features_of(teacher, class_ids, classes_at_once)
-    losses = source_losses(teacher.encode_pictures(pixels), text, frozen_picture, frozen_text, teacher.scale, labels)
+        frozen_picture = processes.gather(teacher.encode_pictures(pixels))
+    text, picture = text_features_of(teacher, class_ids, classes_at_once), processes.gather(teacher.encode_pictures(pixels))
+    losses = source_losses(picture, text, frozen_picture, frozen_text, teacher.scale, processes.gather(labels))
     total = losses.total(text_weight, picture_weight)
-    _descend(total, _learned(teacher), optimiser, loss_scale)
+    # Text features, and so their tokens' gradients, are the same in all processes.
+    shared = [] if teacher.picture_tokens is None else list(teacher.picture_tokens.parameters())
+    _descend(total, _learned(teacher), optimiser, loss_scale, lambda: processes.add_gradients(shared))
     parts = {"cross_entropy": losses.cross_entropy, "text": losses.text, "picture": losses.picture, "logits": losses.logits}
     return {"loss": total.item(), **{name: value.item() for name, value in parts.items()}}
 
 
-def _descend(loss: Tensor, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer, loss_scale: float) -> None:
+def _descend(
+    loss: Tensor, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer, loss_scale: float, reduce: Callable[[], None]
+) -> None:
     """Backward pass and step; the weights stay as they are where the loss is no longer finite."""
     if not torch.isfinite(loss):
         return
     optimiser.zero_grad(set_to_none=True)
     (loss * loss_scale).backward()
+    reduce()
     if loss_scale != 1.0:
         for parameter in parameters:
             if parameter.grad is not None:
@@ -322,11 +336,11 @@ class _State(nn.Module):
         self.learned = nn.ModuleDict(learned)
         self.register_buffer("taken", torch.zeros((), dtype=torch.long))
 
-    def next_batch(self, schedule: EpochSchedule, seed: int) -> tuple[int, list[int]]:
-        """The epoch and the indices of the pictures of the step that comes."""
+    def next_batch(self, schedule: EpochSchedule, seed: int, rows: slice) -> tuple[int, list[int]]:
+        """The epoch of the step that comes, and the indices of the pictures in some rows of its batch."""
         epoch, place = divmod(int(self.taken), schedule.steps_an_epoch)
         order = epoch_order(schedule.in_an_epoch, epoch, seed)
-        return epoch, order[place * schedule.batch : (place + 1) * schedule.batch]
+        return epoch, order[place * schedule.batch : (place + 1) * schedule.batch][rows]
 
 
 class _Aggregate(nn.Module):
@@ -359,6 +373,7 @@ def distil(
     *,
     save_every: int = 500,
     watch: Watch | None = None,
+    processes: Processes | None = None,
 ) -> PromptedStudent:
     """Stage 2: train ``student`` to its last epoch; resumes to the bit. No label is ever looked at.
 
@@ -366,29 +381,31 @@ def distil(
         teacher_logits: (pixels, indices, epoch) -> the teacher's logits [B, C]: computed, or looked up where pictures are not
             augmented.
         checkpoint_file: Where the run is saved, and resumed from.
+        processes: This process among several; to rounding their number changes nothing but the time.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
         FloatingPointError: The loss is no longer finite; lower the weight or the rate.
-        ValueError: There are no pictures.
+        ValueError: There are no pictures, or the batch can't be shared out evenly.
     """
-    schedule = settings.schedule(len(pictures))
+    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
+    mine = processes.rows(schedule.batch)
     state, device = _State(tokens=student.tokens, projector=student.projector), next(student.visual.parameters()).device
     optimiser = optimiser_for(student.learned(), settings.learning_rate)
 
     def step(_generator: torch.Generator) -> Means:
-        epoch, indices = state.next_batch(schedule, settings.seed)
+        epoch, indices = state.next_batch(schedule, settings.seed, mine)
         pixels = pictures.batch(indices, epoch).to(device)
         with autocast(settings.precision == "bf16", device.type):
             loss = distill_step(
                 student, optimiser, pixels, teacher_logits(pixels, indices, epoch), text_features,
-                temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale,
+                temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
             )  # fmt: skip
         state.taken += 1
         return {"loss": loss}
 
     student.train()
-    _run(state, optimiser, step, schedule, settings, checkpoint_file, save_every, watch)
+    _run(state, optimiser, step, schedule, settings, checkpoint_file, save_every, watch, processes)
     return student.eval()
 
 
@@ -413,6 +430,7 @@ def train_teacher(
     *,
     save_every: int = 500,
     watch: Watch | None = None,
+    processes: Processes | None = None,
 ) -> PromptedClip:
     """Stage 1: train the teacher's tokens on a few labelled pictures; it ends with their Gaussian-weighted mean over epochs.
 
@@ -430,7 +448,8 @@ def train_teacher(
         raise ValueError(f"There are {len(labels)} labels for {len(pictures)} pictures; every picture needs its class.")
     if not (learned := _learned(teacher)):
         raise ValueError("This teacher has no prompt tokens to learn; give it some for one tower at least.")
-    schedule = settings.schedule(len(pictures))
+    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
+    mine = processes.rows(schedule.batch)
     weights = aggregation_weights(settings.epochs, settings.gaussian_mean, settings.gaussian_std)
     aggregate = _Aggregate(learned)
     tokens = {"picture": teacher.picture_tokens, "text": teacher.text_tokens}
@@ -438,20 +457,20 @@ def train_teacher(
     optimiser = optimiser_for(learned, settings.learning_rate)
 
     def step(_generator: torch.Generator) -> Means:
-        epoch, indices = state.next_batch(schedule, settings.seed)
+        epoch, indices = state.next_batch(schedule, settings.seed, mine)
         pixels = pictures.batch(indices, epoch).to(teacher.device)
         target = torch.tensor([labels[i] for i in indices], device=teacher.device)
         with autocast(settings.precision == "bf16", teacher.device.type):
             losses = teacher_step(
                 teacher, optimiser, pixels, target, class_ids, frozen_text, text_weight=settings.text_weight,
-                picture_weight=settings.picture_weight, loss_scale=settings.loss_scale,
+                picture_weight=settings.picture_weight, loss_scale=settings.loss_scale, processes=processes,
             )  # fmt: skip
         state.taken += 1
         if int(state.taken) % schedule.steps_an_epoch == 0:
             aggregate.add(learned, weights[epoch])
         return losses
 
-    _run(state, optimiser, step, schedule, settings, checkpoint_file, save_every, watch)
+    _run(state, optimiser, step, schedule, settings, checkpoint_file, save_every, watch, processes)
     with torch.no_grad():
         for parameter, mean in zip(learned, aggregate.sums, strict=True):
             parameter.copy_(mean)
@@ -460,10 +479,13 @@ def train_teacher(
 
 def _run(
     state: _State, optimiser: torch.optim.Optimizer, step: Callable[[torch.Generator], Means], schedule: EpochSchedule,
-    settings: Settings, checkpoint_file: Path, save_every: int, watch: Watch | None,
+    settings: Settings, checkpoint_file: Path, save_every: int, watch: Watch | None, processes: Processes,
 ) -> None:  # fmt: skip
     """The shared loop. Nothing is averaged: the published student is that of the last step."""
+    told = watch or Watch()
+    watched = replace(told, interrupted=lambda: processes.any(told.interrupted()))
     run(
         {"promptkd": Learner(state, optimiser, settings.learning_rate)}, step, schedule, checkpoint_file,
-        ema=Ema(state, half_life=1e-8), ema_of=state, seed=settings.seed, save_every=save_every, watch=watch,
+        ema=Ema(state, half_life=1e-8), ema_of=state, seed=settings.seed, save_every=save_every, watch=watched,
+        main_process=processes.main,
     )  # fmt: skip

@@ -150,7 +150,8 @@ def test_new_words_take_the_place_of_old_ones(comfy: Comfy) -> None:
     g = Graph()
     teach = teacher(g)
     made = distil(g, teach, pictures="built-in icons", classes="", name="icons learned", epochs=4)
-    more = g.add("ApprenticeDomainText", "more", critic=made[0], teacher=teach[0], classes="red heart\npizza\nrainbow", keep=False)
+    words = "red heart\npizza\nrainbow"
+    more = g.add("ApprenticeDomainText", "more", critic=made[0], teacher=teach[0], classes=words, keep=False)
     pictures, _drafts, _lines = student_pictures(g, "red heart on white\npizza on white")
     named = g.add("ApprenticeClassify", "named", critic=more[0], images=pictures[0], top=5)
     g.add("TestSave", "text", name="text", text=named[0])

@@ -121,7 +121,9 @@ def test_a_teachers_tokens_come_back_from_their_file(tmp_path: Path) -> None:
 
 def test_a_teacher_learns_the_classes_of_a_few_pictures(tmp_path: Path) -> None:
     pictures = Colours(12)
-    settings = SourceSettings(epochs=20, batch=4, learning_rate=0.1, gaussian_mean=19, text_weight=0, picture_weight=0)
+    settings = SourceSettings(
+        epochs=20, batch=4, learning_rate=0.1, gaussian_mean=19, text_weight=0, picture_weight=0, warmup_epochs=0
+    )
     teacher = critics.make_teacher(clip("large"), CLASSES, pictures, pictures.labels.tolist(), settings, tmp_path)
     text = teacher.features(CLASSES)
     with torch.no_grad():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +14,7 @@ from comfyui_apprentice.training.distill import Settings, distil
 from comfyui_apprentice.training.edm_task import edm_task
 from comfyui_apprentice.training.loop import Watch, read_log
 from comfyui_apprentice.training.processes import Processes
+from launching import launch
 from torch import Tensor
 
 TEACHER = Path(__file__).parents[1] / "data" / "sid" / "tiny_edm_snapshot.pkl"
@@ -35,25 +33,6 @@ def _one_thread() -> Iterator[None]:
 def alone(checkpoint: Path, settings: Settings = SETTINGS) -> dict[str, Tensor]:
     """What one process makes; without dropout, whose masks are each process's own."""
     return distil(edm_task(read_edm(TEACHER), dropout=0.0), settings, checkpoint).shadow
-
-
-def launch(*what: str) -> str:
-    """Run it in two processes and return what they print.
-
-    ``accelerate launch --cpu`` would start one, unless it has MPI; so it starts two as for GPUs, and is told to take the CPU.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), *what,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
-    # gloo's threads now and then abort a process that has done all its work, as the interpreter ends; what was made is checked.
-    assert done.returncode == 0 or "SIGABRT" in done.stderr, done.stdout + done.stderr
-    return done.stdout
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

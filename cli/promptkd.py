@@ -1,0 +1,208 @@
+"""``apprentice distill promptkd`` and ``promptkd-teacher``: critics for your own pictures (arXiv 2403.02781)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .running import Device, Precision, pick_device, progress_bar, stop_signals, told_in_words
+
+if TYPE_CHECKING:
+    from ..training.loop import Watch
+    from ..training.processes import Processes
+    from ..training.run_folder import RunFolder
+
+_LARGE = "A large CLIP with both towers: .safetensors, OpenAI's .pt; open_clip's, OpenAI's or transformers' layout."
+_WORK = "The run's folder: checkpoint, losses; OUT with .run."
+_Clip = Annotated[Path, typer.Argument(help=_LARGE)]
+_Out = Annotated[Path, typer.Option(help="The file that is made (.safetensors).")]
+_Epochs = Annotated[int, typer.Option(min=2, help="How often every picture is seen.")]
+_Work = Annotated[Path | None, typer.Option(help=_WORK)]
+_Seed = Annotated[int, typer.Option(min=0, help="Of all randomness.")]
+_Device = Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")]
+_Precision = Annotated[Precision, typer.Option(help="What the CLIPs compute in.")]
+_SaveEvery = Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")]
+_Force = Annotated[bool, typer.Option("--force", help="Overwrite OUT.")]
+
+
+def promptkd_teacher(
+    clip: _Clip,
+    labelled: Annotated[Path, typer.Argument(help="A folder with a subfolder of pictures for every class, named as the class.")],
+    out: _Out,
+    shots: Annotated[int, typer.Option(min=1, help="Pictures of every class, at most.")] = 16,
+    epochs: _Epochs = 20,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 4,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.0025,
+    seed: _Seed = 0,
+    work: _Work = None,
+    device: _Device = Device.AUTO,
+    precision: _Precision = Precision.FP32,
+    save_every: _SaveEvery = 500,
+    force: _Force = False,
+) -> None:
+    """Teach a large CLIP a domain from a few labelled pictures (PromptSRC): tokens for 'promptkd --tokens'. Ctrl-C saves."""
+    from ..oracles.clip_files import load_clip
+    from ..oracles.promptkd import tower_hash
+    from ..training import critic as critics
+    from ..training.domain_data import DomainPictures, few_shot, labelled_folder
+    from ..training.promptkd import SourceSettings
+
+    with told_in_words(), _processes() as processes:
+        _check_out(out, force)
+        classes, items = labelled_folder(labelled)
+        chosen, large = few_shot(items, shots, seed), load_clip(clip)
+        pictures = DomainPictures([item.path for item in chosen], large.picture_size, augment=True, seed=seed)
+        settings = SourceSettings(
+            epochs=epochs, batch=batch, learning_rate=lr, precision=precision.value, seed=seed, gaussian_mean=0.75 * epochs
+        )
+        facts = {
+            **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
+            "pictures": critics.digest(pictures.sources()),
+        }  # fmt: skip
+        folder = _claim(work or out.with_suffix(".run"), facts, processes)
+        _place(large.network, device, precision, processes)
+        with _watched(folder, settings.schedule(len(pictures)).steps, settings.batch, processes) as watch:
+            teacher = critics.make_teacher(
+                large, classes, pictures, [item.label for item in chosen], settings, folder.path, save_every=save_every,
+                watch=watch, processes=processes,
+            )  # fmt: skip
+        if processes.main:
+            critics.save_tokens(teacher, out, {"classes": str(len(classes)), "pictures": str(len(pictures))})
+            typer.echo(f"{out}: prompt tokens for {large.name}, {len(classes)} classes from {len(pictures)} pictures.")
+
+
+def promptkd(
+    teacher: _Clip,
+    student: Annotated[Path, typer.Argument(help="The small CLIP that becomes the critic, for pictures of the same size.")],
+    pictures: Annotated[Path, typer.Argument(help="A folder with pictures of your subject; no labels are needed.")],
+    words: Annotated[Path, typer.Option(help="A text file with the words that the critic shall know, one a line.")],
+    out: _Out,
+    tokens: Annotated[Path | None, typer.Option(help="The teacher's prompt tokens; without them it is zero-shot.")] = None,
+    templates: Annotated[Path | None, typer.Option(help="Sentences with {} for a zero-shot teacher, one a line.")] = None,
+    epochs: _Epochs = 20,
+    batch: Annotated[int, typer.Option(min=2, help="Pictures a step.")] = 8,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.005,
+    weight: Annotated[
+        float, typer.Option(help="Factor of the loss, a mean over classes: lower it with few of them. Published: 1000 or 200.")
+    ] = 1000.0,
+    temperature: Annotated[float, typer.Option(help="Of both models' probabilities.")] = 1.0,
+    depth: Annotated[int, typer.Option(min=1, help="Blocks with prompt tokens; the authors: 9, and 3 across data sets.")] = 9,
+    augment: Annotated[
+        bool, typer.Option(help="Random crops and mirrorings, as published. Without, the teacher looks at each picture once.")
+    ] = True,
+    seed: _Seed = 0,
+    work: _Work = None,
+    device: _Device = Device.AUTO,
+    precision: _Precision = Precision.FP32,
+    save_every: _SaveEvery = 500,
+    force: _Force = False,
+) -> None:
+    """Distil a small critic for a domain from unlabelled pictures by PromptKD. Ctrl-C saves; the same command goes on from there.
+
+    With several GPUs: accelerate launch -m comfyui_apprentice.cli distill promptkd …
+    """
+    from ..oracles.clip_files import load_clip
+    from ..oracles.promptkd import save_critic, tower_hash
+    from ..training import critic as critics
+    from ..training.domain_data import DomainPictures, pictures_in
+    from ..training.promptkd import Settings
+
+    with told_in_words(), _processes() as processes:
+        _check_out(out, force)
+        classes, large, small = _lines(words), load_clip(teacher), load_clip(student)
+        teach = critics.load_teacher(large, tokens, _lines(templates) if templates else ())
+        domain = DomainPictures(pictures_in(pictures), large.picture_size, augment, seed)
+        settings = Settings(
+            epochs=epochs, batch=batch, learning_rate=lr, temperature=temperature, weight=weight, precision=precision.value,
+            seed=seed,
+        )  # fmt: skip
+        facts = {
+            **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual), "teacher": critics.fingerprint(teach),
+            "classes": classes, "pictures": critics.digest(domain.sources()), "augment": augment,
+        }  # fmt: skip
+        folder = _claim(work or out.with_suffix(".run"), facts, processes)
+        for network in (teach.clip, small.network):
+            _place(network, device, precision, processes)
+        with _watched(folder, settings.schedule(len(domain)).steps, settings.batch, processes) as watch:
+            critic = critics.make_critic(
+                out.stem, teach, small, classes, domain, settings, folder.path, depth=depth,
+                sources=None if augment else domain.sources(), save_every=save_every, watch=watch, processes=processes,
+            )  # fmt: skip
+        if processes.main:
+            save_critic(critic, out, {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(epochs)})
+            typer.echo(f"{out}: {len(classes)} classes from {len(domain)} pictures without labels. Losses: {folder.log}")
+
+
+@contextmanager
+def _processes() -> Iterator[Processes]:
+    from ..training.processes import Processes
+
+    processes = Processes.launched()
+    try:
+        yield processes
+    finally:
+        processes.end()
+
+
+def _check_out(out: Path, force: bool) -> None:
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out.name} must end in .safetensors.")
+    if out.exists() and not force:
+        raise ValueError(f"{out} is there already; add --force to overwrite it.")
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8; save it as such, one entry a line.") from error
+
+
+def _claim(path: Path, facts: dict[str, Any], processes: Processes) -> RunFolder:
+    """Take the run's folder.
+
+    Raises:
+        ValueError: It holds another run.
+    """
+    from ..training.run_folder import RunFolder
+
+    folder = RunFolder(path)
+    if processes.main and (other := folder.claim(facts, free=())):
+        raise ValueError(
+            f"{path} holds a run with another {' and '.join(list(other)[:3])}: give the same options or another --work."
+        )
+    return folder
+
+
+def _place(network: Any, device: Device, precision: Precision, processes: Processes) -> None:
+    import torch
+
+    network.to(pick_device(device.value, processes), torch.float16 if precision == Precision.FP16 else torch.float32)
+
+
+@contextmanager
+def _watched(folder: RunFolder, steps: int, batch: int, processes: Processes) -> Iterator[Watch]:
+    """A bar, a log, and Ctrl-C that saves."""
+    from ..training.loop import Watch
+
+    def stopped_text() -> str:
+        return f"Stopped: {folder.pictures_seen(1):,} of {steps:,} steps are saved in {folder.path}. The same command goes on."
+
+    with stop_signals() as stopped:
+        try:
+            if processes.main:
+                with progress_bar("Distilling", steps, folder.pictures_seen(1)) as (after_step, report):
+                    yield Watch(report, 10, folder.log, stopped, after_step=after_step)
+            else:
+                yield Watch(interrupted=stopped)
+        except KeyboardInterrupt:
+            if processes.main:
+                typer.echo(stopped_text())
+            raise
+
+

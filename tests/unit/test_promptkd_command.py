@@ -1,0 +1,107 @@
+"""``apprentice distill promptkd``: from folders to a critic, stopped and resumed, in one process or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_apprentice.cli import app
+from comfyui_apprentice.oracles.clip_files import load_clip
+from comfyui_apprentice.oracles.promptkd import load_critic
+from comfyui_apprentice.training import promptkd as stages
+from comfyui_apprentice.training.loop import read_log
+from comfyui_apprentice.world.domain import domain_names, domain_pictures
+from comfyui_apprentice.world.weights import CLIPS_FOLDER
+from launching import launch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+LARGE, SMALL = (str(CLIPS_FOLDER / f"tiny world {size}.safetensors") for size in ("large", "small"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six classes of icons, four pictures each, in subfolders; and the list of their names."""
+    base = tmp_path_factory.mktemp("domain")
+    pictures, labels = domain_pictures(train=True, backgrounds=1)
+    names = domain_names()[:6]
+    for i, name in enumerate(names):
+        (base / "pictures" / name).mkdir(parents=True)
+        for n, row in enumerate((labels == i).nonzero()[:4, 0].tolist()):
+            Image.fromarray((pictures[row] * 255).byte().numpy()).save(base / "pictures" / name / f"{n}.png")
+    (base / "words.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    return base
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["distill", *arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.replace("│", " ").split())
+
+
+def distil(folder: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "promptkd", LARGE, SMALL, str(folder / "pictures"), "--words", str(folder / "words.txt"), "--out", str(out),
+        "--epochs", "3", "--weight", "100", *more,
+    ]  # fmt: skip
+
+
+def test_a_teacher_and_its_critic_from_folders(folder: Path, tmp_path: Path) -> None:
+    tokens, out = tmp_path / "tokens.safetensors", tmp_path / "critic.safetensors"
+    said = run("promptkd-teacher", LARGE, str(folder / "pictures"), "--out", str(tokens), "--epochs", "2", "--shots", "2")
+    assert "6 classes from 12 pictures" in said
+    assert "6 classes from 24 pictures" in run(*distil(folder, out, "--tokens", str(tokens), "--no-augment"))
+    critic = load_critic(out, load_clip(SMALL).network)
+    assert critic.classes == domain_names()[:6]
+    assert [entry["pictures"] for entry in read_log(tmp_path / "critic.run" / "loss.jsonl")][-1] == 72
+    assert (tmp_path / "critic.run" / "features.safetensors").exists()
+    assert "already" in run(*distil(folder, out), code=2)
+    assert "another" in run(*distil(folder, out, "--force", "--seed", "1"), code=2)
+
+
+def test_a_stopped_run_goes_on_to_the_same_critic(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(*distil(folder, tmp_path / "whole.safetensors"))
+    real, taken = stages.distill_step, []
+
+    def interrupted(*arguments: object, **options: object) -> float:
+        taken.append(1)
+        if len(taken) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stages, "distill_step", interrupted)
+    said = run(*distil(folder, tmp_path / "stopped.safetensors", "--save-every", "2"), code=130)
+    assert "Stopped: 2 of 9 steps are saved" in said
+    monkeypatch.setattr(stages, "distill_step", real)
+    run(*distil(folder, tmp_path / "stopped.safetensors", "--save-every", "2"))
+    whole, stopped = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+
+def test_two_processes_make_the_critic_of_one(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    tokens = ["promptkd-teacher", LARGE, str(folder / "pictures"), "--epochs", "2", "--shots", "2"]
+    run(*tokens, "--out", str(tmp_path / "one tokens.safetensors"))
+    run(*distil(folder, tmp_path / "one.safetensors"))
+    run(*distil(folder, tmp_path / "other.safetensors", "--seed", "1"))
+    launch("-m", "comfyui_apprentice.cli", "distill", *tokens, "--out", str(tmp_path / "two tokens.safetensors"))
+    launch("-m", "comfyui_apprentice.cli", "distill", *distil(folder, tmp_path / "two.safetensors"))
+    one, two, other = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two", "other"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
+    assert not all(torch.allclose(one[key], other[key], atol=1e-4) for key in one)
+    one, two = (load_file(tmp_path / f"{name} tokens.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+
+
+def test_what_is_wrong_is_told_in_words(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = str(tmp_path / "c.safetensors")
+    words = ["--words", str(folder / "words.txt"), "--out", out]
+    assert "holds no pictures" in run("promptkd", LARGE, SMALL, str(tmp_path / "empty"), *words, code=2)
+    (tmp_path / "one.txt").write_text("panda\n", encoding="utf-8")
+    said = run("promptkd", LARGE, SMALL, str(folder / "pictures"), "--words", str(tmp_path / "one.txt"), "--out", out, code=2)
+    assert "two names or more" in said
+    assert "has no subfolders" in run("promptkd-teacher", LARGE, str(tmp_path / "empty"), "--out", out, code=2)
+    assert "must end in .safetensors" in run(*distil(folder, tmp_path / "c.pt"), code=2)
