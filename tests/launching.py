@@ -22,7 +22,8 @@ def launch(*what: str) -> str:
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port), *what,
     ]  # fmt: skip
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    on_the_cpu = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": paths, **on_the_cpu}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     # gloo's threads now and then abort a process that has done all its work, as the interpreter ends; what was made is checked.
     assert done.returncode == 0 or "SIGABRT" in done.stderr, done.stdout + done.stderr
