@@ -68,6 +68,22 @@ def bootstrap(statistic: Callable[[Array], float], units: int, draws: int = 2000
     return Claim(float(statistic(np.arange(units))), float(lo), float(hi))
 
 
+def mean_of_seeds(values: Sequence[float]) -> Claim:
+    """The mean over seeds, with the 95 % interval of Student's t; without an interval where there is one seed."""
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Claim(mean, float("nan"), float("nan"))
+    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return Claim(mean, mean - half, mean + half)
+
+
+def percent(claim: Claim) -> str:
+    """A mean over seeds with its interval, where there is one; for tables."""
+    return f"{claim.value:.1f}" + ("" if np.isnan(claim.lo) else f" ({claim.lo:.1f} to {claim.hi:.1f})")
+
+
 def frechet(a: Array, mean: Array, covariance: Array) -> float:
     """|mu_a - mu|^2 + tr(S_a + S - 2 (S_a S)^(1/2)) between features [N, D] and a Gaussian (arXiv 1706.08500, eq. 6)."""
     mu, sigma = a.mean(0), np.cov(a, rowvar=False)

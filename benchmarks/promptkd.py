@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ..training.domain_data import FixedPictures
 from ..training.promptkd import Settings, SourceSettings, frozen_text_features
 from ..world.domain import SIZE, domain_names, domain_pictures
 from ..world.weights import CLIPS_FOLDER
-from .figures import Claim, Figures, print_table
+from .figures import Claim, Figures, mean_of_seeds, percent, print_table
 
 matplotlib.use("Agg")
 
@@ -69,11 +69,6 @@ class Icons:
         """The classes of either half."""
         return ("base", range(self.base)), ("novel", range(self.base, len(self.names)))
 
-    def test_of(self, classes: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """Test pictures of some classes, in batches."""
-        rows = torch.isin(self.test_labels, torch.tensor(list(classes)))
-        return zip(self.test[rows].split(100), self.test_labels[rows].split(100), strict=True)
-
     def few(self, shots: int, seed: int) -> Tensor:
         """Rows of ``shots`` training pictures of every base class."""
         rng = torch.Generator().manual_seed(seed)
@@ -105,14 +100,10 @@ def clip(size: str) -> ClipFile:
 
 def accuracies(encode: Callable[[Tensor], Tensor], text: Tensor, icons: Icons) -> dict[str, float]:
     """Top-1 of base and novel names and their harmonic mean, in percent; ``encode`` gives unit features [B, D]."""
-    found = {}
-    for name, classes in icons.halves():
-        right = total = 0
-        with torch.no_grad():
-            for pixels, labels in icons.test_of(classes):
-                right += int(((encode(pixels) @ text[list(classes)].T).argmax(1) + classes[0] == labels).sum())
-                total += len(labels)
-        found[name] = 100 * right / total
+    found = {
+        name: 100 * critics.accuracy(encode, text, zip(icons.test.split(100), icons.test_labels.split(100), strict=True), classes)
+        for name, classes in icons.halves()
+    }
     found["harmonic mean"] = 2 * found["base"] * found["novel"] / max(found["base"] + found["novel"], 1e-9)
     return found
 
@@ -209,22 +200,6 @@ def hook_cost(rounds: int) -> Claim:
 # ---------------------------------------------------------------------------------------------------------- run
 
 
-def spread(values: Sequence[float]) -> Claim:
-    """The mean over seeds, with the 95 % interval of Student's t; without an interval where there is one seed."""
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Claim(mean, float("nan"), float("nan"))
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return Claim(mean, mean - half, mean + half)
-
-
-def _percent(claim: Claim) -> str:
-    """A mean over seeds with its interval, where there is one."""
-    return f"{claim.value:.1f}" + ("" if math.isnan(claim.lo) else f" ({claim.lo:.1f} to {claim.hi:.1f})")
-
-
 def same_decisions(critic: Critic, teacher: critics.Teacher, icons: Icons) -> list[float]:
     """Per share rejected (10 to 90 %): for how many test pictures student and teacher decide alike, each by its own worst.
 
@@ -238,7 +213,12 @@ def same_decisions(critic: Critic, teacher: critics.Teacher, icons: Icons) -> li
             theirs.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
             own = critic.network.student.logits(critic.network.student(pixels), text)
             ours.append(own.softmax(1).gather(1, labels[:, None])[:, 0])
-    ranks = [torch.cat(x).argsort().argsort() / len(icons.test) for x in (theirs, ours)]
+    return alike(torch.cat(theirs), torch.cat(ours))
+
+
+def alike(one: Tensor, other: Tensor) -> list[float]:
+    """For which part of the pictures two judges' scores [N] give the same decision, each rejecting its own worst 10 to 90 %."""
+    ranks = [scores.argsort().argsort() / len(scores) for scores in (one, other)]
     return [float(((ranks[0] < s) == (ranks[1] < s)).float().mean()) for s in np.linspace(0.1, 0.9, 9)]
 
 
@@ -274,11 +254,11 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
         ("small, distilled from the prompted large", most), ("large, zero-shot", [plain["large"]]), ("large, prompted", taught),
     ]  # fmt: skip
     for name, results in rows:
-        means = {key: spread([result[key] for result in results]) for key in results[0]}
-        figures.rows.append({"model": name, "seeds": len(results), **{key: _percent(mean) for key, mean in means.items()}})
+        means = {key: mean_of_seeds([result[key] for result in results]) for key in results[0]}
+        figures.rows.append({"model": name, "seeds": len(results), **{key: percent(mean) for key, mean in means.items()}})
     for half in ("base", "novel"):
-        figures.claims[f"{half}_gain"] = spread([f[half] - plain["small"][half] for f in most])
-    figures.claims["same_decisions"] = spread([d[4] for d in decisions])
+        figures.claims[f"{half}_gain"] = mean_of_seeds([f[half] - plain["small"][half] for f in most])
+    figures.claims["same_decisions"] = mean_of_seeds([d[4] for d in decisions])
     figures.claims["speed_ratio"] = speed(critic.network, teacher, icons, 5 if quick else 30)
     figures.claims["hook_cost"] = hook_cost(3 if quick else 30)
     figures.findings = {"curve": students, "decisions": decisions}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,6 +308,7 @@ def make_critic(
     save_every: int = 500,
     watch: Watch | None = None,
     processes: Processes | None = None,
+    after_epoch: Callable[[int, PromptedStudent, Tensor], None] | None = None,
 ) -> Critic:
     """Distil a critic: stage 2 on unlabelled ``pictures``; resumes to the bit.
 
@@ -315,6 +316,7 @@ def make_critic(
         student: The small CLIP; its picture tower is the critic's from now on.
         sources: Given where pictures are not augmented: then the teacher looks at each once (see ``stored_features``).
         folder: Where checkpoint and features lie.
+        after_epoch: Called with the number of epochs done, the student as it is then, and the text features.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
@@ -331,8 +333,9 @@ def make_critic(
         )
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
     promptkd.distil(
-        made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch, processes=processes
-    )
+        made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch,
+        processes=processes, after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, made, text)),
+    )  # fmt: skip
     return Critic(name, CriticNetwork(made, text), tuple(classes), teacher.texts, student.name, tower_hash(made.visual))
 
 
@@ -357,19 +360,28 @@ def _teachers_eye(
     return look_up
 
 
-def accuracy(critic: CriticNetwork, batches: Iterator[tuple[Tensor, Tensor]], classes: Sequence[int] | None = None) -> float:
+def accuracy(
+    encode: Callable[[Tensor], Tensor], text_features: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[int]
+) -> float:
     """The share of pictures whose best class is theirs, over (pixels [B, 3, S, S], labels [B]).
 
     Args:
-        classes: The classes that count (base, or novel); the best is sought among these.
+        encode: Pictures to unit features [B, D]: a student, or a teacher's ``encode_pictures``.
+        text_features: [C, D].
+        classes: The classes that count (base, or novel); the best is sought among these, and pictures of others are left out.
+
+    Raises:
+        ValueError: There are no pictures.
     """
-    chosen = torch.arange(len(critic.text_features)) if classes is None else torch.as_tensor(list(classes))
-    right = total = 0
+    chosen, right, total = torch.as_tensor(list(classes)), 0, 0
+    text = text_features[chosen]
     with torch.no_grad():
         for pixels, labels in batches:
-            logits = critic.student.logits(critic.student(pixels), critic.text_features[chosen])
-            right += int((chosen[logits.argmax(1).cpu()] == labels).sum())
-            total += len(labels)
+            rows = torch.isin(labels, chosen)
+            if rows.any():
+                best = (encode(pixels[rows].to(text.device)) @ text.T).argmax(1).cpu()
+                right += int((chosen[best] == labels[rows]).sum())
+                total += int(rows.sum())
     if total == 0:
         raise ValueError("There are no pictures to measure on.")
     return right / total

@@ -374,6 +374,7 @@ def distil(
     save_every: int = 500,
     watch: Watch | None = None,
     processes: Processes | None = None,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> PromptedStudent:
     """Stage 2: train ``student`` to its last epoch; resumes to the bit. No label is ever looked at.
 
@@ -382,6 +383,7 @@ def distil(
             augmented.
         checkpoint_file: Where the run is saved, and resumed from.
         processes: This process among several; to rounding their number changes nothing but the time.
+        after_epoch: Called with the number of epochs done; the student is in evaluation mode meanwhile.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
@@ -402,6 +404,10 @@ def distil(
                 temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
             )  # fmt: skip
         state.taken += 1
+        if after_epoch and int(state.taken) % schedule.steps_an_epoch == 0:
+            student.eval()
+            after_epoch(epoch + 1)
+            student.train()
         return {"loss": loss}
 
     student.train()

@@ -16,6 +16,7 @@ from comfyui_apprentice.training.domain_data import (
     Item,
     crop_box,
     few_shot,
+    folder_split,
     labelled_folder,
     pictures_in,
     read_split,
@@ -54,6 +55,23 @@ def test_a_subfolder_is_a_class(tmp_path: Path) -> None:
     assert {i.label for i in few_shot(items, 5, seed=0)} == {0, 1}
     with pytest.raises(ValueError, match="no subfolders"):
         labelled_folder(tmp_path / "cat")
+
+
+def test_a_folder_with_train_and_test_is_a_data_set(tmp_path: Path) -> None:
+    for part, name in (("train", "cat"), ("train", "dog"), ("test", "cat"), ("test", "dog")):
+        picture(tmp_path / part / name / "1.png")
+    split = folder_split(tmp_path)
+    assert split.classes == ("cat", "dog")
+    assert [item.path.parent.parent.name for item in (*split.train, *split.test)] == ["train"] * 2 + ["test"] * 2
+    picture(tmp_path / "test" / "emu" / "1.png")
+    with pytest.raises(ValueError, match="'emu' is in one of them only"):
+        folder_split(tmp_path)
+
+
+def test_published_figures_average_as_in_the_paper() -> None:
+    base, novel = (sum(d.published[i] for d in DATA_SETS.values()) / len(DATA_SETS) for i in (0, 1))
+    assert (round(base, 2), round(novel, 2)) == (86.96, 80.73)
+    assert round(2 * base * novel / (base + novel), 2) == 83.73
 
 
 def split_file(path: Path, rows: list[list[object]]) -> Path:

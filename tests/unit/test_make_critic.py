@@ -142,11 +142,12 @@ def test_accuracy_is_sought_among_the_classes_that_count(tmp_path: Path) -> None
     with torch.no_grad():
         logits = network.student.logits(network.student(pictures.pixels), network.text_features)
     chosen = [0, 2]
+    student, text = network.student, network.text_features
     rows = torch.isin(pictures.labels, torch.tensor(chosen))
     expected = (torch.tensor(chosen)[logits[rows][:, chosen].argmax(1)] == pictures.labels[rows]).float().mean().item()
-    assert critics.accuracy(network, iter([(pictures.pixels[rows], pictures.labels[rows])]), chosen) == pytest.approx(expected)
+    assert critics.accuracy(student, text, [(pictures.pixels, pictures.labels)], chosen) == pytest.approx(expected)
     with pytest.raises(ValueError, match="no pictures"):
-        critics.accuracy(network, iter([]))
+        critics.accuracy(student, text, [], chosen)
 
 
 def test_one_class_or_the_same_twice_is_refused(tmp_path: Path) -> None:
