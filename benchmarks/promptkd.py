@@ -30,6 +30,7 @@ from ..training.domain_data import FixedPictures
 from ..training.promptkd import Settings, SourceSettings, frozen_text_features
 from ..world.domain import SIZE, domain_names, domain_pictures
 from ..world.weights import CLIPS_FOLDER
+from . import promptkd_gate as gate
 from .figures import Claim, Figures, mean_of_seeds, percent, print_table
 
 matplotlib.use("Agg")
@@ -46,13 +47,15 @@ class Plan:
     pictures: tuple[int, ...]  # unlabelled pictures, the most last
     steps: int  # of the student
     teacher_epochs: int
+    drafts: int  # that the gate's critic learns from
+    prompts: int  # that it gates
 
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(1, (1920,), 480, 6)
-        return cls(3, (60, 120, 240, 480, 960, 1920), 2400, 20)
+            return cls(1, (1920,), 480, 6, 200, 60)
+        return cls(3, (60, 120, 240, 480, 960, 1920), 2400, 20, 1920, 400)
 
 
 class Icons:
@@ -246,6 +249,7 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
                 students.setdefault(str(count), []).append(found)
                 say(f"seed {seed}: student of {count} pictures {found}")
             decisions.append(same_decisions(critic, teacher, icons))
+        gates = gate.measure(clip, plan.drafts, plan.prompts, max(round(plan.steps * 8 / plan.drafts), 2), folder, say)
         of_plain = distilled(critics.load_teacher(clip("large")), icons, plan.pictures[-1], 0, plan, folder)
     most = students[str(plan.pictures[-1])]
     rows = [
@@ -258,11 +262,12 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
         figures.rows.append({"model": name, "seeds": len(results), **{key: percent(mean) for key, mean in means.items()}})
     for half in ("base", "novel"):
         figures.claims[f"{half}_gain"] = mean_of_seeds([f[half] - plain["small"][half] for f in most])
-    figures.claims["same_decisions"] = mean_of_seeds([d[4] for d in decisions])
+    figures.claims["same_decisions"] = gates.same
     figures.claims["speed_ratio"] = speed(critic.network, teacher, icons, 5 if quick else 30)
     figures.claims["hook_cost"] = hook_cost(3 if quick else 30)
-    figures.findings = {"curve": students, "decisions": decisions}
+    figures.findings = {"curve": students, "same decisions on icons by share": decisions, "gates": gates.rows}
     print_table(figures.rows)
+    print_table(gates.rows)
     for name, claim in figures.claims.items():
         print(f"{name}: {claim}")
     draw(students, plain, taught, plot)
