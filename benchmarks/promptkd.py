@@ -54,8 +54,8 @@ class Plan:
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(1, (1920,), 480, 6, 200, 60)
-        return cls(3, (60, 120, 240, 480, 960, 1920), 2400, 20, 1920, 400)
+            return cls(1, (1920,), 1440, 10, 480, 60)
+        return cls(3, (60, 120, 240, 480, 960, 1920), 4800, 20, 1920, 400)
 
 
 class Icons:

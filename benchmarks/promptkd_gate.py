@@ -6,7 +6,6 @@ training never showed. The judge, which neither has to do with, measures.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..oracles.clip_files import ClipFile
-from ..oracles.promptkd import PromptKDOracle
+from ..oracles.promptkd import Critic, PromptKDOracle
 from ..training import critic as critics
 from ..training.domain_data import FixedPictures
 from ..training.promptkd import Settings
-from ..world.recipe.concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt, held_out_prompts, is_held_out
+from ..world.recipe.concepts import CONCEPTS, held_out_prompts, training_prompts
 from .adaptive import STUDENT_STEPS, TEACHER_STEPS, Pool, mean_of, route
 from .figures import Array, Claim, bootstrap
 from .world import World, unit_noise
@@ -37,16 +36,6 @@ class Gates:
     same: Claim
 
 
-def training_prompts(count: int, seed: int = 0) -> list[Prompt]:
-    """Combinations that training showed, drawn at random."""
-    rng, found = random.Random(seed), list[Prompt]()
-    while len(found) < count:
-        prompt = Prompt(rng.choice(CONCEPTS), rng.choice(STYLES), rng.choice(list(BACKGROUNDS)))
-        if not is_held_out(prompt.concept, prompt.style, prompt.background):
-            found.append(prompt)
-    return found
-
-
 def measure(
     clip: Callable[[str], ClipFile], drafts: int, prompts: int, epochs: int, folder: Path, say: Callable[[str], None]
 ) -> Gates:
@@ -55,15 +44,10 @@ def measure(
     Args:
         clip: Reads the ``large`` or the ``small`` CLIP.
     """
-    world, teacher, names = World(), critics.load_teacher(clip("large")), list(CONCEPTS)
-    seen = [p.text() for p in training_prompts(drafts)]
+    world, names = World(), list(CONCEPTS)
     say(f"gate: {drafts} drafts to learn from")
-    pictures = world.pictures(world.draft(seen, unit_noise(drafts, 3), STUDENT_STEPS, seed=900).latents)
-    domain = FixedPictures([pictures], teacher.clip.picture_size)
-    critic = critics.make_critic(
-        "drafts", teacher, clip("small"), names, domain, Settings(epochs=epochs), folder / "gate", sources=domain.sources(),
-        save_every=10**9,
-    )  # fmt: skip
+    teacher = critics.load_teacher(clip("large"))
+    critic = critic_of_drafts(world, teacher, clip("small"), drafts, epochs, folder)
     held = held_out_prompts()[:prompts]
     words, noise = [p.text() for p in held], unit_noise(prompts, 4)
     say(f"gate: {prompts} prompts by student and teacher")
@@ -80,6 +64,19 @@ def measure(
         "small CLIP, zero-shot": lambda images, texts: small(images, [critic.find_class(t) for t in texts]),
     }
     return _compare(world, gates, shown, words)
+
+
+def critic_of_drafts(
+    world: World, teacher: critics.Teacher, small: ClipFile, drafts: int, epochs: int, folder: Path
+) -> Critic:
+    """A critic for what the student draws, from its drafts of training prompts."""
+    prompts = [p.text() for p in training_prompts(drafts)]
+    pictures = world.pictures(world.draft(prompts, unit_noise(drafts, 3), STUDENT_STEPS, seed=900).latents)
+    domain = FixedPictures([pictures], teacher.clip.picture_size)
+    return critics.make_critic(
+        "drafts", teacher, small, CONCEPTS, domain, Settings(epochs=epochs), folder / "drafts", sources=domain.sources(),
+        save_every=10**9,
+    )  # fmt: skip
 
 
 def _scores(encode: Callable[[Tensor], Tensor], text: Tensor, scale: Tensor) -> Callable[[Tensor, list[int]], Tensor]:

@@ -11,7 +11,7 @@ import folder_paths
 
 from ..oracles import calibration
 from ..oracles.checkpoints import PICKLED
-from ..world.weights import CLIPS_FOLDER, EDM_FOLDER
+from ..world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 
 CALIBRATIONS = "calibrations"
 ORACLES = "oracles"
@@ -32,6 +32,7 @@ folder_paths.folder_names_and_paths[EDM][1].update({".safetensors", ".pkl"})
 for _kind in (CRITICS, TEACHERS, CLIPS):
     folder_paths.add_model_folder_path(_kind, str(Path(folder_paths.models_dir) / _kind))
 folder_paths.add_model_folder_path(CLIPS, str(CLIPS_FOLDER))
+folder_paths.add_model_folder_path(CRITICS, str(CRITICS_FOLDER))
 folder_paths.folder_names_and_paths[CRITICS][1].update({".safetensors", ".tar"})
 folder_paths.folder_names_and_paths[TEACHERS][1].update({".safetensors", ".tar"})
 folder_paths.folder_names_and_paths[CLIPS][1].update({".safetensors", *PICKLED})

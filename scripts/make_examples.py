@@ -269,9 +269,68 @@ def students() -> tuple[Graph, Layout]:
     return g, layout
 
 
+def critic() -> tuple[Graph, Layout]:
+    """Folder to critic to gate: a critic from pictures without labels and a list of words, which then judges drafts."""
+    g, world, lines, negative, latent = start(PROMPTS.replace("purple square", "blue diamond"))  # the icons have no such square
+    teacher = g.add(
+        "ApprenticePromptKDTeacher", "5", clip="tiny world large.safetensors", tokens="none", labelled="none", name="my teacher",
+        shots=16, epochs=20, batch_size=4, learning_rate=0.0025, precision="auto", first_seed=0, templates="",
+    )  # fmt: skip
+    made = g.add(
+        "ApprenticePromptKDDistill", "6", teacher=teacher[0], clip="tiny world small.safetensors", pictures="built-in icons",
+        classes="", name="icons", epochs=20, batch_size=8, learning_rate=0.005, weight=1000.0, temperature=1.0, augment=False,
+        depth=9, precision="auto", first_seed=0,
+    )  # fmt: skip
+    oracle = g.add("ApprenticePromptKDOracle", "7", critic=made[0], measure="probability", class_name="")
+    sampler = g.add(
+        "ApprenticeSampler", "8", student=world[1], teacher=world[0], vae=world[3], oracle=oracle[0], positive=lines[0],
+        negative=negative[0], prompt=lines[1], latent_image=latent[0], **SETTINGS,
+    )  # fmt: skip
+    g.add("PreviewImage", "9", images=made[1])
+    g.add("PreviewAny", "10", source=made[2])
+    g.add("SaveImage", "11", images=sampler[3], filename_prefix="apprentice/critic")
+    layout = START | {
+        "5": (400, 60, 360, 560), "6": (820, 60, 380, 800), "9": (820, 930, 380, 290), "10": (400, 690, 360, 110),
+        "7": (400, 870, 360, 190), "8": (1260, 60, 380, 950), "11": (1700, 60, 640, 560),
+    }  # fmt: skip
+    return g, layout
+
+
+def sorting() -> tuple[Graph, Layout]:
+    """A critic from a file names a batch and sorts it into one batch a class; with new words it knows what it was never shown."""
+    g, world, lines, negative, latent = start("red heart on blue\npanda on yellow\nrose on gray\nred heart\npanda on green\nrose")
+    drafts = g.add(
+        "ApprenticeStudentSampler", "5", model=world[1], positive=lines[0], negative=negative[0], latent_image=latent[0],
+        seed=5, preset="tiny-world", steps=4, cfg=1.0, denoise=1.0, sampler_name="lcm", scheduler="normal",
+    )  # fmt: skip
+    pictures = g.add("VAEDecode", "6", samples=drafts[0], vae=world[3])
+    loaded = g.add("ApprenticeLoadPromptKD", "7", file="tiny world critic.safetensors", clip="auto", classes="")
+    named = g.add("ApprenticeClassify", "8", critic=loaded[0], images=pictures[0], top=3)
+    parts = g.add(
+        "ApprenticeSort", "9", critic=loaded[0], images=pictures[0], classes="", min_probability=0.0, latents=drafts[0]
+    )
+    g.add("SaveImage", "10", images=parts[0], filename_prefix=parts[2])
+    g.add("PreviewAny", "11", source=named[0])
+    teacher = g.add(
+        "ApprenticePromptKDTeacher", "12", clip="tiny world large.safetensors", tokens="none", labelled="none", name="my teacher",
+        shots=16, epochs=20, batch_size=4, learning_rate=0.0025, precision="auto", first_seed=0, templates="",
+    )  # fmt: skip
+    more = g.add("ApprenticeDomainText", "13", critic=loaded[0], teacher=teacher[0], classes="love\nbear\nflower",
+                 keep=False)  # fmt: skip
+    renamed = g.add("ApprenticeClassify", "14", critic=more[0], images=pictures[0], top=2)
+    g.add("PreviewAny", "15", source=renamed[0])
+    g.add("PreviewImage", "16", images=pictures[0])
+    layout = START | {
+        "5": (400, 60, 320, 520), "6": (400, 660, 200, 60), "16": (400, 790, 320, 300), "7": (780, 60, 340, 250),
+        "12": (780, 390, 340, 560), "13": (780, 1020, 340, 260), "8": (1180, 60, 320, 160), "11": (1560, 60, 520, 250),
+        "9": (1180, 300, 320, 360), "10": (1560, 390, 520, 480), "14": (1180, 740, 320, 160), "15": (1560, 950, 520, 230),
+    }  # fmt: skip
+    return g, layout
+
+
 EXAMPLES = {
     "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
-    "distil": distil, "students": students,
+    "distil": distil, "students": students, "critic": critic, "sorting": sorting,
 }  # fmt: skip
 
 ARRANGE = """(layout) => {

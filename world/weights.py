@@ -19,6 +19,7 @@ from ..oracles.tiny import TinyWorldOracle
 
 FOLDER = Path(__file__).parent / "weights"
 CLIPS_FOLDER = Path(__file__).parent / "clips"  # PromptKD's CLIPs, and pictures of a domain
+CRITICS_FOLDER = Path(__file__).parent / "critics"  # made from them
 EDM_FOLDER = Path(__file__).parent / "edm"  # pixel-space networks to try Load EDM Network with
 SIGMA_MIN, SIGMA_MAX = 0.01, 80.0  # the noise levels that teacher and students were trained between
 DEFAULT_STUDENT = "consistency"

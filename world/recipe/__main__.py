@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("data", "autoencoder", "clip", "judge", "teacher", "student", "sid", "digits", "clips", "control", "export", "card")
+STAGES = (
+    "data", "autoencoder", "clip", "judge", "teacher", "student", "sid", "digits", "clips", "critic", "control", "export", "card",
+)  # fmt: skip
 
 
 def main() -> None:

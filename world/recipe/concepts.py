@@ -148,6 +148,16 @@ def held_out_prompts() -> list[Prompt]:
     return found
 
 
+def training_prompts(count: int, seed: int = 0) -> list[Prompt]:
+    """Combinations that training showed, drawn at random."""
+    rng, found = random.Random(seed), list[Prompt]()
+    while len(found) < count:
+        prompt = Prompt(rng.choice(CONCEPTS), rng.choice(STYLES), rng.choice(list(BACKGROUNDS)))
+        if not is_held_out(prompt.concept, prompt.style, prompt.background):
+            found.append(prompt)
+    return found
+
+
 def training_caption(prompt: Prompt, tags: list[str], rng: random.Random, unsaid_colours: float = 0.0) -> str:
     """A caption for a training picture: style and white background are often left unsaid, keywords sometimes added.
 
