@@ -84,6 +84,31 @@ def sid_figures(results: dict[str, Any], speed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+PROMPTKD_WORDS = {
+    "base_gain": "base names, distilled minus zero-shot, points",
+    "novel_gain": "novel names, distilled minus zero-shot, points",
+    "same_decisions": "part of the tiny world's drafts on which the critic as a gate decides as the large CLIP does",
+    "speed_ratio": "pictures a second, critic over large CLIP (CPU time)",
+    "hook_cost": "time that the prompt hooks add to a ViT-B/16",
+}
+
+
+def promptkd_figures(results: dict[str, Any]) -> str:
+    """Accuracies, the claims, and what the critic does as a gate."""
+    lines = ["| model | base | novel | harmonic mean |", "| --- | ---: | ---: | ---: |"]
+    lines += [f"| {r['model']} | {r['base']} | {r['novel']} | {r['harmonic mean']} |" for r in results["rows"]]
+    lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    for name, words in PROMPTKD_WORDS.items():
+        claim = results["claims"][name]
+        lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {claim['lo']:.2f} to {claim['hi']:.2f} |")
+    lines += ["", "| gate, half of the drafts to the teacher | judge's score | gain over the drafts | decides as the large |",
+              "| --- | ---: | --- | ---: |"]  # fmt: skip
+    for r in results["findings"]["gates"]:
+        quality, alike = r["judge's score"], r["decides as the large one"]
+        lines.append(f"| {r['gate']} | {quality:.2f} | {r['gain over the drafts']} | {alike:.0%} |")
+    return "\n".join(lines)
+
+
 def _between(text: str, begin: str, end: str, new: str) -> str:
     before, rest = text.split(begin)
     return f"{before}{begin}\n{new}\n{end}{rest.split(end, 1)[1]}"
@@ -97,6 +122,8 @@ def filled(readme: str) -> str:
     readme = _between(readme, BEGIN, END, figures(read("adaptive")))
     begin, end = "<!-- figures: benchmarks/results/oracles.json -->", "<!-- end of oracles -->"
     readme = _between(readme, begin, end, oracle_figures(read("oracles")))
+    begin, end = "<!-- figures: benchmarks/results/promptkd.json -->", "<!-- end of promptkd -->"
+    readme = _between(readme, begin, end, promptkd_figures(read("promptkd")))
     sid = sid_figures(read("sid"), read("sid-speed"))
     readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())
