@@ -219,7 +219,7 @@ def _root(found: Divergence, r: Tensor, p: Tensor, alpha: float, low: float) -> 
     high = float(r.max())
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if not low < middle < high:
+        if not low < middle < high or high - low < 1e-14 * max(abs(low), abs(high)):
             break
         mass = float(p @ found.weight((r - middle) / alpha))
         low, high = (middle, high) if mass > 1 else (low, middle)
@@ -280,7 +280,7 @@ def _strength(rewards: Tensor, excess: Callable[[DualSolution], float], name: st
         except NoOptimumError:
             return None
 
-    for _ in range(100):
+    for _ in range(50):
         middle = (low + high) / 2
         found = over(middle)
         if found is None or found:

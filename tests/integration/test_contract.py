@@ -124,7 +124,7 @@ def test_every_example_workflow_runs_and_has_a_picture(comfy: Comfy, path: Path)
             node["inputs"] |= {"pictures": 24, "batch_size": 8, "name": "from the example"}
         if node["class_type"] == "ApprenticePromptKDDistill":
             assert node["inputs"]["epochs"] >= 10
-            node["inputs"] |= {"epochs": 2, "name": "from the example"}
+            node["inputs"] |= {"epochs": 2, "name": "critic from the example"}
     run = comfy.run(prompt)
     images = [image for output in run.outputs.values() for image in output.get("images", [])]
     assert images and run.status["status_str"] == "success"

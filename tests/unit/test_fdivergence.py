@@ -24,7 +24,7 @@ from comfyui_apprentice.training.fdivergence import (
 from torch import Tensor
 
 TABLE = json.loads((Path(__file__).parents[1] / "data" / "control" / "fdiv_table.json").read_text())
-NAMES = {"chi2_half": "half_chi2", "chi2kl": "half_chi2_kl"}  # the others are called alike
+NAMES = {"chi2_half": "half_chi2", "chi2kl": "half_chi2_kl", "forward_kl": "forward_kl"}
 ALL = [*DIVERGENCES, "alpha:0.3", "alpha:0.7", "alpha:-0.5", "alpha:1.6"]
 
 
@@ -117,11 +117,11 @@ def test_the_standard_error_is_the_spread_over_samples() -> None:
     rng = torch.Generator().manual_seed(2)
     for name in ("kl", "half_chi2", "js2", "jeffreys"):
         lams, errors = [], []
-        for _ in range(300):
+        for _ in range(150):
             found = solve_dual(torch.randn(200, generator=rng, dtype=torch.float64).sigmoid(), 1.5, name)
             lams.append(found.lam)
             errors.append(found.standard_error)
-        assert sum(errors) / 300 == pytest.approx(float(torch.tensor(lams).std()), rel=0.12), name
+        assert sum(errors) / 150 == pytest.approx(float(torch.tensor(lams).std()), rel=0.15), name
 
 
 def zeta(s: float) -> float:
@@ -167,7 +167,7 @@ def test_equal_stiffness_is_equal_cost_of_a_small_tilt() -> None:
 
 @pytest.mark.parametrize("name", ["kl", "half_chi2", "jeffreys", "js2"])
 def test_strength_by_a_target(name: str) -> None:
-    r = torch.randn(4000, generator=torch.Generator().manual_seed(5), dtype=torch.float64).sigmoid()
+    r = torch.randn(1000, generator=torch.Generator().manual_seed(5), dtype=torch.float64).sigmoid()
     by_kl = solve_dual(r, alpha_for_kl(r, 0.2, name), name)
     assert kl_to_base(by_kl) == pytest.approx(0.2, abs=1e-6)
     by_reward = solve_dual(r, alpha_for_reward(r, 0.6, name), name)

@@ -1,0 +1,106 @@
+"""The 1-D problem of arXiv 2402.15194's kind that has an exact answer: a mixture of two Gaussians, a bump of a reward.
+
+Prior 0.7 N(-2, 0.6^2) + 0.3 N(2, 0.5^2), r = exp(-((x - 2.4) / 0.9)^2 / 2). The base score is exact; what is learned is a small
+network on top of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..training.control import Problem, Process, adjoint_matching
+from ..training.fdivergence import solve_dual, surrogate_reward
+
+WEIGHTS, MEANS, STDS = torch.tensor([0.7, 0.3]), torch.tensor([-2.0, 2.0]), torch.tensor([0.6, 0.5])
+SIGMA_MAX, SIGMA_MIN = 60.0, 0.02
+
+
+def reward(x: Tensor) -> Tensor:
+    """[B, 1] -> [B]."""
+    return torch.exp(-(((x[:, 0] - 2.4) / 0.9) ** 2) / 2)
+
+
+def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+    """E[x0 | x0 + sigma eps = x] of the mixture, exact; x [B, 1]."""
+    variance = STDS**2 + sigma[:, None] ** 2
+    gap = x - MEANS
+    mine = (WEIGHTS.log() - variance.log() / 2 - gap**2 / (2 * variance)).softmax(1)
+    return (mine * (MEANS + gap * STDS**2 / variance)).sum(1, keepdim=True)
+
+
+def levels(steps: int) -> Process:
+    """Even in the logarithm of the noise, then clean."""
+    sigmas = torch.logspace(math.log10(SIGMA_MAX), math.log10(SIGMA_MIN), steps, dtype=torch.float64)
+    return Process.edm(torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]))
+
+
+class Control(nn.Module):
+    """grad v / alpha of (x, sigma), times sigma^2 what is added to the denoised x."""
+
+    def __init__(self, seed: int, width: int = 32) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.net = nn.Sequential(nn.Linear(6, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
+        nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """[B, 1] -> [B, 1]: the tuned denoised x."""
+        s = sigma[:, None]
+        scaled, noise = x / (s * s + 5).sqrt(), s.log() / 4
+        base = denoise(x, sigma)
+        seen = torch.cat([scaled, noise, base / 2, scaled * noise, noise * noise, 1 / (1 + s)], 1)
+        shift: Tensor = base + self.net(seen) * s * s / (1 + s * s)
+        return shift
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The tuned law, by its samples, and what it took."""
+
+    samples: Tensor
+    seconds: float
+
+
+def exact_quantiles(alpha: float, divergence: str, count: int) -> Tensor:
+    """The middle quantiles [count] of the exact optimum."""
+    x = torch.linspace(-8, 8, 400_001, dtype=torch.float64)
+    variance = STDS.double() ** 2
+    density = (WEIGHTS.double() / variance.sqrt() * torch.exp(-((x[:, None] - MEANS) ** 2) / (2 * variance))).sum(1)
+    p = density / density.sum()
+    cumulative = (p * solve_dual(reward(x[:, None]), alpha, divergence, p).weights).cumsum(0)
+    places = torch.searchsorted(cumulative, (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    return x[places.clamp(max=len(x) - 1)]
+
+
+def wasserstein(samples: Tensor, alpha: float, divergence: str) -> float:
+    """W1 between samples [N] and the exact optimum."""
+    return float((samples.double().sort().values - exact_quantiles(alpha, divergence, len(samples))).abs().mean())
+
+
+def solve(
+    alpha: float, divergence: str, *, steps: int = 120, updates: int = 400, batch: int = 512, rate: float = 5e-3, seed: int = 0,
+    count: int = 0, draws: int = 100_000,
+) -> Outcome:  # fmt: skip
+    """Tune, and draw; CPU seconds are those of the tuning."""
+    started, process = time.process_time(), levels(steps)
+    rng, control = torch.Generator().manual_seed(seed), Control(seed)
+
+    def start(generator: torch.Generator, size: int) -> Tensor:
+        return torch.randn(size, 1, generator=generator) * SIGMA_MAX
+
+    tilted = reward
+    if divergence != "kl":
+        x0 = Problem(denoise, denoise, reward, alpha, process, start).draw(rng, 20_000, tuned=False)[-1]
+        lam = solve_dual(reward(x0), alpha, divergence).lam
+        tilted = lambda x: surrogate_reward(reward(x), lam, alpha, divergence)  # noqa: E731
+    problem = Problem(denoise, control, tilted, alpha, process, start)
+    adjoint_matching(problem, list(control.parameters()), updates, batch, rate, rng, count=count)
+    seconds = time.process_time() - started
+    return Outcome(problem.draw(torch.Generator().manual_seed(seed + 1), draws)[-1][:, 0], seconds)

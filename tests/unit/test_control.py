@@ -1,0 +1,271 @@
+"""Stochastic control: closed forms for Gaussians, discrete identities, and small problems solved to the end."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_apprentice.benchmarks import control_toy as toy
+from comfyui_apprentice.training import control
+from comfyui_apprentice.training.control import Problem, Process
+from comfyui_apprentice.training.fdivergence import solve_dual
+from torch import Tensor, nn
+
+GAUSSIAN = json.loads((Path(__file__).parents[1] / "data" / "control" / "gaussian_closed_form.json").read_text())
+CASES = [(case, name) for case in GAUSSIAN["cases"] for name in case["schedules"]]
+
+
+def tensor(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+class Gaussian:
+    """The exact solution for a prior N(m, S) and r = c.x - (x - q)'Q(x - q) / 2."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        self.m, self.S = tensor(case["m"]), tensor(case["S"])
+        reward, dim = case["reward"], len(case["m"])
+        self.c = tensor(reward.get("c", [0.0] * dim))
+        self.Q = tensor(reward.get("Q", [[0.0] * dim] * dim))
+        self.q = tensor(reward.get("q", [0.0] * dim))
+        self.alpha = case["alpha"]
+
+    def reward(self, x: Tensor) -> Tensor:
+        gap = x - self.q
+        return x @ self.c - torch.einsum("...i,ij,...j->...", gap, self.Q, gap) / 2
+
+    def posterior(self, x: Tensor, a: float, b: float) -> tuple[Tensor, Tensor]:
+        """Mean and covariance of x0 given x_t = x."""
+        gain = a * self.S @ torch.linalg.inv(a * a * self.S + b * b * torch.eye(len(self.m), dtype=torch.float64))
+        return self.m + (x - a * self.m) @ gain.T, self.S - a * gain @ self.S
+
+    def value(self, x: Tensor, a: float, b: float) -> Tensor:
+        """v(t, x) = alpha log E[exp(r(x0) / alpha) | x_t = x]."""
+        mean, cov = self.posterior(x, a, b)
+        linear, eye = self.c + self.Q @ self.q, torch.eye(len(self.m), dtype=torch.float64)
+        precision = torch.linalg.inv(cov) + self.Q / self.alpha
+        h = torch.linalg.solve(cov, mean) + linear / self.alpha
+        exponent = (h @ torch.linalg.solve(precision, h) - mean @ torch.linalg.solve(cov, mean)) / 2
+        exponent = exponent - self.q @ self.Q @ self.q / (2 * self.alpha)
+        return self.alpha * (exponent - torch.logdet(eye + cov @ self.Q / self.alpha) / 2)
+
+
+@pytest.mark.parametrize(("case", "name"), CASES, ids=lambda v: v if isinstance(v, str) else v["id"])
+def test_every_prediction_moves_by_the_gradient_of_the_value(case: dict[str, Any], name: str) -> None:
+    """The table's networks before and after, from its own value function by the conversions."""
+    exact = Gaussian(case)
+    for point in case["schedules"][name]["points"]:
+        x, a, b = tensor(point["x"]).requires_grad_(), point["a"], point["b"]
+        value = exact.value(x, a, b)
+        (grad,) = torch.autograd.grad(value, x)
+        assert value.item() == pytest.approx(point["v"], rel=1e-6, abs=1e-6)
+        close = {"atol": 1e-6, "rtol": 1e-6}
+        torch.testing.assert_close(grad, tensor(point["grad_v"]), **close)
+        torch.testing.assert_close(control.control_drift(grad, point["g2"], case["alpha"]), tensor(point["u_drift"]), **close)
+        for what, shift in (
+            ("score", control.score_shift(grad, case["alpha"])),
+            ("denoised", control.denoised_shift(grad, a, b, case["alpha"])),
+            ("eps", control.eps_shift(grad, b, case["alpha"])),
+        ):
+            torch.testing.assert_close(tensor(point[f"{what}_pre"]) + shift, tensor(point[f"{what}_star"]), **close)
+        if name == "flow":
+            moved = tensor(point["eps_star"]) - tensor(point["denoised_star"])
+            before = tensor(point["eps_pre"]) - tensor(point["denoised_pre"])
+            torch.testing.assert_close(before + control.velocity_shift(grad, point["t"], case["alpha"]), moved, **close)
+
+
+def test_the_share_of_a_linear_reward_that_is_realised_on_sd15() -> None:
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    bar = float((1 - betas).prod())
+    assert [round(control.realised_share(bar, eta), 3) for eta in (1.0, 0.5, 0.0)] == [0.995, 0.739, 0.0]
+
+
+PROCESSES = {
+    "edm": Process.edm([10.0, 3, 1, 0.3, 0]), "vp": Process.vp([0.005, 0.1, 0.5, 0.9, 1.0], [4, 3, 2, 1, 0]),
+    "flow": Process.flow([0.99, 0.7, 0.4, 0.1, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PROCESSES)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_known_picture_is_noised_as_the_levels_say(kind: str, eta: float) -> None:
+    """Where x0 is certain, a step takes a x0 + b eps to a' x0 + b' eps', whatever eta is; at eta 1 as DDPM's posterior."""
+    process = PROCESSES[kind]
+    process = Process(process.a, process.b, process.times, eta)
+    for k in range(process.steps):
+        forward, pull, s = process.step(k)
+        a, b, a2, b2 = (float(v) for v in (process.a[k], process.b[k], process.a[k + 1], process.b[k + 1]))
+        assert forward * a + pull == pytest.approx(a2)
+        assert (forward * b) ** 2 + s * s == pytest.approx(b2 * b2)
+        if eta == 1.0 and b2:
+            # Bayes: x' | x, x0 with x = (a / a') x' + noise of variance b^2 - (a b' / a')^2.
+            variance = 1 / (1 / b2**2 + (a / a2) ** 2 / (b**2 - (a * b2 / a2) ** 2))
+            assert s * s == pytest.approx(variance)
+
+
+def test_at_eta_one_the_end_forgets_the_start() -> None:
+    """Exactly: for unit Gaussian data the correlation of x_K and x_0 is a small a_T, at eta 0 it is 1."""
+    for eta, expected in ((1.0, 0.0), (0.0, 1.0)):
+        process = Process.edm([*torch.logspace(1.7, -2, 400).tolist(), 0.0], eta)
+        memory = 1.0
+        for k in range(process.steps):
+            forward, pull, _s = process.step(k)
+            memory *= forward + pull / (1 + float(process.b[k]) ** 2)
+        start = math.sqrt(1 + float(process.b[0]) ** 2)
+        assert memory * start == pytest.approx(expected, abs=0.03)
+        assert process.realised_share() == pytest.approx(1 - memory**2 * start**2, abs=0.03)
+
+
+def test_the_lean_adjoint_is_the_gradient_of_the_reward_through_the_base_process() -> None:
+    """With the same noise, -grad r / alpha pulled back is the derivative of -r(x_K) / alpha by the state at that level."""
+    process, rng = Process.edm([5.0, 2, 1, 0.5, 0]), torch.Generator().manual_seed(0)
+    noises = [torch.randn(6, 1, generator=rng, dtype=torch.float64) for _ in range(process.steps)]
+    left = iter(noises)
+    start = torch.randn(6, 1, generator=rng, dtype=torch.float64) * 5
+    states = control.rollout(process, toy.denoise, start, lambda: next(left))
+    _values, gradient = control.reward_gradient(toy.reward, states[-1])
+    adjoints = control.lean_adjoint(process, toy.denoise, states, -gradient / 0.5)
+    assert len(adjoints) == process.steps
+    for level in (1, 2, 3):
+        x = at = states[level].clone().requires_grad_()
+        for k in range(level, process.steps):
+            forward, pull, s = process.step(k)
+            x = forward * x + pull * toy.denoise(x, process.time(k, x)) + s * noises[k]
+        (expected,) = torch.autograd.grad(-toy.reward(x).sum() / 0.5, at)
+        torch.testing.assert_close(adjoints[level - 1], expected)
+
+
+def test_the_exact_control_has_no_gradient_on_average() -> None:
+    """For a Gaussian prior and a linear reward the adjoint is known without error, so the loss is 0 at the optimum."""
+    process, alpha, c = Process.edm([20.0, 8, 3, 1, 0.4, 0.1, 0]), 0.5, 0.8
+
+    def base(x: Tensor, sigma: Tensor) -> Tensor:
+        return x / (1 + sigma[:, None] ** 2)
+
+    # The discrete optimum of each step: the base pulls the reward's gradient back by known factors.
+    back, shift = 1.0, [0.0] * process.steps
+    for k in range(process.steps - 1, -1, -1):
+        forward, pull, s = process.step(k)
+        shift[k] = s * s / pull * back * c / alpha
+        back *= forward + pull / (1 + float(process.b[k]) ** 2)
+
+    def tuned(x: Tensor, sigma: Tensor) -> Tensor:
+        moved = torch.tensor([shift[int((process.b - t).abs().argmin())] for t in sigma])[:, None]
+        return base(x, sigma) + moved.to(x) + 0 * parameter
+
+    parameter = nn.Parameter(torch.zeros(()))
+    problem = Problem(base, tuned, lambda x: c * x[:, 0], alpha, process, lambda g, n: torch.randn(n, 1, generator=g) * 20)
+    report = control.adjoint_step(problem, torch.Generator().manual_seed(0), 64)
+    assert report.loss == pytest.approx(0, abs=1e-9)
+    # Its cost is the KL of the path: half the squared shift of each step in units of its noise.
+    cost = sum((process.step(k)[1] * shift[k] / process.step(k)[2]) ** 2 / 2 for k in control.noisy_steps(process))
+    assert report.kl == pytest.approx(cost, rel=1e-5)
+
+
+def test_steps_are_the_last_ones_and_a_random_rest() -> None:
+    process = Process.edm([*torch.linspace(10, 0.5, 20).tolist(), 0.0])
+    assert control.noisy_steps(process) == list(range(19))  # the last step, to the clean picture, has no noise
+    seen: set[int] = set()
+    for seed in range(40):
+        steps = control.chosen_steps(process, 6, 3, torch.Generator().manual_seed(seed))
+        assert len(steps) == 6 and steps[-3:] == [16, 17, 18] and steps == sorted(set(steps))
+        seen |= set(steps)
+    assert seen == set(range(19))
+    assert control.chosen_steps(process, 0, 3, torch.Generator()) == list(range(19))
+
+
+def solved(alpha: float, divergence: str, **settings: Any) -> tuple[float, float]:
+    samples = toy.solve(alpha, divergence, **{"steps": 60, "updates": 150, "batch": 256, "draws": 20_000, **settings}).samples
+    return float((samples > 0).float().mean()), float(toy.reward(samples[:, None]).mean())
+
+
+def exact(alpha: float, divergence: str) -> tuple[float, float]:
+    x = toy.exact_quantiles(alpha, divergence, 20_000).float()
+    return float((x > 0).float().mean()), float(toy.reward(x[:, None]).mean())
+
+
+@pytest.mark.parametrize(("divergence", "alpha"), [("kl", 0.5), ("half_chi2", 0.7)])
+def test_adjoint_matching_reaches_the_tilted_law(divergence: str, alpha: float) -> None:
+    before = exact(1e6, "kl")
+    for found, expected, base in zip(solved(alpha, divergence), exact(alpha, divergence), before, strict=True):
+        assert abs(found - expected) < 0.3 * abs(expected - base)
+
+
+def tune(step: Any, updates: int, alpha: float = 0.5) -> Tensor:
+    """The toy by another algorithm: samples after ``updates`` of Adam."""
+    process, network, rng = toy.levels(40), toy.Control(0), torch.Generator().manual_seed(0)
+
+    def start(generator: torch.Generator, size: int) -> Tensor:
+        return torch.randn(size, 1, generator=generator) * toy.SIGMA_MAX
+
+    problem = Problem(toy.denoise, network, toy.reward, alpha, process, start)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for _ in range(updates):
+        optimiser.zero_grad()
+        step(problem, rng)
+        optimiser.step()
+    return problem.draw(torch.Generator().manual_seed(1), 20_000)[-1][:, 0]
+
+
+def test_path_kl_reaches_the_tilted_law_and_without_a_price_it_collapses() -> None:
+    tilted = tune(lambda problem, rng: control.path_kl_step(problem, rng, 128), 150)
+    assert float((tilted > 0).float().mean()) == pytest.approx(exact(0.5, "kl")[0], abs=0.12)
+    collapsed = tune(lambda problem, rng: control.path_kl_step(problem, rng, 128), 60, alpha=1e-3)
+    assert float((collapsed > 0).float().mean()) > 0.97
+    assert collapsed.std() < 0.4 * tilted.std()
+
+
+def test_a_preview_raises_the_reward_at_once() -> None:
+    samples = tune(lambda problem, rng: control.preview_step(problem, rng, 128), 10)
+    assert float(toy.reward(samples[:, None]).mean()) > exact(1e6, "kl")[1] + 0.01
+
+
+def test_weighted_regression_leads_to_the_weighted_law() -> None:
+    """In one round, on own pictures with the weights of the optimum; oracles need no gradient."""
+    process, network, rng = toy.levels(60), toy.Control(0), torch.Generator().manual_seed(0)
+    start = torch.randn(20_000, 1, generator=rng) * toy.SIGMA_MAX
+    x0 = control.rollout(process, toy.denoise, start, lambda: torch.randn(20_000, 1, generator=rng))[-1]
+    weights = solve_dual(toy.reward(x0), 0.5).weights.float()
+    optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(400):
+        rows, levels = torch.randint(20_000, (512,), generator=rng), torch.randint(60, (512,), generator=rng)
+        noise = torch.randn(512, 1, generator=rng)
+        optimiser.zero_grad()
+        control.weighted_regression_step(network, process, x0[rows], weights[rows], levels, noise).backward()
+        optimiser.step()
+    final = control.rollout(process, network, start, lambda: torch.randn(20_000, 1, generator=rng))[-1]
+    assert float((final > 0).float().mean()) == pytest.approx(exact(0.5, "kl")[0], abs=0.1)
+
+
+def test_a_tuned_start_makes_up_for_a_process_with_memory() -> None:
+    """At eta 0 only the start decides; picked by the exact value of a linear reward, the law is the tilted one."""
+    alpha, c, sigma = 0.5, 0.4, 10.0
+    var = 1 + sigma**2
+
+    def value(x: Tensor) -> Tensor:
+        # x0 | x ~ N(x / var, sigma^2 / var): v = c x / var + c^2 sigma^2 / (2 alpha var)
+        return c * x[:, 0] / var + c * c * sigma**2 / (2 * alpha * var)
+
+    nu = lambda g, n: torch.randn(n, 1, generator=g) * math.sqrt(var)  # noqa: E731
+    process = Process.edm([*torch.logspace(1, -2, 200).tolist(), 0.0], eta=0.0)
+    base = lambda x, s: x / (1 + s[:, None] ** 2)  # noqa: E731
+    means = []
+    for begin in (nu, control.TiltedStart(nu, value, alpha, 64)):
+        x = begin(torch.Generator().manual_seed(0), 20_000)
+        means.append(float(control.rollout(process, base, x, lambda: torch.zeros(1))[-1].mean()))
+    # The start knows of x0 all but a hundredth; v(T, .) tilts by c / alpha times that.
+    assert means[0] == pytest.approx(0, abs=0.03)
+    assert means[1] > 0.09 * c / alpha
+
+
+def test_what_cannot_be_a_process_is_refused() -> None:
+    with pytest.raises(ValueError, match="to 0 at the end"):
+        Process.edm([10.0, 1.0, 0.1])
+    with pytest.raises(ValueError, match="must fall"):
+        Process.edm([1.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match="has no gradient"):
+        control.reward_gradient(lambda x: x.detach()[:, 0], torch.zeros(2, 1))

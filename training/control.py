@@ -1,0 +1,441 @@
+"""Raising a reward while staying close to the pre-trained law: entropy-regularised fine-tuning as stochastic control.
+
+Conventions, here and in ``fdivergence``: reward r, higher is better; strength alpha > 0; the fine-tuned law is
+q* = argmax E_q[r] - alpha KL(q || p), so q* ∝ p exp(r / alpha) (arXiv 2402.15194; other divergences by a surrogate reward). A
+picture is noised as x = a x0 + b eps; drawing goes from noise to b = 0. With the value function
+
+    v(t, x) = alpha log E_p[exp(r(x0) / alpha) | x_t = x]
+
+the optimal control is u* = g^2 grad v / alpha, added to the drift of the reverse SDE with diffusion g, and
+
+    score* - score = grad v / alpha,        denoised* - denoised = (b^2 / a) grad v / alpha,
+    eps* - eps = -b grad v / alpha,         velocity* - velocity = -(t / (1 - t)) grad v / alpha  (flows: a = 1 - t, b = t).
+
+That law is reached only from the right start. Fine-tuning doesn't change where drawing starts, so how a run ends must not depend
+on it: the process must be memoryless (eta 1), or else the start has to be tuned as well (``TiltedStart``). With the start
+left as it is, J* - E[v(T, .)] = alpha KL(nu || nu*) is lost.
+
+In discrete time, as drawing is: x' = A x + B D(x) + s z. The control adds B (D_tuned - D); its cost is the KL of the step,
+|B (D_tuned - D)|^2 / (2 s^2), exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""D(x [B, ...], time [B]) -> the expected clean picture, like x."""
+Reward = Callable[[Tensor], Tensor]
+"""Clean pictures [B, ...] -> rewards [B], higher is better."""
+
+
+# ---------------------------------------------------------------------------------------------------- closed forms
+
+
+def control_drift(grad_v: Tensor, g2: float | Tensor, alpha: float) -> Tensor:
+    """u* = g^2 grad v / alpha: what is added to the reverse drift."""
+    return grad_v * (g2 / alpha)
+
+
+def score_shift(grad_v: Tensor, alpha: float) -> Tensor:
+    """score* - score = grad v / alpha."""
+    return grad_v / alpha
+
+
+def denoised_shift(grad_v: Tensor, a: float | Tensor, b: float | Tensor, alpha: float) -> Tensor:
+    """denoised* - denoised = (b^2 / a) grad v / alpha."""
+    return grad_v * (b**2 / a / alpha)
+
+
+def eps_shift(grad_v: Tensor, b: float | Tensor, alpha: float) -> Tensor:
+    """eps* - eps = -b grad v / alpha."""
+    return grad_v * (-b / alpha)
+
+
+def velocity_shift(grad_v: Tensor, t: float | Tensor, alpha: float) -> Tensor:
+    """velocity* - velocity = -(t / (1 - t)) grad v / alpha, for flows whose velocity is eps - x0."""
+    return grad_v * (-t / (1 - t) / alpha)
+
+
+def realised_share(alpha_bar_start: float, eta: float) -> float:
+    """Which part of a linear reward's shift is reached when the start is left as it is: 1 - alpha_bar^(eta^2).
+
+    For data of unit variance, where drawing at noise ``eta`` is an Ornstein-Uhlenbeck process whose end has the correlation
+    alpha_bar^(eta^2 / 2) with its start. On SD1.5's schedule (alpha_bar = 0.0047): 0.995 at eta 1, 0.739 at 0.5, 0 at 0.
+
+    Args:
+        alpha_bar_start: a^2 / (a^2 + b^2) where drawing starts: near 0 from noise, larger at a partial denoise.
+        eta: Noise of the sampler; 1 is memoryless.
+    """
+    return 1.0 - alpha_bar_start ** (eta**2)
+
+
+# --------------------------------------------------------------------------------------------------------- process
+
+
+@dataclass(frozen=True)
+class Process:
+    """How pictures are drawn: levels from noise to clean, and the noise between them.
+
+    Attributes:
+        a: [K + 1] factor of the clean picture, rising to 1.
+        b: [K + 1] standard deviation of the noise, falling to 0.
+        times: [K + 1] what the network is told of each level.
+        eta: 1 for the memoryless process (DDPM's posterior), 0 for DDIM without noise.
+    """
+
+    a: Tensor
+    b: Tensor
+    times: Tensor
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.a.shape == self.b.shape == self.times.shape) or self.a.ndim != 1 or len(self.a) < 3:
+            raise ValueError("A process needs three levels or more, with an a, a b and a time for each.")
+        ratio = self.b / self.a
+        if not bool((ratio[1:] < ratio[:-1]).all()) or float(self.b[-1]) != 0.0:
+            raise ValueError("A process goes from noise to clean: b / a must fall from level to level, to 0 at the end.")
+
+    @classmethod
+    def edm(cls, sigmas: Sequence[float] | Tensor, eta: float = 1.0) -> Process:
+        """x = x0 + sigma eps; ``sigmas`` [K + 1] fall to 0. ComfyUI's models see all but flows this way."""
+        b = torch.as_tensor(sigmas, dtype=torch.float64)
+        return cls(torch.ones_like(b), b, b, eta)
+
+    @classmethod
+    def vp(cls, alpha_bars: Sequence[float] | Tensor, times: Sequence[float] | Tensor, eta: float = 1.0) -> Process:
+        """x = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; ``alpha_bars`` [K + 1] rise to 1."""
+        bars = torch.as_tensor(alpha_bars, dtype=torch.float64)
+        return cls(bars.sqrt(), (1 - bars).sqrt(), torch.as_tensor(times, dtype=torch.float64), eta)
+
+    @classmethod
+    def flow(cls, times: Sequence[float] | Tensor, eta: float = 1.0) -> Process:
+        """x = (1 - t) x0 + t eps; ``times`` [K + 1] fall from below 1 to 0."""
+        t = torch.as_tensor(times, dtype=torch.float64)
+        return cls(1 - t, t, t, eta)
+
+    @property
+    def steps(self) -> int:
+        """K."""
+        return len(self.a) - 1
+
+    def step(self, k: int) -> tuple[float, float, float]:
+        """(A, B, s) of x' = A x + B D(x) + s z from level k to k + 1.
+
+        s is eta times the standard deviation of x' given x and x0 under the noising (DDPM's posterior); the rest of b' goes
+        along the present noise (DDIM, arXiv 2010.02502, eq. 12 and 16).
+        """
+        a, b, a2, b2 = (float(v) for v in (self.a[k], self.b[k], self.a[k + 1], self.b[k + 1]))
+        s = self.eta * b2 * math.sqrt(max(1 - (a * b2 / (a2 * b)) ** 2, 0.0))
+        along = math.sqrt(max(b2 * b2 - s * s, 0.0)) / b
+        return along, a2 - a * along, s
+
+    def realised_share(self) -> float:
+        """See ``realised_share``: what is reached from this start with this eta."""
+        a, b = float(self.a[0]), float(self.b[0])
+        return realised_share(a * a / (a * a + b * b), self.eta)
+
+    def time(self, k: int, like: Tensor) -> Tensor:
+        """The time of level k for every row of ``like``."""
+        return self.times[k].to(like.device, like.dtype).expand(len(like))
+
+
+def rollout(process: Process, denoise: Denoise, start: Tensor, noise: Callable[[], Tensor]) -> list[Tensor]:
+    """The states x_0 .. x_K of a draw, without gradient; the last is the picture.
+
+    Args:
+        start: [B, ...] at the first level.
+        noise: Gives unit noise like ``start``, once a step.
+    """
+    states = [start]
+    with torch.no_grad():
+        for k in range(process.steps):
+            forward, pull, s = process.step(k)
+            x = states[-1]
+            x = forward * x + pull * denoise(x, process.time(k, x))
+            states.append(x + s * noise() if s else x)
+    return states
+
+
+# ------------------------------------------------------------------------------------------------ adjoint matching
+
+
+def reward_gradient(reward: Reward, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards [B] and their gradients, like ``pictures``.
+
+    Raises:
+        ValueError: The reward can't be differentiated.
+    """
+    x = pictures.detach().requires_grad_()
+    with torch.enable_grad():
+        values = reward(x)
+        if not values.requires_grad:
+            raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    return values.detach(), gradient
+
+
+def lean_adjoint(process: Process, base: Denoise, states: Sequence[Tensor], last: Tensor) -> list[Tensor]:
+    """The lean adjoints at the levels 1 .. K (arXiv 2409.08861, sec. 5.2): back through the *base* process, without the control.
+
+    adjoint_K = ``last`` = -grad r / alpha, adjoint_k = (d x_{k+1} / d x_k)^T adjoint_{k+1}. Takes the memory of one network at
+    a time.
+
+    Args:
+        states: x_0 .. x_K of a draw with control.
+    """
+    adjoints = [last]
+    for k in range(process.steps - 1, 0, -1):
+        forward, pull, _s = process.step(k)
+        x = states[k].detach().requires_grad_()
+        with torch.enable_grad():
+            (back,) = torch.autograd.grad(base(x, process.time(k, x)), x, adjoints[-1])
+        adjoints.append(forward * adjoints[-1] + pull * back)
+    return adjoints[::-1]
+
+
+def matching_loss(process: Process, steps: Sequence[int], shifts: Sequence[Tensor], adjoints: Sequence[Tensor]) -> Tensor:
+    """Adjoint Matching (arXiv 2409.08861, sec. 5.2) in discrete time: sum |c + s adjoint|^2 / 2 over steps, mean over the batch.
+
+    c = (B / s) (D_tuned - D) is the control in units of the step's noise. Its regression on -s adjoint is optimal where the
+    control is: D_tuned - D = -(s^2 / B) E[adjoint | x].
+
+    Args:
+        steps: The steps k that count; none without noise.
+        shifts: D_tuned - D at x_k, for each of them.
+        adjoints: The adjoint at level k + 1, for each of them.
+    """
+    total: Tensor | float = 0.0
+    for k, shift, adjoint in zip(steps, shifts, adjoints, strict=True):
+        _forward, pull, s = process.step(k)
+        total = total + ((pull / s) * shift + s * adjoint).flatten(1).square().sum(1).mean() / 2
+    return torch.as_tensor(total)
+
+
+def path_cost(process: Process, steps: Sequence[int], shifts: Sequence[Tensor]) -> Tensor:
+    """The KL of the controlled path to the base's [B]: sum |B (D_tuned - D)|^2 / (2 s^2), exact in discrete time."""
+    parts = []
+    for k, shift in zip(steps, shifts, strict=True):
+        _forward, pull, s = process.step(k)
+        parts.append((shift * (pull / s)).flatten(1).square().sum(1) / 2)
+    return torch.stack(parts).sum(0)
+
+
+def noisy_steps(process: Process) -> list[int]:
+    """The steps with noise, which are those that control can act on at a finite cost."""
+    return [k for k in range(process.steps) if process.step(k)[2] > 0]
+
+
+def chosen_steps(process: Process, count: int, last: int, generator: torch.Generator) -> list[int]:
+    """``last`` of the last steps and a random subset of the others, ``count`` in all; 0 for all."""
+    steps = noisy_steps(process)
+    if not count or count >= len(steps):
+        return steps
+    last = min(last, count)
+    early, late = steps[: len(steps) - last], steps[len(steps) - last :]
+    picked = torch.randperm(len(early), generator=generator)[: count - last].tolist()
+    return sorted([early[i] for i in picked] + late)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is to be tuned, and for what.
+
+    Attributes:
+        base: The pre-trained network.
+        tuned: The network that learns; equal to ``base`` at first.
+        reward: Of clean pictures; for another divergence than KL, its surrogate.
+        alpha: The strength.
+        process: How pictures are drawn.
+        start: (generator, count) -> states [B, ...] at the first level.
+    """
+
+    base: Denoise
+    tuned: Denoise
+    reward: Reward
+    alpha: float
+    process: Process
+    start: Callable[[torch.Generator, int], Tensor]
+
+    def draw(self, generator: torch.Generator, count: int, tuned: bool = True) -> list[Tensor]:
+        """States of a draw, by the tuned network or by the base."""
+        start = self.start(generator, count)
+        noise = lambda: torch.randn(start.shape, generator=generator).to(start)  # noqa: E731
+        return rollout(self.process, self.tuned if tuned else self.base, start, noise)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one update: the loss, the mean reward, and the KL a picture of tuned path to base path, on the steps that counted."""
+
+    loss: float
+    reward: float
+    kl: float
+
+
+def adjoint_step(
+    problem: Problem, generator: torch.Generator, batch: int, *, count: int = 0, last: int = 0, part: int = 0
+) -> Report:
+    """Gradients of Adjoint Matching on fresh draws, added to the parameters' own.
+
+    Args:
+        batch: Pictures.
+        count: Steps that are regressed on, 0 for all; ``last`` of them are the last ones.
+        part: Steps of the process that the tuned network computes at a time; 0 for all of them at once.
+    """
+    process, states = problem.process, problem.draw(generator, batch)
+    values, gradient = reward_gradient(problem.reward, states[-1])
+    adjoints = lean_adjoint(process, problem.base, states, -gradient / problem.alpha)
+    steps = chosen_steps(process, count, last, generator)
+    total = kl = 0.0
+    for i in range(0, len(steps), part or len(steps)):
+        some = steps[i : i + (part or len(steps))]
+        shifts = _shifts(problem, some, states)
+        loss = matching_loss(process, some, shifts, [adjoints[k] for k in some])
+        loss.backward()
+        total += loss.item()
+        kl += path_cost(process, some, [s.detach() for s in shifts]).mean().item()
+    return Report(total, values.mean().item(), kl * len(noisy_steps(process)) / len(steps))
+
+
+def _shifts(problem: Problem, steps: Sequence[int], states: Sequence[Tensor]) -> list[Tensor]:
+    """D_tuned - D at some steps, by one call of each network."""
+    x = torch.cat([states[k] for k in steps])
+    times = torch.cat([problem.process.time(k, states[k]) for k in steps])
+    with torch.no_grad():
+        base = problem.base(x, times)
+    return list((problem.tuned(x, times) - base).chunk(len(steps)))
+
+
+def adjoint_matching(
+    problem: Problem,
+    parameters: Sequence[Tensor],
+    updates: int,
+    batch: int,
+    learning_rate: float,
+    generator: torch.Generator,
+    *,
+    count: int = 0,
+    last: int = 0,
+    watch: Callable[[int, Report], None] | None = None,
+) -> list[Report]:
+    """Adjoint Matching (arXiv 2409.08861) on plain tensors: any networks, any reward, any schedule.
+
+    Adam, its rate falling as a cosine. For models on ComfyUI's scale there is ``training.finetune``, which can be stopped and
+    resumed.
+
+    Args:
+        parameters: What ``problem.tuned`` learns.
+        updates: Adam's steps; each draws ``batch`` pictures.
+        count: See ``adjoint_step``.
+    """
+    optimiser = torch.optim.Adam(list(parameters), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
+    reports = []
+    for number in range(updates):
+        optimiser.zero_grad(set_to_none=True)
+        reports.append(adjoint_step(problem, generator, batch, count=count, last=last))
+        optimiser.step()
+        schedule.step()
+        if watch:
+            watch(number + 1, reports[-1])
+    return reports
+
+
+# --------------------------------------------------------------------------------------------- the other algorithms
+
+
+def path_kl_step(problem: Problem, generator: torch.Generator, batch: int) -> Report:
+    """Gradients of -E[r] + alpha KL(path || base path), straight through the sampler (arXiv 2402.15194), added.
+
+    Every step is computed again in the backward pass, so memory is that of one network and of the states.
+    """
+    process, x = problem.process, problem.start(generator, batch)
+    cost = torch.zeros(batch).to(x)
+    for k in range(process.steps):
+        forward, pull, s = process.step(k)
+        z = torch.randn(x.shape, generator=generator).to(x) if s else None
+
+        def one(x: Tensor, k: int = k, forward: float = forward, pull: float = pull, s: float = s, z: Any = z) -> Any:
+            time = process.time(k, x)
+            tuned = problem.tuned(x, time)
+            moved = forward * x + pull * tuned
+            if not s:
+                return moved, x.new_zeros(len(x))
+            return moved + s * z, ((tuned - problem.base(x, time)) * (pull / s)).flatten(1).square().sum(1) / 2
+
+        x, price = checkpoint(one, x, use_reentrant=False)
+        cost = cost + price
+    values = problem.reward(x)
+    loss = (problem.alpha * cost - values).mean()
+    loss.backward()
+    return Report(loss.item(), values.mean().item(), cost.mean().item())
+
+
+def preview_step(problem: Problem, generator: torch.Generator, batch: int) -> Report:
+    """Gradients of -E[r] through the last step alone, for a quick look. There is no law that this leads to."""
+    process, states = problem.process, problem.draw(generator, batch)
+    k = process.steps - 1
+    forward, pull, _s = process.step(k)
+    values = problem.reward(forward * states[k] + pull * problem.tuned(states[k], process.time(k, states[k])))
+    loss = -values.mean()
+    loss.backward()
+    return Report(loss.item(), values.mean().item(), math.nan)
+
+
+def weighted_regression_step(
+    tuned: Denoise, process: Process, pictures: Tensor, weights: Tensor, levels: Tensor, noise: Tensor
+) -> Tensor:
+    """The loss of denoising own pictures, each as important as its weight: it leads to the law weights * (their own law).
+
+    For oracles without gradients. With w from ``fdivergence.solve_dual`` the law is q*; in N rounds, each with fresh pictures
+    and w^(1 / N), it is as well, and no round's weights are extreme.
+
+    Args:
+        pictures: x0 [B, ...], drawn by the network of the round before.
+        weights: [B], of mean 1.
+        levels: [B] indices of noisy levels of the process.
+        noise: Unit noise like ``pictures``.
+    """
+    shape = (-1, *[1] * (pictures.ndim - 1))
+    a, b = (v.to(pictures)[levels].view(shape) for v in (process.a, process.b))
+    denoised = tuned(a * pictures + b * noise, process.times.to(pictures)[levels])
+    error = ((denoised - pictures) * (a / b)).flatten(1).square().mean(1)
+    return (error.clamp(max=1e6) * weights.to(error)).mean() / 2
+
+
+# -------------------------------------------------------------------------------------------------------- the start
+
+
+@dataclass(frozen=True)
+class TiltedStart:
+    """A start that is tuned as well: picked from many by the value it promises, nu* ∝ nu exp(v(T, .) / alpha).
+
+    For processes with memory (eta below 1), where nothing else makes up for the wrong start.
+
+    Attributes:
+        start: Draws from nu.
+        value: [B, ...] -> v(T, .) [B].
+        alpha: The strength.
+        candidates: Starts of which one is picked by its weight.
+    """
+
+    start: Callable[[torch.Generator, int], Tensor]
+    value: Callable[[Tensor], Tensor]
+    alpha: float
+    candidates: int = field(default=32)
+
+    def __call__(self, generator: torch.Generator, count: int) -> Tensor:
+        """Starts from nu*, as near as so many candidates allow (self-normalised importance resampling)."""
+        drawn = self.start(generator, count * self.candidates)
+        with torch.no_grad():
+            weights = (self.value(drawn) / self.alpha).view(count, self.candidates).softmax(1)
+        picked = torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(drawn.device)
+        return drawn.view(count, self.candidates, *drawn.shape[1:])[torch.arange(count, device=drawn.device), picked]
