@@ -17,7 +17,7 @@ from ..training.control import Problem, Process, adjoint_matching
 from ..training.fdivergence import solve_dual, surrogate_reward
 
 WEIGHTS, MEANS, STDS = torch.tensor([0.7, 0.3]), torch.tensor([-2.0, 2.0]), torch.tensor([0.6, 0.5])
-SIGMA_MAX, SIGMA_MIN = 60.0, 0.02
+SIGMA_MAX, SIGMA_MIN, SPREAD = 60.0, 0.02, 1.5
 
 
 def reward(x: Tensor) -> Tensor:
@@ -34,13 +34,14 @@ def denoise(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def levels(steps: int) -> Process:
-    """Even in the logarithm of the noise, then clean."""
-    sigmas = torch.logspace(math.log10(SIGMA_MAX), math.log10(SIGMA_MIN), steps, dtype=torch.float64)
+    """Even in the angle of noise to picture, then clean: with the exact control half as far off as levels even in log sigma."""
+    high, low = (math.atan(sigma / SPREAD) for sigma in (SIGMA_MAX, SIGMA_MIN))
+    sigmas = SPREAD * torch.linspace(high, low, steps, dtype=torch.float64).tan()
     return Process.edm(torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)]))
 
 
 class Control(nn.Module):
-    """grad v / alpha of (x, sigma), times sigma^2 what is added to the denoised x."""
+    """The tuned denoised x of (x, sigma): the exact base's, and what is learned."""
 
     def __init__(self, seed: int, width: int = 32) -> None:
         super().__init__()
@@ -51,13 +52,12 @@ class Control(nn.Module):
         nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """[B, 1] -> [B, 1]: the tuned denoised x."""
+        """[B, 1] -> [B, 1]."""
         s = sigma[:, None]
-        scaled, noise = x / (s * s + 5).sqrt(), s.log() / 4
-        base = denoise(x, sigma)
-        seen = torch.cat([scaled, noise, base / 2, scaled * noise, noise * noise, 1 / (1 + s)], 1)
-        shift: Tensor = base + self.net(seen) * s * s / (1 + s * s)
-        return shift
+        base, scale = denoise(x, sigma), (s * s + 1).sqrt()
+        seen = torch.cat([x / (s * s + 4).sqrt(), s.log() / 2, base, base * base / 4, (base - x) / scale, 1 / scale], 1)
+        tuned: Tensor = base + self.net(seen) * (s / scale) ** 2
+        return tuned
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def wasserstein(samples: Tensor, alpha: float, divergence: str) -> float:
 
 
 def solve(
-    alpha: float, divergence: str, *, steps: int = 120, updates: int = 400, batch: int = 512, rate: float = 5e-3, seed: int = 0,
-    count: int = 0, draws: int = 100_000,
+    alpha: float, divergence: str, *, steps: int = 80, updates: int = 1200, batch: int = 512, rate: float = 1e-2, seed: int = 0,
+    passes: int = 2, draws: int = 100_000,
 ) -> Outcome:  # fmt: skip
     """Tune, and draw; CPU seconds are those of the tuning."""
     started, process = time.process_time(), levels(steps)
@@ -101,6 +101,6 @@ def solve(
         lam = solve_dual(reward(x0), alpha, divergence).lam
         tilted = lambda x: surrogate_reward(reward(x), lam, alpha, divergence)  # noqa: E731
     problem = Problem(denoise, control, tilted, alpha, process, start)
-    adjoint_matching(problem, list(control.parameters()), updates, batch, rate, rng, count=count)
+    adjoint_matching(problem, list(control.parameters()), updates, batch, rate, rng, passes=passes)
     seconds = time.process_time() - started
     return Outcome(problem.draw(torch.Generator().manual_seed(seed + 1), draws)[-1][:, 0], seconds)

@@ -201,31 +201,60 @@ def lean_adjoint(process: Process, base: Denoise, states: Sequence[Tensor], last
     return adjoints[::-1]
 
 
-def matching_loss(process: Process, steps: Sequence[int], shifts: Sequence[Tensor], adjoints: Sequence[Tensor]) -> Tensor:
-    """Adjoint Matching (arXiv 2409.08861, sec. 5.2) in discrete time: sum |c + s adjoint|^2 / 2 over steps, mean over the batch.
+@dataclass(frozen=True)
+class Targets:
+    """What Adjoint Matching regresses on, a row for each picture and step.
 
-    c = (B / s) (D_tuned - D) is the control in units of the step's noise. Its regression on -s adjoint is optimal where the
-    control is: D_tuned - D = -(s^2 / B) E[adjoint | x].
+    Attributes:
+        x: [N, ...] states.
+        times: [N].
+        shift: [N, ...] like x: what D_tuned - D shall be on average.
+        weight: [N]: how much a row counts. Any weights have the same optimum; ``price`` is the paper's.
+        price: [N]: (B / s)^2 / 2, by which a squared shift becomes a KL.
+    """
+
+    x: Tensor
+    times: Tensor
+    shift: Tensor
+    weight: Tensor
+    price: Tensor
+
+    def rows(self, chosen: Tensor | slice) -> Targets:
+        """Some of the rows."""
+        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "weight", "price")))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+def matching_targets(
+    process: Process, steps: Sequence[int], states: Sequence[Tensor], adjoints: Sequence[Tensor], even: bool = False
+) -> Targets:
+    """Adjoint Matching (arXiv 2409.08861, sec. 5.2) in discrete time: sum |c + s adjoint|^2 / 2 over steps, as a regression.
+
+    c = (B / s) (D_tuned - D) is the control in units of the step's noise; it shall be -s adjoint: the shift -(s^2 / B) adjoint.
 
     Args:
         steps: The steps k that count; none without noise.
-        shifts: D_tuned - D at x_k, for each of them.
-        adjoints: The adjoint at level k + 1, for each of them.
+        states: x_0 .. x_K.
+        adjoints: At the levels 1 .. K, see ``lean_adjoint``.
+        even: Weigh all noise levels alike, as EDM's loss does, (b^2 + a^2) / b^2, instead of by the paper's price, which leaves
+            the noisiest levels to themselves. Right for networks that must learn from few draws.
     """
-    total: Tensor | float = 0.0
-    for k, shift, adjoint in zip(steps, shifts, adjoints, strict=True):
-        _forward, pull, s = process.step(k)
-        total = total + ((pull / s) * shift + s * adjoint).flatten(1).square().sum(1).mean() / 2
-    return torch.as_tensor(total)
+    rows: list[tuple[Tensor, ...]] = []
+    for k in steps:
+        (_forward, pull, s), x = process.step(k), states[k]
+        price = (pull / s) ** 2 / 2
+        a, b = float(process.a[k]), float(process.b[k])
+        weight = (a * a + b * b) / (b * b) if even else price
+        one = torch.ones(len(x), device=x.device, dtype=x.dtype)
+        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * weight, one * price))
+    return Targets(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def path_cost(process: Process, steps: Sequence[int], shifts: Sequence[Tensor]) -> Tensor:
-    """The KL of the controlled path to the base's [B]: sum |B (D_tuned - D)|^2 / (2 s^2), exact in discrete time."""
-    parts = []
-    for k, shift in zip(steps, shifts, strict=True):
-        _forward, pull, s = process.step(k)
-        parts.append((shift * (pull / s)).flatten(1).square().sum(1) / 2)
-    return torch.stack(parts).sum(0)
+def matching_loss(shift: Tensor, targets: Targets) -> Tensor:
+    """The weighted squared error of shifts D_tuned - D, like ``targets.shift``; a sum over rows."""
+    return ((shift - targets.shift).flatten(1).square().sum(1) * targets.weight).sum()
 
 
 def noisy_steps(process: Process) -> list[int]:
@@ -280,38 +309,49 @@ class Report:
     kl: float
 
 
-def adjoint_step(
-    problem: Problem, generator: torch.Generator, batch: int, *, count: int = 0, last: int = 0, part: int = 0
-) -> Report:
-    """Gradients of Adjoint Matching on fresh draws, added to the parameters' own.
+def draw_targets(
+    problem: Problem, generator: torch.Generator, batch: int, *, count: int = 0, last: int = 0, even: bool = False
+) -> tuple[Targets, Tensor]:
+    """Fresh draws of the tuned network, what Adjoint Matching regresses on there, and their rewards [B].
 
     Args:
-        batch: Pictures.
-        count: Steps that are regressed on, 0 for all; ``last`` of them are the last ones.
-        part: Steps of the process that the tuned network computes at a time; 0 for all of them at once.
+        count: Steps that are regressed on, 0 for all; ``last`` of them are the last ones, the others random.
+        even: See ``matching_targets``.
     """
     process, states = problem.process, problem.draw(generator, batch)
     values, gradient = reward_gradient(problem.reward, states[-1])
     adjoints = lean_adjoint(process, problem.base, states, -gradient / problem.alpha)
-    steps = chosen_steps(process, count, last, generator)
-    total = kl = 0.0
-    for i in range(0, len(steps), part or len(steps)):
-        some = steps[i : i + (part or len(steps))]
-        shifts = _shifts(problem, some, states)
-        loss = matching_loss(process, some, shifts, [adjoints[k] for k in some])
+    return matching_targets(process, chosen_steps(process, count, last, generator), states, adjoints, even), values
+
+
+def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0) -> tuple[float, float]:
+    """Gradients of the loss a picture, added to the parameters' own; returns the loss and the KL on these rows, a picture.
+
+    Args:
+        pictures: How many the rows stand for.
+        part: Rows that the networks compute at a time; 0 for all.
+    """
+    total = cost = 0.0
+    for start in range(0, len(targets), part or len(targets)):
+        some = targets.rows(slice(start, start + (part or len(targets))))
+        with torch.no_grad():
+            base = problem.base(some.x, some.times)
+        shift = problem.tuned(some.x, some.times) - base
+        loss = matching_loss(shift, some) / pictures
         loss.backward()
         total += loss.item()
-        kl += path_cost(process, some, [s.detach() for s in shifts]).mean().item()
-    return Report(total, values.mean().item(), kl * len(noisy_steps(process)) / len(steps))
+        cost += float((shift.detach().flatten(1).square().sum(1) * some.price).sum()) / pictures
+    return total, cost
 
 
-def _shifts(problem: Problem, steps: Sequence[int], states: Sequence[Tensor]) -> list[Tensor]:
-    """D_tuned - D at some steps, by one call of each network."""
-    x = torch.cat([states[k] for k in steps])
-    times = torch.cat([problem.process.time(k, states[k]) for k in steps])
-    with torch.no_grad():
-        base = problem.base(x, times)
-    return list((problem.tuned(x, times) - base).chunk(len(steps)))
+def adjoint_step(
+    problem: Problem, generator: torch.Generator, batch: int, *, count: int = 0, last: int = 0, even: bool = False, part: int = 0
+) -> Report:
+    """Gradients of Adjoint Matching on ``batch`` fresh draws, added to the parameters' own; see ``draw_targets``, ``regress``."""
+    targets, values = draw_targets(problem, generator, batch, count=count, last=last, even=even)
+    share = len(noisy_steps(problem.process)) * batch / len(targets)
+    loss, cost = regress(problem, targets, batch, part)
+    return Report(loss, values.mean().item(), cost * share)
 
 
 def adjoint_matching(
@@ -322,8 +362,10 @@ def adjoint_matching(
     learning_rate: float,
     generator: torch.Generator,
     *,
+    passes: int = 1,
     count: int = 0,
     last: int = 0,
+    even: bool = False,
     watch: Callable[[int, Report], None] | None = None,
 ) -> list[Report]:
     """Adjoint Matching (arXiv 2409.08861) on plain tensors: any networks, any reward, any schedule.
@@ -333,17 +375,25 @@ def adjoint_matching(
 
     Args:
         parameters: What ``problem.tuned`` learns.
-        updates: Adam's steps; each draws ``batch`` pictures.
-        count: See ``adjoint_step``.
+        updates: Rounds of ``batch`` fresh draws.
+        passes: Adam's steps a round, each on another part of the draws' rows: more than one where networks are cheaper than
+            draws.
+        count: See ``draw_targets``.
     """
     optimiser = torch.optim.Adam(list(parameters), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     reports = []
     for number in range(updates):
-        optimiser.zero_grad(set_to_none=True)
-        reports.append(adjoint_step(problem, generator, batch, count=count, last=last))
-        optimiser.step()
+        targets, values = draw_targets(problem, generator, batch, count=count, last=last, even=even)
+        order, loss, cost = torch.randperm(len(targets), generator=generator).to(targets.x.device), 0.0, 0.0
+        for rows in order.chunk(passes):
+            optimiser.zero_grad(set_to_none=True)
+            found = regress(problem, targets.rows(rows), batch * len(rows) / len(order))
+            optimiser.step()
+            loss, cost = loss + found[0] / passes, cost + found[1] / passes
         schedule.step()
+        share = len(noisy_steps(problem.process)) * batch / len(targets)
+        reports.append(Report(loss, values.mean().item(), cost * share))
         if watch:
             watch(number + 1, reports[-1])
     return reports

@@ -179,7 +179,7 @@ def test_steps_are_the_last_ones_and_a_random_rest() -> None:
 
 
 def solved(alpha: float, divergence: str, **settings: Any) -> tuple[float, float]:
-    samples = toy.solve(alpha, divergence, **{"steps": 60, "updates": 150, "batch": 256, "draws": 20_000, **settings}).samples
+    samples = toy.solve(alpha, divergence, **{"steps": 40, "updates": 250, "batch": 256, "draws": 20_000, **settings}).samples
     return float((samples > 0).float().mean()), float(toy.reward(samples[:, None]).mean())
 
 
@@ -197,7 +197,7 @@ def test_adjoint_matching_reaches_the_tilted_law(divergence: str, alpha: float) 
 
 def tune(step: Any, updates: int, alpha: float = 0.5) -> Tensor:
     """The toy by another algorithm: samples after ``updates`` of Adam."""
-    process, network, rng = toy.levels(40), toy.Control(0), torch.Generator().manual_seed(0)
+    process, network, rng = toy.levels(30), toy.Control(0), torch.Generator().manual_seed(0)
 
     def start(generator: torch.Generator, size: int) -> Tensor:
         return torch.randn(size, 1, generator=generator) * toy.SIGMA_MAX
