@@ -25,7 +25,7 @@ def reward(x: Tensor) -> Tensor:
     return torch.exp(-(((x[:, 0] - 2.4) / 0.9) ** 2) / 2)
 
 
-def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+def denoise(x: Tensor, sigma: Tensor, _which: Tensor | None = None) -> Tensor:
     """E[x0 | x0 + sigma eps = x] of the mixture, exact; x [B, 1]."""
     variance = STDS**2 + sigma[:, None] ** 2
     gap = x - MEANS
@@ -51,7 +51,7 @@ class Control(nn.Module):
         nn.init.zeros_(self.net[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.net[-1].bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, _which: Tensor | None = None) -> Tensor:
         """[B, 1] -> [B, 1]."""
         s = sigma[:, None]
         base, scale = denoise(x, sigma), (s * s + 1).sqrt()

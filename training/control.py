@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""D(x [B, ...], time [B]) -> the expected clean picture, like x."""
+Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""D(x [N, ...], time [N], which [N]) -> the expected clean picture, like x; ``which`` picture of the batch a row is of, for
+networks that are told more of each."""
 Reward = Callable[[Tensor], Tensor]
 """Clean pictures [B, ...] -> rewards [B], higher is better."""
 
@@ -154,12 +155,12 @@ def rollout(process: Process, denoise: Denoise, start: Tensor, noise: Callable[[
         start: [B, ...] at the first level.
         noise: Gives unit noise like ``start``, once a step.
     """
-    states = [start]
+    states, which = [start], torch.arange(len(start), device=start.device)
     with torch.no_grad():
         for k in range(process.steps):
             forward, pull, s = process.step(k)
             x = states[-1]
-            x = forward * x + pull * denoise(x, process.time(k, x))
+            x = forward * x + pull * denoise(x, process.time(k, x), which)
             states.append(x + s * noise() if s else x)
     return states
 
@@ -191,12 +192,12 @@ def lean_adjoint(process: Process, base: Denoise, states: Sequence[Tensor], last
     Args:
         states: x_0 .. x_K of a draw with control.
     """
-    adjoints = [last]
+    adjoints, which = [last], torch.arange(len(last), device=last.device)
     for k in range(process.steps - 1, 0, -1):
         forward, pull, _s = process.step(k)
         x = states[k].detach().requires_grad_()
         with torch.enable_grad():
-            (back,) = torch.autograd.grad(base(x, process.time(k, x)), x, adjoints[-1])
+            (back,) = torch.autograd.grad(base(x, process.time(k, x), which), x, adjoints[-1])
         adjoints.append(forward * adjoints[-1] + pull * back)
     return adjoints[::-1]
 
@@ -211,6 +212,7 @@ class Targets:
         shift: [N, ...] like x: what D_tuned - D shall be on average.
         weight: [N]: how much a row counts. Any weights have the same optimum; ``price`` is the paper's.
         price: [N]: (B / s)^2 / 2, by which a squared shift becomes a KL.
+        which: [N]: the picture of the batch.
     """
 
     x: Tensor
@@ -218,10 +220,11 @@ class Targets:
     shift: Tensor
     weight: Tensor
     price: Tensor
+    which: Tensor
 
     def rows(self, chosen: Tensor | slice) -> Targets:
         """Some of the rows."""
-        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "weight", "price")))
+        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "weight", "price", "which")))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -247,8 +250,8 @@ def matching_targets(
         price = (pull / s) ** 2 / 2
         a, b = float(process.a[k]), float(process.b[k])
         weight = (a * a + b * b) / (b * b) if even else price
-        one = torch.ones(len(x), device=x.device, dtype=x.dtype)
-        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * weight, one * price))
+        one, which = torch.ones(len(x), device=x.device, dtype=x.dtype), torch.arange(len(x), device=x.device)
+        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * weight, one * price, which))
     return Targets(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
@@ -335,8 +338,8 @@ def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0) 
     for start in range(0, len(targets), part or len(targets)):
         some = targets.rows(slice(start, start + (part or len(targets))))
         with torch.no_grad():
-            base = problem.base(some.x, some.times)
-        shift = problem.tuned(some.x, some.times) - base
+            base = problem.base(some.x, some.times, some.which)
+        shift = problem.tuned(some.x, some.times, some.which) - base
         loss = matching_loss(shift, some) / pictures
         loss.backward()
         total += loss.item()
@@ -408,18 +411,18 @@ def path_kl_step(problem: Problem, generator: torch.Generator, batch: int) -> Re
     Every step is computed again in the backward pass, so memory is that of one network and of the states.
     """
     process, x = problem.process, problem.start(generator, batch)
-    cost = torch.zeros(batch).to(x)
+    cost, which = torch.zeros(batch).to(x), torch.arange(batch, device=x.device)
     for k in range(process.steps):
         forward, pull, s = process.step(k)
         z = torch.randn(x.shape, generator=generator).to(x) if s else None
 
         def one(x: Tensor, k: int = k, forward: float = forward, pull: float = pull, s: float = s, z: Any = z) -> Any:
             time = process.time(k, x)
-            tuned = problem.tuned(x, time)
+            tuned = problem.tuned(x, time, which)
             moved = forward * x + pull * tuned
             if not s:
                 return moved, x.new_zeros(len(x))
-            return moved + s * z, ((tuned - problem.base(x, time)) * (pull / s)).flatten(1).square().sum(1) / 2
+            return moved + s * z, ((tuned - problem.base(x, time, which)) * (pull / s)).flatten(1).square().sum(1) / 2
 
         x, price = checkpoint(one, x, use_reentrant=False)
         cost = cost + price
@@ -434,7 +437,8 @@ def preview_step(problem: Problem, generator: torch.Generator, batch: int) -> Re
     process, states = problem.process, problem.draw(generator, batch)
     k = process.steps - 1
     forward, pull, _s = process.step(k)
-    values = problem.reward(forward * states[k] + pull * problem.tuned(states[k], process.time(k, states[k])))
+    which = torch.arange(batch, device=states[k].device)
+    values = problem.reward(forward * states[k] + pull * problem.tuned(states[k], process.time(k, states[k]), which))
     loss = -values.mean()
     loss.backward()
     return Report(loss.item(), values.mean().item(), math.nan)
@@ -456,7 +460,8 @@ def weighted_regression_step(
     """
     shape = (-1, *[1] * (pictures.ndim - 1))
     a, b = (v.to(pictures)[levels].view(shape) for v in (process.a, process.b))
-    denoised = tuned(a * pictures + b * noise, process.times.to(pictures)[levels])
+    which = torch.arange(len(pictures), device=pictures.device)
+    denoised = tuned(a * pictures + b * noise, process.times.to(pictures)[levels], which)
     error = ((denoised - pictures) * (a / b)).flatten(1).square().mean(1)
     return (error.clamp(max=1e6) * weights.to(error)).mean() / 2
 

@@ -143,7 +143,7 @@ def test_the_exact_control_has_no_gradient_on_average() -> None:
     """For a Gaussian prior and a linear reward the adjoint is known without error, so the loss is 0 at the optimum."""
     process, alpha, c = Process.edm([20.0, 8, 3, 1, 0.4, 0.1, 0]), 0.5, 0.8
 
-    def base(x: Tensor, sigma: Tensor) -> Tensor:
+    def base(x: Tensor, sigma: Tensor, _which: Tensor) -> Tensor:
         return x / (1 + sigma[:, None] ** 2)
 
     # The discrete optimum of each step: the base pulls the reward's gradient back by known factors.
@@ -153,9 +153,9 @@ def test_the_exact_control_has_no_gradient_on_average() -> None:
         shift[k] = s * s / pull * back * c / alpha
         back *= forward + pull / (1 + float(process.b[k]) ** 2)
 
-    def tuned(x: Tensor, sigma: Tensor) -> Tensor:
+    def tuned(x: Tensor, sigma: Tensor, which: Tensor) -> Tensor:
         moved = torch.tensor([shift[int((process.b - t).abs().argmin())] for t in sigma])[:, None]
-        return base(x, sigma) + moved.to(x) + 0 * parameter
+        return base(x, sigma, which) + moved.to(x) + 0 * parameter
 
     parameter = nn.Parameter(torch.zeros(()))
     problem = Problem(base, tuned, lambda x: c * x[:, 0], alpha, process, lambda g, n: torch.randn(n, 1, generator=g) * 20)
@@ -252,7 +252,7 @@ def test_a_tuned_start_makes_up_for_a_process_with_memory() -> None:
 
     nu = lambda g, n: torch.randn(n, 1, generator=g) * math.sqrt(var)  # noqa: E731
     process = Process.edm([*torch.logspace(1, -2, 200).tolist(), 0.0], eta=0.0)
-    base = lambda x, s: x / (1 + s[:, None] ** 2)  # noqa: E731
+    base = lambda x, s, _which: x / (1 + s[:, None] ** 2)  # noqa: E731
     means = []
     for begin in (nu, control.TiltedStart(nu, value, alpha, 64)):
         x = begin(torch.Generator().manual_seed(0), 20_000)
