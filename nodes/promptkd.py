@@ -164,7 +164,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 io.Combo.Input(
                     "pictures", options=[ICONS, NONE, *folders.picture_folders()], default=ICONS,
                     tooltip="A folder in ComfyUI's input folder, with pictures of your subject and no labels; subfolders count. "
-                    "Hundreds will do. 'built-in icons' suit the tiny world; none: only those connected to images.",
+                    "Several hundred are needed. 'built-in icons' suit the tiny world; none: only those connected to images.",
                 ),  # fmt: skip
                 io.String.Input(
                     "classes", multiline=True, default="",

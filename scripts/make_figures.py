@@ -99,8 +99,9 @@ def promptkd_figures(results: dict[str, Any]) -> str:
     lines += [f"| {r['model']} | {r['base']} | {r['novel']} | {r['harmonic mean']} |" for r in results["rows"]]
     lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
     for name, words in PROMPTKD_WORDS.items():
-        claim = results["claims"][name]
-        lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {claim['lo']:.2f} to {claim['hi']:.2f} |")
+        claim, places = results["claims"][name], 3 if name == "hook_cost" else 2
+        value, low, high = (f"{claim[key]:.{places}f}" for key in ("value", "lo", "hi"))
+        lines.append(f"| {words} (`{name}`) | {value} | {low} to {high} |")
     lines += ["", "| gate, half of the drafts to the teacher | judge's score | gain over the drafts | decides as the large |",
               "| --- | ---: | --- | ---: |"]  # fmt: skip
     for r in results["findings"]["gates"]:
