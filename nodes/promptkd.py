@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,6 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                     large, classes, pictures, labels, settings, run.folder.path, save_every=every, watch=watch
                 ),
             )  # fmt: skip
-            teacher.clip.to("cpu", torch.float32)
             path = Path(folder_paths.get_folder_paths(folders.TEACHERS)[0]) / f"{run.name}.safetensors"
             critics.save_tokens(teacher, path, {"classes": str(len(classes)), "pictures": str(len(pictures))})
         text = f"Saved {path.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
@@ -250,8 +249,6 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                     sources=None if augment else domain.sources(), save_every=every, watch=watch,
                 ),
             )  # fmt: skip
-            teacher.clip.to("cpu", torch.float32)
-            critic.network.to("cpu", torch.float32)
             file = Path(folder_paths.get_folder_paths(folders.CRITICS)[0]) / f"{run.name}.safetensors"
             save_critic(critic, file, {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(epochs)})
         show_text(f"Saved {file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
@@ -367,6 +364,7 @@ class _Run:
     asked: str
     what: str
     asked_precision: str
+    networks: list[torch.nn.Module] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -397,8 +395,8 @@ class _Run:
             )
 
     def place(self, networks: list[torch.nn.Module]) -> None:
-        """Everything onto the computing device, where ComfyUI makes room first."""
-        device = comfy.model_management.get_torch_device()
+        """Everything onto the computing device, where ComfyUI makes room first; until ``go`` ends, however it ends."""
+        device, self.networks = comfy.model_management.get_torch_device(), networks
         comfy.model_management.unload_all_models()
         for network in networks:
             network.to(device, torch.float16 if self.precision == "fp16" else torch.float32)
@@ -425,3 +423,6 @@ class _Run:
             return work(watch, every)
         except KeyboardInterrupt:
             bar.stop()
+        finally:
+            for network in self.networks:
+                network.to("cpu", torch.float32)
