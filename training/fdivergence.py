@@ -226,7 +226,7 @@ def _root(found: Divergence, r: Tensor, p: Tensor, alpha: float, low: float) -> 
     return high
 
 
-def surrogate_reward(rewards: Tensor, lam: float, alpha: float, divergence_name: str) -> Tensor:
+def surrogate_reward(rewards: Tensor, lam: float | Tensor, alpha: float, divergence_name: str) -> Tensor:
     """alpha log w(r): the reward whose KL optimum is q*; it can be differentiated. Cut off where w would be below 1e-6."""
     y = (rewards - lam) / alpha
     return alpha * divergence(divergence_name).log_weight(y).clamp(min=math.log(LEAST_WEIGHT))

@@ -1,0 +1,143 @@
+"""Fine-tuning runs: resumed to the bit, strengths by targets, lambdas for each prompt, oracles without gradients."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_apprentice.benchmarks import control_toy as toy
+from comfyui_apprentice.training.fdivergence import solve_dual
+from comfyui_apprentice.training.finetune import Baseline, Settings, Task, base_rewards, baseline, card, finetune
+from comfyui_apprentice.training.loop import Watch
+from torch import Tensor
+
+QUICK: dict[str, Any] = {
+    "value": 0.5, "updates": 12, "batch": 32, "count": 6, "last": 2, "learning_rate": 1e-2, "base_draws": 64, "pool": 64,
+    "rounds": 3,
+}  # fmt: skip
+
+
+def task(differentiable: bool = True, seed: int = 0) -> Task:
+    """The 1-D mixture with two prompts: the bump on the right, and its mirror image."""
+    network = toy.Control(seed)
+
+    def reward(x: Tensor, rows: Tensor) -> Tensor:
+        signs = 1.0 - 2.0 * rows.to(x)[:, None]
+        value = toy.reward(x * signs)
+        return value if differentiable else value.detach()
+
+    def labelled(denoise: Any) -> Any:
+        # The second prompt's world is the first's mirrored, so that one network serves both.
+        def network(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+            signs = 1.0 - 2.0 * rows.to(x)[:, None]
+            return denoise(x * signs, sigma) * signs
+
+        return network
+
+    return Task(
+        labelled(toy.denoise), labelled(network), network, reward, lambda rows: rows, 2, toy.levels(20), (1,),
+        differentiable=differentiable,
+    )  # fmt: skip
+
+
+def right(made: Task, count: int = 4000) -> float:
+    """The share of the tuned network's pictures that lie where the reward is, for either prompt."""
+    rows = torch.arange(2).repeat_interleave(count)
+    x = made.draw(rows, torch.Generator().manual_seed(9), at_once=2 * count)[:, 0]
+    return float((x * (1.0 - 2.0 * rows) > 0).float().mean())
+
+
+@pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl", "weighted_regression"])
+def test_every_algorithm_tilts_towards_the_reward_and_resumes_to_the_bit(tmp_path: Path, algorithm: str) -> None:
+    updates = {"adjoint_matching": 60, "path_kl": 24, "weighted_regression": 400}[algorithm]
+    settings = Settings(**{**QUICK, "algorithm": algorithm, "updates": updates, "pool": 500})
+    whole = task()
+    before = right(whole)
+    ema, _known = finetune(whole, settings, tmp_path / "whole", save_every=1000)
+    assert right(whole) > before + 0.05
+    cut, steps = task(), iter(range(10_000))
+    with pytest.raises(KeyboardInterrupt):
+        finetune(cut, settings, tmp_path / "cut", watch=Watch(interrupted=lambda: next(steps) == 40), save_every=1000)
+    assert (tmp_path / "cut" / "checkpoint.pt").exists()
+    resumed = task(seed=5)
+    again, _known = finetune(resumed, settings, tmp_path / "cut", save_every=1000)
+    assert all(torch.equal(ema.shadow[key], again.shadow[key]) for key in ema.shadow)
+    assert all(torch.equal(a, b) for a, b in zip(whole.learned.parameters(), resumed.learned.parameters(), strict=True))
+
+
+def test_parts_give_the_gradient_of_the_whole_batch_on_average(tmp_path: Path) -> None:
+    """A batch in parts is a batch: the loss is the mean over its pictures, not the sum over its parts."""
+    logs: list[float] = []
+    for part in (0, 8):
+        watch = Watch(report=lambda _s, _p, means: logs.append(means["gradient"]), report_every=1)
+        settings = Settings(**{**QUICK, "updates": 1, "part": part, "batch": 512, "count": 0})
+        finetune(task(), settings, tmp_path / str(part), watch=watch)
+    assert logs[1] == pytest.approx(logs[0], rel=0.25)
+
+
+def test_an_oracle_without_gradient_is_sent_to_weighted_regression(tmp_path: Path) -> None:
+    made = task(differentiable=False)
+    with pytest.raises(ValueError, match="choose the algorithm 'weighted_regression'"):
+        finetune(made, Settings(**QUICK), tmp_path)
+    finetune(made, Settings(**{**QUICK, "algorithm": "weighted_regression"}), tmp_path)
+    assert len(list(tmp_path.glob("pool_*.safetensors"))) == 3
+
+
+def test_base_rewards_are_drawn_once_and_survive_an_interruption(tmp_path: Path) -> None:
+    made, asked = task(), iter([False, True])
+    with pytest.raises(KeyboardInterrupt):
+        base_rewards(made, Settings(**QUICK), tmp_path / "r.json", lambda: next(asked))
+    first = base_rewards(made, Settings(**QUICK), tmp_path / "r.json", lambda: False)
+    assert first.shape == (2, 64)
+    fresh = base_rewards(task(), Settings(**QUICK), tmp_path / "fresh.json", lambda: False)
+    assert torch.equal(first, fresh)
+
+
+@pytest.mark.parametrize("name", ["kl", "half_chi2", "js2"])
+def test_the_strength_follows_from_a_target(name: str) -> None:
+    rewards = torch.rand(4, 400, generator=torch.Generator().manual_seed(0)) + torch.arange(4)[:, None]
+    for strength, value, told in (("target KL", 0.1, "target_kl"), ("target reward gain", 0.1, "target_reward")):
+        known = baseline(rewards, Settings(strength=strength, value=value, divergence=name))
+        wanted = value if told == "target_kl" else float(rewards.mean()) + value
+        assert known.told()[told] == pytest.approx(wanted, abs=0.01)
+
+
+def test_every_prompt_has_its_own_lambda_and_rounds_multiply_to_the_weights() -> None:
+    rewards = torch.rand(3, 200, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1.0], [2.0], [0.5]])
+    known = baseline(rewards, Settings(value=0.6, divergence="half_chi2_kl"))
+    rows = torch.arange(3).repeat_interleave(200)
+    whole = known.weights(rewards.flatten(), rows, 1).view(3, 200)
+    for prompt in range(3):
+        expected = solve_dual(rewards[prompt], 0.6, "half_chi2_kl").weights.float()
+        torch.testing.assert_close(whole[prompt], expected, atol=1e-5, rtol=1e-4)
+    third = known.weights(rewards.flatten(), rows, 3).view(3, 200)
+    cubed = third**3 / (third**3).mean(1, keepdim=True)
+    torch.testing.assert_close(cubed, whole, atol=1e-4, rtol=1e-3)
+    surrogate = known.surrogate(rewards.flatten(), rows).view(3, 200)
+    torch.testing.assert_close((surrogate / 0.6).exp(), whole, atol=1e-5, rtol=1e-4)
+
+
+def test_kl_leaves_the_reward_as_it_is_and_the_card_tells_all() -> None:
+    rewards = torch.rand(2, 64, generator=torch.Generator().manual_seed(2))
+    known: Baseline = baseline(rewards, Settings(value=0.5))
+    values = torch.rand(4)
+    assert known.surrogate(values, torch.tensor([0, 1, 0, 1])) is values
+    facts = card(Settings(value=0.5), known, "the teacher", "an oracle")
+    assert facts["algorithm"] == "adjoint_matching" and facts["oracle"] == "an oracle" and float(facts["alpha"]) == 0.5
+    assert math.isfinite(float(facts["ess"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"algorithm": "magic"}, "There is no algorithm 'magic'"), ({"strength": "force"}, "There is no strength 'force'"),
+        ({"value": 0.0}, "must be above 0"), ({"divergence": "tv"}, "There is no divergence 'tv'"),
+        ({"algorithm": "preview", "divergence": "js2"}, "follows no law"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_told_in_words(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        finetune(task(), Settings(**{**QUICK, **changes}), tmp_path)

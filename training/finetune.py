@@ -1,0 +1,353 @@
+"""Fine-tuning a diffusion model by an oracle: ``control``'s algorithms as runs that can be stopped and resumed to the bit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..files import save_safetensors_atomically, write_atomically
+from ..oracles.checkpoints import read_weights
+from . import control
+from .control import Problem, Process, Report
+from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
+from .loop import Ema, Interrupted, Learner, Means, Schedule, Watch, run, step_generator
+
+ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview")
+STRENGTHS = ("alpha", "target KL", "target reward gain")
+_FEWEST = 64  # base rewards a prompt, below which lambda is a guess
+
+Labels = Any
+Labelled = Callable[[Tensor, Tensor, Labels], Tensor]
+"""D(x [N, ...], sigma or time [N], labels of N pictures)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run's settings.
+
+    Attributes:
+        algorithm: One of ``ALGORITHMS``.
+        divergence: See ``fdivergence.divergence``.
+        strength: What ``value`` means, one of ``STRENGTHS``. alpha is in units of the reward and per picture.
+        value: alpha; or nats a picture; or by how much the mean reward shall rise.
+        updates: Optimiser steps.
+        batch: Pictures a step.
+        part: Pictures in memory at a time; 0 for the whole batch.
+        count: Steps of the process that are regressed on, 0 for all; ``last`` of them are the last.
+        clip: Largest norm of a step's gradient.
+        base_draws: Pictures of the base for each prompt, whose rewards give lambda and the strength.
+        rounds: Of weighted regression: each draws ``pool`` pictures for each prompt.
+    """
+
+    algorithm: str = "adjoint_matching"
+    divergence: str = "kl"
+    strength: str = "alpha"
+    value: float = 1.0
+    updates: int = 200
+    batch: int = 8
+    part: int = 0
+    count: int = 8
+    last: int = 3
+    learning_rate: float = 1e-4
+    clip: float = 1.0
+    base_draws: int = _FEWEST
+    rounds: int = 4
+    pool: int = 64
+    ema_half_life: float = 500.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Whether the choices exist.
+
+        Raises:
+            ValueError: One doesn't.
+        """
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"There is no algorithm '{self.algorithm}'; choose one of: {', '.join(ALGORITHMS)}.")
+        if self.strength not in STRENGTHS:
+            raise ValueError(f"There is no strength '{self.strength}'; choose one of: {', '.join(STRENGTHS)}.")
+        if not self.value > 0:
+            raise ValueError(f"The strength's value is {self.value:g}; it must be above 0.")
+        divergence(self.divergence)
+
+    @property
+    def schedule(self) -> Schedule:
+        """Warm-up, constant, a cosine at the end."""
+        return Schedule(self.updates * self.batch, self.batch, self.learning_rate, warmup=0.05, decay=0.5)
+
+
+@dataclass
+class Task:
+    """What is tuned.
+
+    Attributes:
+        base: The network as it was, without guidance.
+        tuned: The same network with what is learned.
+        learned: What is learned: a LoRA, mostly.
+        reward: (pictures or latents [B, ...], numbers of their prompts [B]) -> rewards [B].
+        labels: Numbers of prompts [N] -> the network's conditions.
+        prompts: How many there are.
+        process: How pictures are drawn.
+        shape: Of one picture or latent.
+        differentiable: Whether the reward is.
+    """
+
+    base: Labelled
+    tuned: Labelled
+    learned: nn.Module
+    reward: Callable[[Tensor, Tensor], Tensor]
+    labels: Callable[[Tensor], Labels]
+    prompts: int
+    process: Process
+    shape: tuple[int, ...]
+    device: torch.device | str = "cpu"
+    differentiable: bool = True
+
+    def problem(self, rows: Tensor, alpha: float, reward: Callable[[Tensor, Tensor], Tensor] | None = None) -> Problem:
+        """The control problem of a batch with these prompts [B]."""
+        judged = reward or self.reward
+
+        def with_labels(network: Labelled) -> control.Denoise:
+            return lambda x, time, which: network(x, time, self.labels(rows[which.to(rows.device)]))
+
+        def start(generator: torch.Generator, count: int) -> Tensor:
+            noise = torch.randn(count, *self.shape, generator=generator).to(self.device)
+            return noise * float(self.process.b[0])
+
+        return Problem(with_labels(self.base), with_labels(self.tuned), lambda x: judged(x, rows), alpha, self.process, start)
+
+    def draw(self, rows: Tensor, generator: torch.Generator, tuned: bool = True, at_once: int = 32) -> Tensor:
+        """Pictures of these prompts [B], by the tuned network or the base."""
+        return torch.cat([self.problem(part, 1.0).draw(generator, len(part), tuned)[-1] for part in rows.split(at_once)])
+
+
+# ------------------------------------------------------------------------------------------------- what base earns
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The base's rewards [prompts, draws], and what follows: the strength, and lambda for each prompt."""
+
+    rewards: Tensor
+    alpha: float
+    solutions: list[DualSolution]
+    name: str
+
+    @property
+    def lam(self) -> Tensor:
+        """lambda of each prompt."""
+        return torch.tensor([solution.lam for solution in self.solutions], dtype=torch.float32)
+
+    def surrogate(self, values: Tensor, rows: Tensor) -> Tensor:
+        """The reward whose KL optimum is the divergence's; rewards as they are for KL."""
+        if self.name == "kl":
+            return values
+        return surrogate_reward(values, self.lam.to(values)[rows.to(values.device)], self.alpha, self.name)
+
+    def weights(self, rewards: Tensor, rows: Tensor, rounds: int) -> Tensor:
+        """w^(1 / rounds) of rewards [N], of mean 1 for each prompt, as one round of weighted regression counts them."""
+        y = (rewards.double() - self.lam.double()[rows]) / self.alpha
+        raw = (divergence(self.name).log_weight(y) / rounds).exp()
+        sums = torch.zeros(len(self.solutions), dtype=raw.dtype).index_add_(0, rows, raw)
+        means = sums / rows.bincount(minlength=len(sums)).clamp(min=1)
+        return (raw / means.clamp(min=1e-12)[rows]).float()
+
+    def told(self) -> dict[str, float]:
+        """For people: the strength in all its units, means over prompts."""
+        kl = sum(kl_to_base(s) for s in self.solutions) / len(self.solutions)
+        gained = sum(float((r * s.weights).mean()) for r, s in zip(self.rewards.double(), self.solutions, strict=True))
+        return {
+            "alpha": self.alpha, "alpha_as_kl": self.alpha * divergence(self.name).stiffness, "target_kl": kl,
+            "target_reward": gained / len(self.solutions), "base_reward": float(self.rewards.mean()),
+            "ess": min(s.ess for s in self.solutions),
+        }  # fmt: skip
+
+
+def base_rewards(task: Task, settings: Settings, file: Path, interrupted: Callable[[], bool]) -> Tensor:
+    """Rewards [prompts, draws] of the base's pictures; drawn once, kept in ``file``.
+
+    Raises:
+        KeyboardInterrupt: ``interrupted`` said so; what was drawn is kept.
+    """
+    known: list[list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    for prompt in range(len(known), task.prompts):
+        if interrupted():
+            raise KeyboardInterrupt
+        rows, rng = torch.full((settings.base_draws,), prompt), step_generator(settings.seed + 7_919, prompt)
+        pictures = task.draw(rows, rng, tuned=False)
+        with torch.no_grad():
+            values = torch.cat([task.reward(x, r) for x, r in zip(pictures.split(32), rows.split(32), strict=True)])
+        known.append(values.double().cpu().tolist())
+        write_atomically(file, lambda part: part.write_text(json.dumps(known), encoding="utf-8"))
+    return torch.tensor(known)
+
+
+def baseline(rewards: Tensor, settings: Settings) -> Baseline:
+    """Strength and lambdas from the base's rewards [prompts, draws].
+
+    Raises:
+        ValueError: The target can't be reached, or no density is optimal.
+    """
+    alpha, centred = settings.value, rewards - rewards.mean(1, keepdim=True)
+    # A target is for prompts on average, so the strength is found on all prompts' rewards, each about its own mean.
+    if settings.strength == "target KL":
+        alpha = alpha_for_kl(centred.flatten(), settings.value, settings.divergence)
+    elif settings.strength == "target reward gain":
+        alpha = alpha_for_reward(centred.flatten(), settings.value, settings.divergence)
+    return Baseline(rewards, alpha, [solve_dual(row, alpha, settings.divergence) for row in rewards], settings.divergence)
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+def finetune(
+    task: Task, settings: Settings, folder: Path, *, watch: Watch | None = None, save_every: int = 25
+) -> tuple[Ema, Baseline]:
+    """Tune to the end; the moving average of what is learned, and what the base earned.
+
+    Args:
+        folder: Where checkpoint, base rewards and pools are kept, and resumed from.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, and saved; the same call goes on.
+        FloatingPointError: A loss is no longer finite.
+        ValueError: The settings don't fit the task, or the strength can't be had.
+    """
+    settings.check()
+    if not task.differentiable and settings.algorithm != "weighted_regression":
+        raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
+    if settings.algorithm == "preview" and settings.divergence != "kl":
+        raise ValueError("A preview follows no law, so there is no divergence to choose; set it to 'kl'.")
+    watch = watch or Watch()
+    known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted), settings)
+    optimiser = torch.optim.Adam(task.learned.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
+    stage = _Regression(task, settings, known, folder, watch) if settings.algorithm == "weighted_regression" else None
+    number = _Counter()
+
+    def step(rng: torch.Generator) -> Means:
+        optimiser.zero_grad(set_to_none=True)
+        try:
+            found = stage.step(number.value, rng) if stage else _tilt(task, settings, known, rng, watch)
+        except watch.cancelled_by as cancelled:
+            raise Interrupted from cancelled
+        norm = torch.nn.utils.clip_grad_norm_(task.learned.parameters(), settings.clip)
+        optimiser.step()
+        number.value += 1
+        return {"loss": found.loss, "reward": found.reward, "kl": found.kl, "gradient": float(norm)}
+
+    both = nn.ModuleDict({"learned": task.learned, "counter": number})
+    ema = run(
+        {"tuned": Learner(both, optimiser, settings.learning_rate)}, step, settings.schedule, folder / "checkpoint.pt",
+        ema=Ema(task.learned, settings.ema_half_life), ema_of=task.learned, seed=settings.seed, save_every=save_every,
+        watch=watch,
+    )  # fmt: skip
+    return ema, known
+
+
+class _Counter(nn.Module):
+    """Steps taken, saved with the run."""
+
+    taken: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("taken", torch.zeros((), dtype=torch.long))
+
+    @property
+    def value(self) -> int:
+        return int(self.taken)
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self.taken.fill_(value)
+
+
+def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator, watch: Watch) -> Report:
+    """One batch of an algorithm that follows the reward's gradient, in parts; the mean report."""
+    reward = lambda x, rows: known.surrogate(task.reward(x, rows), rows)  # noqa: E731
+    rows = torch.randint(task.prompts, (settings.batch,), generator=rng)
+    reports = []
+    for part in rows.split(settings.part or settings.batch):
+        if watch.interrupted():
+            raise Interrupted
+        problem = task.problem(part, known.alpha, reward)
+        if settings.algorithm == "adjoint_matching":
+            found = control.adjoint_step(
+                problem, rng, len(part), count=settings.count, last=settings.last, part=len(part)
+            )
+            reports.append(found)
+        elif settings.algorithm == "path_kl":
+            reports.append(control.path_kl_step(problem, rng, len(part)))
+        else:
+            reports.append(control.preview_step(problem, rng, len(part)))
+    shares = [len(part) / len(rows) for part in rows.split(settings.part or settings.batch)]
+    if len(shares) > 1:  # each part's gradient is of its own mean
+        for parameter in task.learned.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(len(shares))
+    mean = lambda name: sum(s * getattr(r, name) for s, r in zip(shares, reports, strict=True))  # noqa: E731
+    kl = mean("kl")
+    return Report(mean("loss"), mean("reward"), 0.0 if math.isnan(kl) else kl)
+
+
+class _Regression:
+    """Weighted regression in rounds: own pictures, scored, then denoised by their weights."""
+
+    def __init__(self, task: Task, settings: Settings, known: Baseline, folder: Path, watch: Watch) -> None:
+        self.task, self.settings, self.known, self.folder, self.watch = task, settings, known, folder, watch
+        self.round, self.pool = -1, dict[str, Tensor]()
+
+    def step(self, number: int, rng: torch.Generator) -> Report:
+        """Step ``number`` of the run."""
+        of_round = min(number * self.settings.rounds // self.settings.updates, self.settings.rounds - 1)
+        if of_round != self.round:
+            self.pool, self.round = self._pool(of_round), of_round
+        chosen = torch.randint(len(self.pool["rows"]), (self.settings.batch,), generator=rng)
+        noisy = torch.tensor(control.noisy_steps(self.task.process))
+        loss = 0.0
+        for part in chosen.split(self.settings.part or self.settings.batch):
+            if self.watch.interrupted():
+                raise Interrupted
+            levels = noisy[torch.randint(len(noisy), (len(part),), generator=rng)]
+            noise = torch.randn(len(part), *self.task.shape, generator=rng)
+            found = self._loss(part, levels, noise) * (len(part) / len(chosen))
+            found.backward()
+            loss += found.item()
+        return Report(loss, float(self.pool["rewards"].mean()), 0.0)
+
+    def _loss(self, part: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
+        task, rows = self.task, self.pool["rows"][part]
+        network = task.problem(rows, 1.0).tuned
+        pictures, weights = (self.pool[name][part].to(task.device) for name in ("pictures", "weights"))
+        return control.weighted_regression_step(
+            network, task.process, pictures, weights, levels.to(task.device), noise.to(task.device)
+        )
+
+    def _pool(self, number: int) -> dict[str, Tensor]:
+        """The pictures of a round, with rewards and weights; drawn by the network as it is when the round begins, and kept."""
+        file = self.folder / f"pool_{number}.safetensors"
+        if file.exists():
+            return read_weights(file)
+        rows = torch.arange(self.task.prompts).repeat_interleave(self.settings.pool)
+        pictures = self.task.draw(rows, step_generator(self.settings.seed + 104_729, number), tuned=number > 0)
+        with torch.no_grad():
+            rewards = torch.cat(
+                [self.task.reward(x, r).float().cpu() for x, r in zip(pictures.split(32), rows.split(32), strict=True)]
+            )
+        pool = {"rows": rows, "pictures": pictures.float().cpu(), "rewards": rewards}
+        pool["weights"] = self.known.weights(rewards, rows, self.settings.rounds)
+        save_safetensors_atomically(pool, file)
+        return pool
+
+
+def card(settings: Settings, known: Baseline, teacher: str, oracle: str) -> dict[str, str]:
+    """What a LoRA's metadata say of how it was made."""
+    facts = {**replace(settings).__dict__, **known.told(), "teacher": teacher, "oracle": oracle, "apprentice": "finetune"}
+    return {key: str(value) for key, value in facts.items()}
