@@ -15,6 +15,7 @@ from .critics import (
 )
 from .distill import ApprenticeSiDDistill
 from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
+from .finetune import ApprenticeRewardCurve, ApprenticeRewardFinetune
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
 from .oracles import (
     ApprenticeBestOf,
@@ -59,6 +60,8 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeSort,
     ApprenticePromptKDOracle,
     ApprenticeDomainText,
+    ApprenticeRewardFinetune,
+    ApprenticeRewardCurve,
 ]
 
 

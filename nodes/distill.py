@@ -240,7 +240,9 @@ class _Run:
         latent = teacher.get_model_object("latent_format")
         scale = getattr(latent, "spacial_downscale_ratio", 8)
         self.shape = (latent.latent_channels, recipe.size[1] // scale, recipe.size[0] // scale)
-        _claim(recipe.folder, {**asdict(recipe), **asdict(settings), "models": self.made})
+        # Rates are constant, so that a run may be made longer.
+        facts = {**asdict(recipe), **asdict(settings), "models": self.made}
+        claim_run(recipe.folder, facts, ("part", "gradient_checkpointing", "pictures"))
         self.generator_base, self.adapters, self.task = self._task(encoded)
 
     # ------------------------------------------------------------------------------------------------ networks
@@ -260,7 +262,7 @@ class _Run:
             device, self.patchers = bridge.place([base])
             generator, fake = (adapters.of[name].to(device) for name in ("generator", "fake"))
             denoise = bridge.denoiser(base, self.dtype)
-            denoisers = [_switched(denoise, adapters, name) for name in (None, "fake", "generator")]
+            denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
             return base, adapters, self._assemble(base, labels, denoisers, generator, fake, device)
         own, fake_base = bridge.copy_network(self.start, torch.float32), copy.deepcopy(base)
         fake_base.diffusion_model.to(torch.float32).dtype = torch.float32
@@ -304,7 +306,7 @@ class _Run:
     def train(self, save_every: int) -> dict[str, Tensor]:
         """Distil, or go on; the student's moving average."""
         folder, total = self.recipe.folder, self.settings.schedule.steps
-        bar, started = bridge.Bar(total), _Clock(total)
+        bar, started = bridge.Bar(total), Clock(total)
 
         def after_step(step: int, _ema: Ema) -> None:
             bar.show(step, (lambda: bridge.preview(self.teacher, self._draw())) if step % save_every == 0 else None)
@@ -367,7 +369,9 @@ class _Run:
         return "sid-edm" if self.kind == "edm" and self.recipe.init_sigma == INIT_SIGMA else CUSTOM
 
 
-def _switched(denoise: Callable[..., Tensor], adapters: Adapters, name: str | None) -> Callable[..., Tensor]:
+def switched(denoise: Callable[..., Tensor], adapters: Adapters, name: str | None) -> Callable[..., Tensor]:
+    """``denoise`` with that adapter on, or with none."""
+
     def with_adapter(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
         with adapters.on(name):
             return denoise(x, sigma, labels)
@@ -375,7 +379,7 @@ def _switched(denoise: Callable[..., Tensor], adapters: Adapters, name: str | No
     return with_adapter
 
 
-class _Clock:
+class Clock:
     """How long a run will still take, from how long it has taken since it began or resumed."""
 
     def __init__(self, total: int) -> None:
@@ -395,13 +399,16 @@ class _Clock:
         return f"about {hours} h {minutes:02d} min left" if hours else f"about {max(minutes, 1)} min left"
 
 
-def _claim(folder: RunFolder, facts: dict[str, Any]) -> None:
-    """Take the folder of the run. What changes memory and not the result may change; so may the length, for rates are constant.
+def claim_run(folder: RunFolder, facts: dict[str, Any], free: tuple[str, ...]) -> None:
+    """Take the folder of the run.
+
+    Args:
+        free: What changes memory and not the result, or may change while a run goes on.
 
     Raises:
         ValueError: The run of this name was begun with other settings.
     """
-    if other := list(folder.claim(facts, free=("part", "gradient_checkpointing", "pictures"))):
+    if other := list(folder.claim(facts, free=free)):
         raise ValueError(
             f"The run '{folder.path.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete the "
             f"folder output/apprentice/training/{folder.path.name} to begin anew."

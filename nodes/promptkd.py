@@ -28,6 +28,7 @@ from ..training.promptkd import Settings, SourceSettings
 from ..training.run_folder import RunFolder
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
+from .distill import claim_run
 from .types import CATEGORY, Critic, PromptKDTeacher
 
 NONE, ICONS = "none", "built-in icons"
@@ -124,8 +125,11 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                 gaussian_mean=0.75 * epochs,
             )  # fmt: skip
             classes, pictures, labels = _labelled(labelled, shots, first_seed, large.picture_size)
-            run.claim({"kind": "teacher", **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
-                       "pictures": critics.digest(pictures.sources())})  # fmt: skip
+            facts = {
+                "kind": "teacher", **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
+                "pictures": critics.digest(pictures.sources()),
+            }  # fmt: skip
+            claim_run(run.folder, facts, ())
             run.place([large.network])
             teacher = run.go(
                 settings.schedule(len(pictures)).steps, settings.batch,
@@ -238,9 +242,12 @@ class ApprenticePromptKDDistill(io.ComfyNode):
             )  # fmt: skip
             small, words = _load(clip), _lines(classes) or (domain_names() if pictures == ICONS else ())
             domain = _domain(pictures, images, teacher.clip.picture_size, augment, first_seed)
-            run.claim({"kind": "critic", **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual),
-                       "teacher": critics.fingerprint(teacher), "classes": words, "pictures": critics.digest(domain.sources()),
-                       "augment": augment})  # fmt: skip
+            facts = {
+                "kind": "critic", **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual),
+                "teacher": critics.fingerprint(teacher), "classes": words, "pictures": critics.digest(domain.sources()),
+                "augment": augment,
+            }  # fmt: skip
+            claim_run(run.folder, facts, ())
             run.place([teacher.clip, small.network])
             critic: CriticData = run.go(
                 settings.schedule(len(domain)).steps, settings.batch,
@@ -381,18 +388,6 @@ class _Run:
         """fp32, bf16 or fp16."""
         dtype = bridge.training_dtype(self.asked_precision)
         return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-
-    def claim(self, facts: dict[str, Any]) -> None:
-        """Take the folder.
-
-        Raises:
-            ValueError: The run of this name was begun with something else.
-        """
-        if other := list(self.folder.claim(facts, free=())):
-            raise ValueError(
-                f"The run '{self.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete the "
-                f"folder output/apprentice/training/{self.name} to begin anew."
-            )
 
     def place(self, networks: list[torch.nn.Module]) -> None:
         """Everything onto the computing device, where ComfyUI makes room first; until ``go`` ends, however it ends."""

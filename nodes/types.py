@@ -14,6 +14,8 @@ from ..oracles.thresholds import MODES
 from ..samplers.adaptive import STRATEGIES
 from ..samplers.comfy_train import PRECISIONS
 from ..samplers.schedules import AUTO, CUSTOM, PRESETS
+from ..training.fdivergence import DIVERGENCES
+from ..training.finetune import ALGORITHMS, STRENGTHS
 
 CATEGORY = "Apprentice"
 
@@ -42,6 +44,9 @@ COMBOS: dict[str, list[str]] = {
     "method": ["LoRA", "full copy"],
     "training_precision": list(PRECISIONS),
     "measure": list(MEASURES),
+    "algorithm": list(ALGORITHMS),
+    "divergence": list(DIVERGENCES),
+    "strength": list(STRENGTHS),
 }
 
 

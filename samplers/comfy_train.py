@@ -168,3 +168,17 @@ def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) ->
     """A MODEL of the same kind whose diffusion network is ``network``."""
     twin = _around(model.model, network)
     return comfy.model_patcher.ModelPatcher(twin, load_device=model.load_device, offload_device=model.offload_device)
+
+
+def decoder(model: comfy.model_patcher.ModelPatcher, vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """The VAE as a function that can be differentiated: the network's latents [B, C, h, w] to pictures [B, H, W, 3] in 0..1.
+
+    On a copy, since ComfyUI's own weights can't be differentiated through. Call outside of inference mode.
+    """
+    network = copy.deepcopy(vae.first_stage_model).to(device, torch.float32).requires_grad_(False).eval()
+
+    def decode(latents: Tensor) -> Tensor:
+        pixels: Tensor = vae.process_output(network.decode(model.model.process_latent_out(latents.float())).float())
+        return pixels.movedim(1, -1)[..., :3]
+
+    return decode

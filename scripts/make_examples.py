@@ -328,9 +328,44 @@ def sorting() -> tuple[Graph, Layout]:
     return g, layout
 
 
+def teaches() -> tuple[Graph, Layout]:
+    """A critic teaches the teacher, and the tuned teacher a student: reward at a price, then Score identity Distillation."""
+    g, world, lines, _, latent = start()
+    critic = g.add("ApprenticeLoadPromptKD", "5", file="tiny world critic.safetensors", clip="auto", classes="")
+    oracle = g.add("ApprenticePromptKDOracle", "6", critic=critic[0], measure="logit", class_name="")
+    tuned = g.add(
+        "ApprenticeRewardFinetune", "7", model=world[0], clip=world[2], vae=world[3], oracle=oracle[0], prompts="bundled",
+        text="", max_prompts=16, name="tiny world tuned", algorithm="path_kl", divergence="kl", strength="target KL", value=0.5, rank=16,
+        updates=40, batch_size=8, at_once=8, width=64, height=64, steps=10, scheduler="karras", regressed_steps=6,
+        learning_rate=0.0005, base_draws=16, rounds=2, precision="auto", gradient_checkpointing=False, first_seed=0,
+        save_every=20,
+    )  # fmt: skip
+    curve = g.add("ApprenticeRewardCurve", "8", run=tuned[1])
+    student = g.add(
+        "ApprenticeSiDDistill", "9", model=tuned[0], clip=world[2], prompts="bundled", text="", name="tiny world taught",
+        method="full copy", rank=16, pictures=1600, batch_size=16, at_once=0, width=64, height=64, steps=1, alpha=1.0, kappa1=1.0,
+        kappa2=1.0, kappa4=1.5, generator_rate=0.00005, fake_rate=0.0002, ema_half_life=400.0, precision="auto",
+        gradient_checkpointing=False, first_seed=0, save_every=50, student=world[1], vae=world[3],
+    )  # fmt: skip
+    drawn = g.add("ApprenticeSiDSampler", "10", model=student[0], positive=lines[0], latent_image=latent[0], seed=7, steps=1,
+                  vae=world[3], columns=4)  # fmt: skip
+    g.add("SaveImage", "11", images=drawn[1], filename_prefix="apprentice/taught")
+    g.add("PreviewImage", "12", images=curve[0])
+    g.add("PreviewImage", "13", images=curve[1])
+    g.add("PreviewAny", "14", source=tuned[3])
+    del g.nodes["3"]
+    layout = {key: place for key, place in START.items() if key != "3"} | {
+        "5": (400, 60, 320, 250), "6": (400, 390, 320, 190), "7": (780, 60, 360, 980), "8": (400, 660, 320, 120),
+        "12": (1200, 60, 420, 620), "13": (1200, 760, 420, 280), "14": (400, 860, 320, 230), "9": (1680, 60, 360, 1010),
+        "10": (2100, 60, 320, 480), "11": (2100, 620, 420, 420),
+    }  # fmt: skip
+    return g, layout
+
+
 EXAMPLES = {
     "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
     "distil": distil, "students": students, "critic": critic, "sorting": sorting,
+    "critic-teaches-student": teaches,
 }  # fmt: skip
 
 ARRANGE = """(layout) => {

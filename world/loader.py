@@ -233,4 +233,5 @@ def load_control() -> comfy.controlnet.ControlNet:
 @lru_cache(maxsize=1)
 def load_world_oracle() -> TinyWorldOracle:
     """The oracle that gates."""
-    return load_oracle("oracle")
+    with torch.inference_mode(False):  # so that its reward can be differentiated
+        return load_oracle("oracle")

@@ -21,7 +21,7 @@ NODE_IDS = [
     "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeFastDecode", "ApprenticeTeacherCost",
     "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill", "ApprenticePromptKDTeacher",
     "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
-    "ApprenticeDomainText",
+    "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
 ]  # fmt: skip
 
 
@@ -122,6 +122,9 @@ def test_every_example_workflow_runs_and_has_a_picture(comfy: Comfy, path: Path)
         if node["class_type"] == "ApprenticeSiDDistill":  # a few iterations instead of minutes of them
             assert node["inputs"]["pictures"] >= 1000
             node["inputs"] |= {"pictures": 24, "batch_size": 8, "name": "from the example"}
+        if node["class_type"] == "ApprenticeRewardFinetune":
+            assert node["inputs"]["updates"] >= 20
+            node["inputs"] |= {"updates": 2, "batch_size": 4, "base_draws": 8, "max_prompts": 4, "name": "tuned for the example"}
         if node["class_type"] == "ApprenticePromptKDDistill":
             assert node["inputs"]["epochs"] >= 10
             node["inputs"] |= {"epochs": 2, "name": "critic from the example"}

@@ -1,0 +1,395 @@
+"""A checkpoint that draws what an oracle likes, and keeps its variety: stochastic control in the graph (arXiv 2409.08861)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.v0_0_2 import io
+from PIL import Image
+from torch import Tensor
+
+from ..files import save_safetensors_atomically, write_atomically
+from ..oracles.base import Oracle as OracleBase
+from ..samplers import comfy_train as bridge
+from ..samplers.comfy import CARD, model_fingerprint, model_name, show_text
+from ..training.control import Process
+from ..training.finetune import Baseline, Settings, Task, card, finetune
+from ..training.loop import Ema, Means, Watch, read_log
+from ..training.lora import Adapters, checkpoint_blocks, lora_state_dict
+from ..training.loss_chart import loss_chart
+from ..training.run_folder import RunFolder
+from . import folders, types
+from .calibrate import gather_prompts
+from .distill import Clock, claim_run, switched
+from .types import CATEGORY, Oracle
+
+TUNED = "tuned"
+SHOWN, SEEDS = 2, 4  # prompts and pictures of each that are drawn along the run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the node is told beside the settings of the run."""
+
+    name: str
+    rank: int
+    precision: str
+    gradient_checkpointing: bool
+    size: tuple[int, int]
+    steps: int
+    scheduler: str
+
+
+class ApprenticeRewardFinetune(io.ComfyNode):
+    """A LoRA that raises an oracle's reward at a price for every change."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeRewardFinetune",
+            display_name="Reward Finetune",
+            category=CATEGORY,
+            description="Teaches your model to draw what an oracle likes, and to keep its variety: reward against a price for "
+            "every change, whose optimum is known. Saved as a LoRA that the stock loader takes. Cancel it whenever you like: "
+            "with the same name it goes on where it was.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="What is tuned: SD1.5, SD2.1, SDXL, a flow model, the tiny world's teacher."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Its VAE: the oracle looks at pictures."),
+                Oracle.Input("oracle", tooltip="What judges. Without a gradient only weighted_regression can follow it."),
+                io.Combo.Input(
+                    "prompts", options=folders.prompt_files(), default=folders.BUNDLED,
+                    tooltip="What is drawn while it learns: a .txt (one prompt a line) or .csv in ComfyUI's input folder, or "
+                    "the bundled prompts of the tiny world.",
+                ),  # fmt: skip
+                io.String.Input(
+                    "text", multiline=True, default="", tooltip="Prompts, one a line. If there are any, no file is read."
+                ),
+                io.Int.Input("max_prompts", default=24, min=1, max=100000, tooltip="How many prompts are used, at most."),
+                io.String.Input("name", default="my tuned model", tooltip="Name of the LoRA, and of the run that is resumed."),
+                io.Combo.Input(
+                    "algorithm", options=types.COMBOS["algorithm"], default="adjoint_matching",
+                    tooltip="adjoint_matching: reaches the optimal law, memory of one picture's step. path_kl: the same law, "
+                    "straight through the sampler. weighted_regression: for oracles without gradient. preview: last step only, "
+                    "a quick look that leads to no law.",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "divergence", options=types.COMBOS["divergence"], default="kl",
+                    tooltip="How a change is priced. kl is the usual; half_chi2 forbids large changes of few pictures, "
+                    "forward_kl keeps every kind of picture alive. Others lie between.",
+                ),  # fmt: skip
+                io.Combo.Input(
+                    "strength", options=types.COMBOS["strength"], default="target KL",
+                    tooltip="What value means. target KL: how far the law may move, in nats a picture. target reward gain: by "
+                    "how much the mean score shall rise. alpha: the price itself, in units of the score; lower is stronger.",
+                ),  # fmt: skip
+                io.Float.Input(
+                    "value", default=1.0, min=1e-6, max=1e9, step=0.1, round=1e-6, tooltip="The number for the chosen strength."
+                ),
+                io.Int.Input("rank", default=16, min=1, max=1024, tooltip="Rank of the LoRA."),
+                io.Int.Input("updates", default=300, min=1, max=1000000, tooltip="Steps of the optimiser."),
+                io.Int.Input("batch_size", default=8, min=1, max=4096, tooltip="Pictures a step."),
+                io.Int.Input(
+                    "at_once", default=1, min=0, max=4096, tooltip="Pictures in memory at a time; 0 for the whole batch."
+                ),
+                io.Int.Input("width", default=512, min=16, max=16384, step=8, tooltip="Width of the pictures."),
+                io.Int.Input("height", default=512, min=16, max=16384, step=8, tooltip="Height of them."),
+                io.Int.Input(
+                    "steps", default=20, min=4, max=1000,
+                    tooltip="Steps of a draw while it learns, always with fresh noise (eta 1), so that the start is forgotten.",
+                ),  # fmt: skip
+                types.scheduler(),
+                io.Int.Input(
+                    "regressed_steps", default=8, min=0, max=1000,
+                    tooltip="adjoint_matching: steps of each draw that it learns from, a third of them the last; 0 for all.",
+                ),  # fmt: skip
+                io.Float.Input(
+                    "learning_rate", default=0.0003, min=1e-8, max=1.0, step=0.0001, round=1e-8, tooltip="Highest learning rate."
+                ),
+                io.Int.Input(
+                    "base_draws", default=64, min=8, max=100000,
+                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow. 64 or "
+                    "more.",
+                ),  # fmt: skip
+                io.Int.Input(
+                    "rounds", default=4, min=1, max=1000, tooltip="weighted_regression: how often fresh pictures are drawn."
+                ),
+                io.Combo.Input(
+                    "precision", options=types.COMBOS["training_precision"], default="auto",
+                    tooltip="auto: bfloat16 where the GPU has it, float32 elsewhere.",
+                ),  # fmt: skip
+                io.Boolean.Input(
+                    "gradient_checkpointing", default=True, tooltip="Computes a third more and needs far less memory."
+                ),
+                io.Int.Input(
+                    "first_seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Decides all randomness of the run."
+                ),
+                io.Int.Input("save_every", default=25, min=1, max=100000, tooltip="Steps between saves and pictures."),
+            ],
+            outputs=[
+                io.Model.Output("tuned_model", display_name="tuned", tooltip="The model with the LoRA at strength 1."),
+                io.String.Output("run", display_name="run", tooltip="The run's name, for Reward Curve."),
+                io.String.Output("file", display_name="file", tooltip="The LoRA, as the stock loader lists it."),
+                io.String.Output("report", display_name="report", tooltip="The strength in all its units, and what came of it."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(
+        cls, prompts: str, name: str, algorithm: str, divergence: str, strength: str, precision: str, scheduler: str
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        wrong = folders.check_run(name, "model", prompts)
+        return wrong or types.check_combos(
+            algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        oracle: OracleBase,
+        prompts: str,
+        text: str,
+        max_prompts: int,
+        name: str,
+        algorithm: str,
+        divergence: str,
+        strength: str,
+        value: float,
+        rank: int,
+        updates: int,
+        batch_size: int,
+        at_once: int,
+        width: int,
+        height: int,
+        steps: int,
+        scheduler: str,
+        regressed_steps: int,
+        learning_rate: float,
+        base_draws: int,
+        rounds: int,
+        precision: str,
+        gradient_checkpointing: bool,
+        first_seed: int,
+        save_every: int,
+    ) -> io.NodeOutput:
+        recipe = Recipe(name, rank, precision, gradient_checkpointing, (width, height), steps, scheduler)
+        settings = Settings(
+            algorithm=algorithm, divergence=divergence, strength=strength, value=value, updates=updates, batch=batch_size,
+            part=at_once, count=regressed_steps, last=max(regressed_steps // 3, 1), learning_rate=learning_rate,
+            base_draws=base_draws, rounds=rounds, pool=base_draws, seed=first_seed,
+        )  # fmt: skip
+        lines = gather_prompts(prompts, text, max_prompts)
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+        with torch.inference_mode(False):
+            run = _Run(model, vae, oracle, lines, encoded, recipe, settings)
+            average, known = run.tune(save_every)
+            return run.finish(average, known)
+
+
+class _Run:
+    """One fine-tuning of a ComfyUI model."""
+
+    def __init__(
+        self, model: Any, vae: Any, oracle: OracleBase, lines: list[str], encoded: list[Any], recipe: Recipe, settings: Settings
+    ) -> None:
+        self.model, self.oracle, self.lines, self.recipe, self.settings = model, oracle, lines, recipe, settings
+        self.name = folders.check_name(recipe.name, "model")
+        self.folder = run_folder(self.name)
+        self.made, dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
+        facts = {**asdict(recipe), **asdict(settings), "model": self.made, "oracle": oracle.fingerprint(), "prompts": lines}
+        claim_run(self.folder, facts, ("part", "gradient_checkpointing"))
+        latent = model.get_model_object("latent_format")
+        scale = getattr(latent, "spacial_downscale_ratio", 8)
+        shape = (latent.latent_channels, recipe.size[1] // scale, recipe.size[0] // scale)
+        base = bridge.copy_network(model, dtype)
+        conditions = bridge.conditions(base, encoded, shape)
+        adapters = Adapters(base.diffusion_model, (TUNED,), recipe.rank, settings.seed)
+        if recipe.gradient_checkpointing:
+            checkpoint_blocks(base.diffusion_model, adapters)
+        device, self.patchers = bridge.place([base])
+        self.lora = adapters.of[TUNED].to(device)
+        denoise, decode = bridge.denoiser(base, dtype), bridge.decoder(model, vae, device)
+        oracle.network.to(device)
+
+        def labels(rows: Tensor) -> dict[str, Tensor]:
+            return {key: value[rows.cpu()].to(device) for key, value in conditions.items()}
+
+        def four(network: Any) -> Any:
+            return lambda x, time, given: network(x, time.float().view(-1, 1, 1, 1), given)
+
+        def reward(latents: Tensor, rows: Tensor) -> Tensor:
+            return oracle.reward(decode(latents), [lines[int(i)] for i in rows]).float()
+
+        self.decode = decode
+        self.task = Task(
+            four(switched(denoise, adapters, None)), four(switched(denoise, adapters, TUNED)), self.lora, reward, labels,
+            len(lines), levels_of(model, recipe), shape, device, oracle.differentiable,
+        )  # fmt: skip
+
+    def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
+        """Tune, or go on; the LoRA's moving average, and what the base earned."""
+        bar, clock = bridge.Bar(self.settings.updates), Clock(self.settings.updates)
+        album = Album(self.folder, self._sheet)
+
+        def after_step(step: int, _ema: Ema) -> None:
+            if step % save_every == 0 or step == self.settings.updates:
+                album.add(step)
+            bar.show(step)
+            clock.step(step)
+
+        def report(step: int, pictures: int, means: Means) -> None:
+            show_text(f"{step} of {self.settings.updates} steps, reward {means['reward']:.4g}, {clock.left(step)}")
+
+        watch = Watch(
+            report, max(1, min(10, self.settings.updates // 50)), self.folder.log, bar.interrupted, (bridge.Cancelled,),
+            after_step=after_step,
+        )  # fmt: skip
+        show_text(f"Drawing {self.settings.base_draws} pictures of each of {len(self.lines)} prompts by the model as it is…")
+        try:
+            album.add(0)
+            ema, known = finetune(self.task, self.settings, self.folder.path, watch=watch, save_every=save_every)
+            return ema.shadow, known
+        except (KeyboardInterrupt, bridge.Cancelled):
+            bar.stop()
+        finally:
+            self.oracle.network.to("cpu")
+
+    def _sheet(self) -> tuple[Tensor, Tensor, list[float]]:
+        """Pictures [prompts, seeds, H, W, 3] by the network as it is now, their latents, and their rewards."""
+        rows = torch.arange(min(SHOWN, len(self.lines))).repeat_interleave(SEEDS)
+        latents = self.task.draw(rows, torch.Generator().manual_seed(self.settings.seed), at_once=max(self.settings.part, 1))
+        with torch.no_grad():
+            pictures = torch.cat([self.decode(part) for part in latents.split(1)])
+            rewards = self.oracle.reward(pictures, [self.lines[int(i)] for i in rows]).tolist()
+        return pictures.float().cpu().unflatten(0, (-1, SEEDS)), latents.float().cpu().unflatten(0, (-1, SEEDS)), rewards
+
+    def finish(self, average: dict[str, Tensor], known: Baseline) -> io.NodeOutput:
+        """Save the LoRA with its card, and hand the tuned model out."""
+        about = card(self.settings, known, model_name(self.model), self.oracle.name) | {"teacher_fingerprint": self.made}
+        half = {key: value.to(torch.float16).cpu() for key, value in average.items()}
+        tensors = lora_state_dict(half, self.lora.names)
+        file = Path(folder_paths.get_folder_paths("loras")[0]) / f"{self.name}.safetensors"
+        save_safetensors_atomically(tensors, file, about)
+        tuned = bridge.with_lora(self.model, dict(tensors))
+        tuned.set_attachments(CARD, about)
+        text = report_text(known, read_log(self.folder.log), self.task.process)
+        show_text(f"Saved {file.name}.\n{text}")
+        return io.NodeOutput(tuned, self.name, file.name, text)
+
+
+def run_folder(name: str) -> RunFolder:
+    """Where a run of that name is kept."""
+    return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / name)
+
+
+def levels_of(model: Any, recipe: Recipe) -> Process:
+    """The model's own noise levels by a stock scheduler, drawn through with fresh noise."""
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), recipe.scheduler, recipe.steps)
+    kind, _levels = bridge.noise_levels(model)
+    return Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
+
+
+def report_text(known: Baseline, log: list[dict[str, Any]], process: Process) -> str:
+    """What the strength is in all units, and what came of it."""
+    told = known.told()
+    tail = log[-max(len(log) // 10, 1) :]
+    mean = lambda name: sum(float(e[name]) for e in tail) / len(tail)  # noqa: E731
+    lines = [
+        f"alpha {told['alpha']:.4g} ({known.name}; like {told['alpha_as_kl']:.4g} of kl for small changes)",
+        f"the optimal law moves by {told['target_kl']:.3g} nats a picture, and its mean score is {told['target_reward']:.4g}",
+        f"the model as it was: {told['base_reward']:.4g}; while it learned, at the end: {mean('reward'):.4g}",
+    ]
+    if told["ess"] < 8:
+        lines.append("few base pictures carry the estimate: raise base_draws, or lower the strength")
+    if (share := process.realised_share()) < 0.98:
+        lines.append(f"the levels start at little noise: about {share:.0%} of the change can be reached")
+    return "\n".join(lines)
+
+
+class Album:
+    """Pictures along a run: a PNG each, and a line with reward and diversity in ``album.jsonl``."""
+
+    def __init__(self, folder: RunFolder, draw: Any) -> None:
+        self.file, self.draw = folder.path / "album.jsonl", draw
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What is there, oldest first."""
+        if not self.file.exists():
+            return []
+        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def add(self, step: int) -> None:
+        """Draw and note; once for each step, however often a run is resumed."""
+        kept = [entry for entry in self.entries() if entry["step"] < step]
+        if len(kept) < len(self.entries()) and step == 0:
+            return
+        pictures, latents, rewards = self.draw()
+        spread = [float((x[:, None] - x[None]).flatten(2).norm(dim=2).sum() / (len(x) * (len(x) - 1))) for x in latents]
+        entry = {"step": step, "reward": sum(rewards) / len(rewards), "spread": sum(spread) / len(spread)}
+        rows = [torch.cat(list(row), 1) for row in pictures]
+        sheet = Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).round().byte().numpy())
+        write_atomically(self.file.with_name(f"album_{step:06d}.png"), lambda part: sheet.save(part, "PNG"))
+        text = "".join(json.dumps(e) + "\n" for e in [*kept, entry])
+        write_atomically(self.file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+class ApprenticeRewardCurve(io.ComfyNode):
+    """What a fine-tuning did along its way."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ApprenticeRewardCurve",
+            display_name="Reward Curve",
+            category=CATEGORY,
+            description="Reward, change (KL) and variety along a run of Reward Finetune, and its pictures: where variety falls "
+            "while the reward still rises, the oracle is being flattered.",
+            inputs=[io.String.Input("run", default="my tuned model", tooltip="The run's name; connect Reward Finetune's run.")],
+            outputs=[
+                io.Image.Output("curve", display_name="curve", tooltip="Reward, KL, and variety against the model as it was."),
+                io.Image.Output("pictures", display_name="pictures", tooltip="The same prompts and noise along the run."),
+                io.String.Output("table", display_name="table", tooltip="The same as a table."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, run: Any) -> str:
+        """A run that went on has another curve."""
+        try:
+            return folders.digest(run_folder(folders.check_name(str(run), "run")).log)
+        except ValueError:
+            return ""
+
+    @classmethod
+    def execute(cls, run: str) -> io.NodeOutput:
+        folder = run_folder(folders.check_name(run, "run"))
+        album = Album(folder, None)
+        entries, log = album.entries(), read_log(folder.log) if folder.log.exists() else []
+        if not entries:
+            raise ValueError(f"There is no run '{run}' in output/apprentice/training; run Reward Finetune first.")
+        first = entries[0]["spread"] or 1.0
+        points = [{"pictures": e["step"], "shown": e["reward"], "variety": e["spread"] / first} for e in entries]
+        batch = max(log[-1]["pictures"] // max(log[-1]["step"], 1), 1) if log else 1
+        learned = [{**entry, "pictures": entry["pictures"] / batch} for entry in log]
+        titles = {
+            "reward": "reward of the pictures that it learned from", "kl": "KL of the path to the model's own, nats a picture",
+            "shown": "reward of the pictures shown", "variety": "variety of the pictures shown; 1 is the model as it was",
+        }  # fmt: skip
+        sheets = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(folder.path.glob("album_*.png"))]
+        pictures = torch.from_numpy(np.stack(sheets)).float() / 255
+        table = ["| step | reward | variety |", "| ---: | ---: | ---: |"]
+        table += [f"| {e['step']} | {e['reward']:.4g} | {e['spread'] / first:.3f} |" for e in entries]
+        return io.NodeOutput(loss_chart([*learned, *points], titles), pictures, "\n".join(table))
+
