@@ -31,6 +31,7 @@ from .distill import Clock, claim_run, switched
 from .types import CATEGORY, Oracle
 
 TUNED = "tuned"
+LEAST = 0.1  # noise to picture, below which the last step goes to the clean picture
 SHOWN, SEEDS = 2, 4  # prompts and pictures of each that are drawn along the run
 
 
@@ -298,7 +299,8 @@ def levels_of(model: Any, recipe: Recipe) -> Process:
     """The model's own noise levels by a stock scheduler, drawn through with fresh noise."""
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), recipe.scheduler, recipe.steps)
     kind, _levels = bridge.noise_levels(model)
-    return Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
+    whole = Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
+    return whole.ending_at(LEAST)
 
 
 def report_text(known: Baseline, log: list[dict[str, Any]], process: Process) -> str:

@@ -122,6 +122,16 @@ class Process:
         t = torch.as_tensor(times, dtype=torch.float64)
         return cls(1 - t, t, t, eta)
 
+    def ending_at(self, least: float) -> Process:
+        """Without the levels of less noise than ``least`` (b / a), the last step going from there to clean.
+
+        Down there little is left to decide, and a network that is tuned at all levels at once pays many nats for changes that
+        nobody sees: the price of a step goes as 1 / b^2. Two steps are always left.
+        """
+        ratio = self.b / self.a
+        kept = (ratio >= least) | (ratio == 0) | (torch.arange(len(ratio)) < 2)
+        return Process(self.a[kept], self.b[kept], self.times[kept], self.eta)
+
     @property
     def steps(self) -> int:
         """K."""

@@ -151,3 +151,13 @@ def _recomputed(forward: Callable[..., Any], adapters: Adapters | None) -> Calla
         return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
     return run
+
+
+@torch.no_grad()
+def merge(network: nn.Module, lora: Lora) -> None:
+    """Add B A to the weights of ``network``, another copy of the one that ``lora`` was made for; it is without hooks after."""
+    layers = adaptable(network)
+    for number, name in enumerate(lora.names):
+        layer, down, up = layers[name], lora.down[number], lora.up[number]
+        change = up.flatten(1) @ down.flatten(1)
+        layer.weight.add_(change.view_as(layer.weight).to(layer.weight.dtype))

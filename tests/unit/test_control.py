@@ -166,6 +166,13 @@ def test_the_exact_control_has_no_gradient_on_average() -> None:
     assert report.kl == pytest.approx(cost, rel=1e-5)
 
 
+def test_levels_of_little_noise_are_left_to_the_last_step() -> None:
+    whole = Process.edm([10.0, 3, 1, 0.3, 0.05, 0.01, 0])
+    assert whole.ending_at(0.1).b.tolist() == [10.0, 3, 1, 0.3, 0]
+    assert whole.ending_at(100.0).b.tolist() == [10.0, 3, 0]
+    assert Process.flow([1.0, 0.5, 0.02, 0]).ending_at(0.1).times.tolist() == [1.0, 0.5, 0]
+
+
 def test_steps_are_the_last_ones_and_a_random_rest() -> None:
     process = Process.edm([*torch.linspace(10, 0.5, 20).tolist(), 0.0])
     assert control.noisy_steps(process) == list(range(19))  # the last step, to the clean picture, has no noise
