@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ class Plan:
 
     toy_seeds: int
     toy_updates: int
-    strengths: tuple[float, ...]  # alphas of the tiny world, and 0 for no price at all
+    alpha: float  # of the tiny world
     updates: int
+    others: int  # updates of the ways that it is compared with
     batch: int
     distilled: int  # pictures that the student draws while it learns from the tuned teacher
     prompts: int
@@ -57,8 +58,8 @@ class Plan:
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(1, 200, (1.0,), 4, 4, 64, 12, 2)
-        return cls(3, 1200, (1.0,), 120, 12, 6400, 120, 4)
+            return cls(1, 200, 0.5, 4, 4, 4, 64, 12, 2)
+        return cls(3, 1200, 0.5, 200, 50, 12, 6400, 120, 4)
 
 
 # ------------------------------------------------------------------------------------------------------------- toy
@@ -111,19 +112,28 @@ def toy_frontier() -> dict[str, list[tuple[float, float]]]:
 # ----------------------------------------------------------------------------------------------------------- world
 
 
-def tune(tuned: Tuned, plan: Plan, alpha: float, folder: Path, say: Say) -> None:
+def ways(plan: Plan) -> dict[str, Settings]:
+    """How the teacher is tuned: as it should be, and two others."""
+    own = Settings(
+        value=plan.alpha, updates=plan.updates, batch=plan.batch, base_draws=2, learning_rate=1e-3, count=6, last=2,
+        ema_half_life=500,
+    )  # fmt: skip
+    return {
+        f"adjoint matching, alpha {plan.alpha:g}": own,
+        "weighted regression, the same alpha": replace(own, algorithm="weighted_regression", base_draws=16, pool=16, rounds=2),
+        "no price": replace(own, algorithm="path_kl", value=1e-3, updates=plan.others),
+    }
+
+
+def tune(tuned: Tuned, name: str, settings: Settings, folder: Path, say: Say) -> None:
     """Tune the teacher by the gate's oracle, on training prompts; the LoRA holds the moving average."""
     prompts = [p.text() for p in training_prompts(64, seed=3)]
 
     def report(step: int, _pictures: int, means: Means) -> None:
-        say(f"alpha {alpha:g}, update {step}: reward {means['reward']:.2f}, KL {means['kl']:.2f}")
+        say(f"{name}, update {step}: reward {means['reward']:.2f}, KL {means['kl']:.2f}")
 
-    settings = Settings(
-        value=alpha, updates=plan.updates, batch=plan.batch, base_draws=2, learning_rate=5e-4, count=5, last=2, ema_half_life=200
-    )
-    ema, _known = finetune(
-        tuned.task(prompts, tuned.world.oracle), settings, folder / f"tuned_{alpha:g}", watch=Watch(report, 20), save_every=10**6
-    )
+    task = tuned.task(prompts, tuned.world.oracle)
+    ema, _known = finetune(task, settings, folder / name, watch=Watch(report, 20), save_every=10**6)
     tuned.lora.load_state_dict(ema.shadow)
 
 
@@ -240,18 +250,18 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
     world, laws = World(), list[tuple[str, Measured]]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for alpha in plan.strengths:
-            tuned = Tuned(world if alpha == plan.strengths[0] else World(), 16, 0)
+        networks = []
+        for name, settings in ways(plan).items():
+            tuned = Tuned(World(), 16, 0)
             if not laws:
-                laws.append(("teacher", measure(world, by_teacher(tuned, None), plan.prompts, plan.seeds)))
-            tune(tuned, plan, alpha, folder, say)
-            laws.append((f"tuned, alpha {alpha:g}", measure(world, by_teacher(tuned, TUNED), plan.prompts, plan.seeds)))
-            if alpha == plan.strengths[0]:
-                network = merged(tuned)
+                laws.append(("the teacher", measure(world, by_teacher(tuned, None), plan.prompts, plan.seeds)))
+            tune(tuned, name, settings, folder, say)
+            laws.append((name, measure(world, by_teacher(tuned, TUNED), plan.prompts, plan.seeds)))
+            networks.append(merged(tuned))
         figures.rows = [row_of(*law) for law in laws]
         print_table(figures.rows)
         figures.claims |= against(laws[0][1], laws[1][1])
-        after = redistil(world, network, plan.distilled, folder, say)
+        after = redistil(world, networks[0], plan.distilled, folder, say)
     table, claims = loop(world, after, plan.prompts * 2)
     figures.findings["loop"] = table
     figures.claims |= claims

@@ -139,6 +139,18 @@ def promptkd(
 
 
 @bench.command()
+def control(
+    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("control.png"),
+) -> None:
+    """Fine-tuning by an oracle: an exact 1-D problem, the tiny world's teacher, and the loop closed with its student."""
+    figures = _benchmark("control").run(quick, plot, lambda text: typer.echo(text, err=True))
+    if json:
+        figures.save(json)
+
+
+@bench.command()
 def sid(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
