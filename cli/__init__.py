@@ -11,6 +11,7 @@ import typer
 from .calibrate import calibrate
 from .convert import convert
 from .distill import distill
+from .finetune import finetune
 from .models import models
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
@@ -20,6 +21,7 @@ app.add_typer(distill, name="distill")
 app.add_typer(models, name="models")
 app.command()(calibrate)
 app.command()(convert)
+app.command()(finetune)
 
 
 @app.callback()

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .running import Device, Precision, pick_device, progress_bar, stop_signals, told_in_words
+from .running import Device, Precision, check_out, claim, pick_device, read_lines, told_in_words, watched
 
 if TYPE_CHECKING:
-    from ..training.loop import Watch
     from ..training.processes import Processes
-    from ..training.run_folder import RunFolder
 
 _LARGE = "A large CLIP with both towers: .safetensors, OpenAI's .pt; open_clip's, OpenAI's or transformers' layout."
 _WORK = "The run's folder: checkpoint, losses; OUT with .run."
@@ -53,7 +51,7 @@ def promptkd_teacher(
     from ..training.promptkd import SourceSettings
 
     with told_in_words(), _processes() as processes:
-        _check_out(out, force)
+        check_out(out, force)
         classes, items = labelled_folder(labelled)
         chosen, large = few_shot(items, shots, seed), load_clip(clip)
         pictures = DomainPictures([item.path for item in chosen], large.picture_size, augment=True, seed=seed)
@@ -64,9 +62,9 @@ def promptkd_teacher(
             **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
             "pictures": critics.digest(pictures.sources()),
         }  # fmt: skip
-        folder = _claim(work or out.with_suffix(".run"), facts, processes)
+        folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place(large.network, device, precision, processes)
-        with _watched(folder, settings.schedule(len(pictures)).steps, settings.batch, processes) as watch:
+        with watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch:
             teacher = critics.make_teacher(
                 large, classes, pictures, [item.label for item in chosen], settings, folder.path, save_every=save_every,
                 watch=watch, processes=processes,
@@ -113,9 +111,9 @@ def promptkd(
     from ..training.promptkd import Settings
 
     with told_in_words(), _processes() as processes:
-        _check_out(out, force)
-        classes, large, small = _lines(words), load_clip(teacher), load_clip(student)
-        teach = critics.load_teacher(large, tokens, _lines(templates) if templates else ())
+        check_out(out, force)
+        classes, large, small = read_lines(words), load_clip(teacher), load_clip(student)
+        teach = critics.load_teacher(large, tokens, read_lines(templates) if templates else ())
         domain = DomainPictures(pictures_in(pictures), large.picture_size, augment, seed)
         settings = Settings(
             epochs=epochs, batch=batch, learning_rate=lr, temperature=temperature, weight=weight, precision=precision.value,
@@ -125,10 +123,10 @@ def promptkd(
             **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual), "teacher": critics.fingerprint(teach),
             "classes": classes, "pictures": critics.digest(domain.sources()), "augment": augment,
         }  # fmt: skip
-        folder = _claim(work or out.with_suffix(".run"), facts, processes)
+        folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         for network in (teach.clip, small.network):
             _place(network, device, precision, processes)
-        with _watched(folder, settings.schedule(len(domain)).steps, settings.batch, processes) as watch:
+        with watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch:
             critic = critics.make_critic(
                 out.stem, teach, small, classes, domain, settings, folder.path, depth=depth,
                 sources=None if augment else domain.sources(), save_every=save_every, watch=watch, processes=processes,
@@ -149,60 +147,7 @@ def _processes() -> Iterator[Processes]:
         processes.end()
 
 
-def _check_out(out: Path, force: bool) -> None:
-    if out.suffix != ".safetensors":
-        raise ValueError(f"{out.name} must end in .safetensors.")
-    if out.exists() and not force:
-        raise ValueError(f"{out} is there already; add --force to overwrite it.")
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text in UTF-8; save it as such, one entry a line.") from error
-
-
-def _claim(path: Path, facts: dict[str, Any], processes: Processes) -> RunFolder:
-    """Take the run's folder.
-
-    Raises:
-        ValueError: It holds another run.
-    """
-    from ..training.run_folder import RunFolder
-
-    folder = RunFolder(path)
-    if processes.main and (other := folder.claim(facts, free=())):
-        raise ValueError(
-            f"{path} holds a run with another {' and '.join(list(other)[:3])}: give the same options or another --work."
-        )
-    return folder
-
-
 def _place(network: Any, device: Device, precision: Precision, processes: Processes) -> None:
     import torch
 
     network.to(pick_device(device.value, processes), torch.float16 if precision == Precision.FP16 else torch.float32)
-
-
-@contextmanager
-def _watched(folder: RunFolder, steps: int, batch: int, processes: Processes) -> Iterator[Watch]:
-    """A bar, a log, and Ctrl-C that saves."""
-    from ..training.loop import Watch
-
-    def stopped_text() -> str:
-        return f"Stopped: {folder.pictures_seen(1):,} of {steps:,} steps are saved in {folder.path}. The same command goes on."
-
-    with stop_signals() as stopped:
-        try:
-            if processes.main:
-                with progress_bar("Distilling", steps, folder.pictures_seen(1)) as (after_step, report):
-                    yield Watch(report, 10, folder.log, stopped, after_step=after_step)
-            else:
-                yield Watch(interrupted=stopped)
-        except KeyboardInterrupt:
-            if processes.main:
-                typer.echo(stopped_text())
-            raise
-
-

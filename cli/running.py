@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from ..training.loop import Ema, Means
+    from ..training.loop import Ema, Means, Watch
     from ..training.processes import Processes
+    from ..training.run_folder import RunFolder
 
 
 class Device(str, Enum):
@@ -47,7 +49,7 @@ def told_in_words() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def pick_device(asked: str, processes: Processes) -> str:
+def pick_device(asked: str, processes: Processes | None = None) -> str:
     """Where to compute.
 
     Raises:
@@ -55,7 +57,7 @@ def pick_device(asked: str, processes: Processes) -> str:
     """
     import torch
 
-    if processes.count > 1:
+    if processes is not None and processes.count > 1:
         found = str(processes.accelerator.device)
         if asked not in ("auto", found.split(":")[0]):
             raise ValueError(f"accelerate launch computes on {found}, not on {asked}: leave --device out.")
@@ -104,3 +106,69 @@ def progress_bar(label: str, steps: int, done: int) -> Iterator[tuple[Callable[[
                 typer.echo(f"step {step:,}, pictures {pictures:,}, {losses[0]}", err=True)
 
         yield after_step, report
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Whether the file can be made.
+
+    Raises:
+        ValueError: It can't.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out.name} must end in .safetensors.")
+    if out.exists() and not force:
+        raise ValueError(f"{out} is there already; add --force to overwrite it.")
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text that aren't blank.
+
+    Raises:
+        ValueError: It isn't a text in UTF-8.
+        OSError: It can't be read.
+    """
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8; save it as such, one entry a line.") from error
+
+
+def claim(path: Path, facts: dict[str, Any], free: tuple[str, ...], processes: Processes | None = None) -> RunFolder:
+    """Take the run's folder; what is ``free`` may change while a run goes on.
+
+    Raises:
+        ValueError: It holds another run.
+    """
+    from ..training.run_folder import RunFolder
+
+    folder = RunFolder(path)
+    if (processes is None or processes.main) and (other := folder.claim(facts, free=free)):
+        raise ValueError(
+            f"{path} holds a run with another {' and '.join(list(other)[:3])}: give the same options or another --work."
+        )
+    return folder
+
+
+@contextmanager
+def watched(label: str, folder: RunFolder, steps: int, processes: Processes | None = None) -> Iterator[Watch]:
+    """A bar, a log, and Ctrl-C that saves."""
+    from ..training.loop import Watch
+
+    main = processes is None or processes.main
+
+    def stopped_text() -> str:
+        return f"Stopped: {folder.pictures_seen(1):,} of {steps:,} steps are saved in {folder.path}. The same command goes on."
+
+    with stop_signals() as stopped:
+        try:
+            if main:
+                with progress_bar(label, steps, folder.pictures_seen(1)) as (after_step, report):
+                    yield Watch(report, 10, folder.log, stopped, after_step=after_step)
+            else:
+                yield Watch(interrupted=stopped)
+        except KeyboardInterrupt:
+            if main:
+                typer.echo(stopped_text())
+            raise
+
+
