@@ -44,9 +44,7 @@ Say = Callable[[str], None]
 class Plan:
     """How much is measured."""
 
-    toy_seeds: int
-    toy_updates: int
-    alpha: float  # of the tiny world
+    alpha: float
     updates: int
     others: int  # updates of the ways that it is compared with
     batch: int
@@ -58,20 +56,21 @@ class Plan:
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(1, 200, 0.5, 4, 4, 4, 64, 12, 2)
-        return cls(3, 1200, 0.5, 200, 50, 12, 6400, 120, 4)
+            return cls(0.5, 4, 4, 4, 64, 12, 2)
+        return cls(0.5, 200, 50, 12, 6400, 120, 4)
 
 
 # ------------------------------------------------------------------------------------------------------------- toy
 
 
-def toy_rows(plan: Plan, say: Say) -> tuple[list[dict[str, Any]], dict[str, Claim]]:
-    """Adjoint Matching on the mixture, against the exact law."""
-    rows, claims = [], {}
+def run_toy(quick: bool, plot: Path, say: Say) -> Figures:
+    """Adjoint Matching on the mixture against the exact law; the plot shows exact laws of all divergences."""
+    seeds, updates = (1, 300) if quick else (3, 2000)
+    figures = Figures("control-toy", {"alpha": ALPHA, "seeds": seeds, "updates": updates})
     for name in ("kl", "half_chi2"):
         found: dict[str, list[float]] = {"W1": [], "P(x>0)": [], "E r": [], "CPU seconds": []}
-        for seed in range(plan.toy_seeds):
-            outcome = toy.solve(ALPHA, name, updates=plan.toy_updates, seed=seed)
+        for seed in range(seeds):
+            outcome = toy.solve(ALPHA, name, updates=updates, seed=seed)
             x = outcome.samples
             values = (toy.wasserstein(x, ALPHA, name), float((x > 0).float().mean()), float(toy.reward(x[:, None]).mean()))
             for key, value in zip(found, (*values, outcome.seconds), strict=True):
@@ -79,13 +78,20 @@ def toy_rows(plan: Plan, say: Say) -> tuple[list[dict[str, Any]], dict[str, Clai
             say(f"toy, {name}, seed {seed}: W1 {values[0]:.4f} in {outcome.seconds:.0f} CPU seconds")
         exact = toy.exact_quantiles(ALPHA, name, 50_000).float()
         truth = {"P(x>0)": float((exact > 0).float().mean()), "E r": float(toy.reward(exact[:, None]).mean())}
-        row: dict[str, Any] = {"divergence": name, "seeds": plan.toy_seeds}
+        row: dict[str, Any] = {"divergence": name, "seeds": seeds}
         for key, values_of in found.items():
             row[key] = str(mean_of_seeds(values_of)) + (f" (exact {truth[key]:.3f})" if key in truth else "")
-        rows.append(row)
+        figures.rows.append(row)
         if name == "kl":
-            claims = {"toy_w1": mean_of_seeds(found["W1"]), "toy_cpu_seconds": mean_of_seeds(found["CPU seconds"])}
-    return rows, claims
+            figures.claims["toy_w1"], figures.claims["toy_cpu_seconds"] = (
+                mean_of_seeds(found[key]) for key in ("W1", "CPU seconds")
+            )
+    figures.findings["frontier"] = toy_frontier()
+    print_table(figures.rows)
+    for name, claim in figures.claims.items():
+        print(f"{name}: {claim}")
+    draw_toy(figures.findings["frontier"], plot)
+    return figures
 
 
 def toy_frontier() -> dict[str, list[tuple[float, float]]]:
@@ -237,16 +243,13 @@ def loop(world: World, after: TinyUNet, prompts: int) -> tuple[list[dict[str, An
 
 
 def run(quick: bool, plot: Path, say: Say) -> Figures:
-    """Measure everything; the plot shows the toy's laws and the tiny world's.
+    """Tune the tiny world's teacher, measure it, close the loop; the plot shows the laws.
 
     Raises:
         FileNotFoundError: The tiny world's weights are not there.
     """
     plan = Plan.of(quick)
     figures = Figures("control", {"plan": vars(plan)})
-    rows, figures.claims = toy_rows(plan, say)
-    figures.findings["toy"], figures.findings["frontier"] = rows, toy_frontier()
-    print_table(rows)
     world, laws = World(), list[tuple[str, Measured]]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -268,25 +271,37 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
     print_table(table)
     for name, claim in figures.claims.items():
         print(f"{name}: {claim}")
-    draw(figures.findings["frontier"], laws, plot)
+    draw(laws, plot)
     return figures
 
 
-def draw(frontier: dict[str, list[tuple[float, float]]], laws: list[tuple[str, Measured]], path: Path) -> None:
-    """Left the toy: spread over reward for each divergence; right the tiny world's laws."""
+def draw_toy(frontier: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Spread over reward for each divergence."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
     for name, points in frontier.items():
-        axes[0].plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
-    axes[0].set(title="1-D mixture, exact laws", xlabel="mean reward", ylabel="standard deviation")
-    axes[0].legend(fontsize=8)
-    for name, m in laws:
-        axes[1].plot(m.score(True).value, m.diversity(), "o", label=f"{name}: oracle {m.score(False).value:.2f}")
-    axes[1].set(title="tiny world's teacher", xlabel="score of the judge that nobody was tuned by", ylabel="diversity")
-    axes[1].legend(fontsize=8)
-    for axis in axes:
-        axis.grid(alpha=0.3)
+        axis.plot(*zip(*points, strict=True), "o-", markersize=3, label=name)
+    axis.set(title="1-D mixture, exact laws", xlabel="mean reward", ylabel="standard deviation")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
+
+def draw(laws: list[tuple[str, Measured]], path: Path) -> None:
+    """Each law by the score of either judge, and by its variety."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, judge in zip(axes, (False, True), strict=True):
+        for name, m in laws:
+            claim = m.score(judge)
+            bars = [[claim.value - claim.lo], [claim.hi - claim.value]]
+            axis.errorbar(claim.value, m.diversity(), xerr=bars, fmt="o", capsize=3, label=name)
+        axis.set(xlabel="score of the judge that nobody was tuned by" if judge else "score of the oracle that tuned")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("diversity")
+    axes[1].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

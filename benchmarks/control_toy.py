@@ -85,7 +85,7 @@ def wasserstein(samples: Tensor, alpha: float, divergence: str) -> float:
 
 
 def solve(
-    alpha: float, divergence: str, *, steps: int = 80, updates: int = 1200, batch: int = 512, rate: float = 1e-2, seed: int = 0,
+    alpha: float, divergence: str, *, steps: int = 80, updates: int = 2000, batch: int = 512, rate: float = 1e-2, seed: int = 0,
     passes: int = 2, draws: int = 100_000,
 ) -> Outcome:  # fmt: skip
     """Tune, and draw; CPU seconds are those of the tuning."""
@@ -101,6 +101,6 @@ def solve(
         lam = solve_dual(reward(x0), alpha, divergence).lam
         tilted = lambda x: surrogate_reward(reward(x), lam, alpha, divergence)  # noqa: E731
     problem = Problem(denoise, control, tilted, alpha, process, start)
-    adjoint_matching(problem, list(control.parameters()), updates, batch, rate, rng, passes=passes)
+    adjoint_matching(problem, list(control.parameters()), updates, batch, rate, rng, passes=passes, averaged=0.3)
     seconds = time.process_time() - started
     return Outcome(problem.draw(torch.Generator().manual_seed(seed + 1), draws)[-1][:, 0], seconds)

@@ -145,9 +145,11 @@ def control(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("control.png"),
+    toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
 ) -> None:
-    """Fine-tuning by an oracle: an exact 1-D problem, the tiny world's teacher, and the loop closed with its student."""
-    figures = _benchmark("control").run(quick, plot, lambda text: typer.echo(text, err=True))
+    """Fine-tuning by an oracle: the tiny world's teacher, and the loop closed with its student."""
+    benchmark = _benchmark("control")
+    figures = (benchmark.run_toy if toy else benchmark.run)(quick, plot, lambda text: typer.echo(text, err=True))
     if json:
         figures.save(json)
 

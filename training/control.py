@@ -379,6 +379,7 @@ def adjoint_matching(
     count: int = 0,
     last: int = 0,
     even: bool = False,
+    averaged: float = 0.0,
     watch: Callable[[int, Report], None] | None = None,
 ) -> list[Report]:
     """Adjoint Matching (arXiv 2409.08861) on plain tensors: any networks, any reward, any schedule.
@@ -392,7 +393,9 @@ def adjoint_matching(
         passes: Adam's steps a round, each on another part of the draws' rows: more than one where networks are cheaper than
             draws.
         count: See ``draw_targets``.
+        averaged: Part of the run, at its end, whose parameters are averaged; the mean is what is left.
     """
+    mean, first = [p.detach().clone() for p in parameters], updates - round(averaged * updates)
     optimiser = torch.optim.Adam(list(parameters), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     reports = []
@@ -407,8 +410,15 @@ def adjoint_matching(
         schedule.step()
         share = len(noisy_steps(problem.process)) * batch / len(targets)
         reports.append(Report(loss, values.mean().item(), cost * share))
+        if number >= first:
+            for total, parameter in zip(mean, parameters, strict=True):
+                total.lerp_(parameter.detach(), 1 / (number - first + 1))
         if watch:
             watch(number + 1, reports[-1])
+    if averaged:
+        with torch.no_grad():
+            for total, parameter in zip(mean, parameters, strict=True):
+                parameter.copy_(total)
     return reports
 
 
