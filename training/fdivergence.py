@@ -248,35 +248,44 @@ def kl_to_base(solution: DualSolution) -> float:
 def alpha_for_kl(rewards: Tensor, target: float, divergence_name: str = "kl") -> float:
     """The strength at which KL(q* || p) is ``target``, in nats a picture.
 
+    Args:
+        rewards: [N] of samples of p; or [prompts, N], then the target is for the mean over prompts.
+
     Raises:
         ValueError: The samples can't show so large a KL, or the target is not above 0.
     """
-    most = math.log(len(rewards))
-    if not 0 < target < most:
-        raise ValueError(f"A KL of {target:g} can't be seen on {len(rewards)} samples; ask for one between 0 and {most:.2f}.")
-    return _strength(rewards, lambda solution: kl_to_base(solution) - target, divergence_name, "KL")
+    count = rewards.shape[-1]
+    if not 0 < target < math.log(count):
+        raise ValueError(f"A KL of {target:g} can't be seen on {count} samples; ask for one between 0 and {math.log(count):.2f}.")
+    return _strength(rewards, lambda _row, solution: kl_to_base(solution), target, divergence_name, "KL")
 
 
 def alpha_for_reward(rewards: Tensor, target: float, divergence_name: str = "kl") -> float:
     """The strength at which the mean reward of q* is ``target``.
 
+    Args:
+        rewards: [N] of samples of p; or [prompts, N], then the target is for the mean over prompts.
+
     Raises:
         ValueError: The target isn't between the samples' mean and their best.
     """
-    mean, best = float(rewards.double().mean()), float(rewards.max())
+    mean, best = float(rewards.double().mean()), float(rewards.double().amax(-1).mean())
     if not mean < target < best:
         raise ValueError(f"A mean reward of {target:g} is out of reach: the samples have {mean:.4g}, the best {best:.4g}.")
-    return _strength(rewards, lambda solution: expected_reward(rewards, solution) - target, divergence_name, "reward")
+    return _strength(rewards, expected_reward, target, divergence_name, "reward")
 
 
-def _strength(rewards: Tensor, excess: Callable[[DualSolution], float], name: str, what: str) -> float:
-    """The alpha with no excess, by halving its logarithm: reward and divergence fall as alpha rises."""
-    spread = float(rewards.double().std()) or 1.0
+def _strength(
+    rewards: Tensor, measure: Callable[[Tensor, DualSolution], float], target: float, name: str, what: str
+) -> float:
+    """The alpha at which the measure's mean is the target, by halving its logarithm: the measure falls as alpha rises."""
+    rows = rewards.double().reshape(-1, rewards.shape[-1])
+    spread = float(rows.std(1).mean()) or 1.0
     low, high = math.log(spread * 1e-3), math.log(spread * 1e4)
 
     def over(log_alpha: float) -> bool | None:
         try:
-            return excess(solve_dual(rewards, math.exp(log_alpha), name)) > 0
+            return sum(measure(row, solve_dual(row, math.exp(log_alpha), name)) for row in rows) / len(rows) > target
         except NoOptimumError:
             return None
 

@@ -195,12 +195,11 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
     Raises:
         ValueError: The target can't be reached, or no density is optimal.
     """
-    alpha, centred = settings.value, rewards - rewards.mean(1, keepdim=True)
-    # A target is for prompts on average, so the strength is found on all prompts' rewards, each about its own mean.
+    alpha = settings.value
     if settings.strength == "target KL":
-        alpha = alpha_for_kl(centred.flatten(), settings.value, settings.divergence)
+        alpha = alpha_for_kl(rewards, settings.value, settings.divergence)
     elif settings.strength == "target reward gain":
-        alpha = alpha_for_reward(centred.flatten(), settings.value, settings.divergence)
+        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, settings.divergence)
     return Baseline(rewards, alpha, [solve_dual(row, alpha, settings.divergence) for row in rewards], settings.divergence)
 
 

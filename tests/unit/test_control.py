@@ -276,3 +276,43 @@ def test_what_cannot_be_a_process_is_refused() -> None:
         Process.edm([1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match="has no gradient"):
         control.reward_gradient(lambda x: x.detach()[:, 0], torch.zeros(2, 1))
+
+
+class Held:
+    """How many bytes autograd holds for backward passes at most, whatever machine it runs on."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+
+    def measure(self, call: Any) -> int:
+        held = self
+
+        class Kept:
+            def __init__(self, value: Tensor) -> None:
+                self.value, self.size = value, value.untyped_storage().nbytes()
+                held.now += self.size
+                held.peak = max(held.peak, held.now)
+
+            def __del__(self) -> None:
+                held.now -= self.size
+
+        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.value):
+            call()
+        return self.peak
+
+
+@pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl"])
+def test_memory_is_that_of_one_network_however_many_steps_there_are(algorithm: str) -> None:
+    def bytes_held(steps: int) -> int:
+        network = toy.Control(0, width=256)
+        start = lambda g, n: torch.randn(n, 1, generator=g) * toy.SIGMA_MAX  # noqa: E731
+        problem = Problem(toy.denoise, network, toy.reward, 0.5, toy.levels(steps), start)
+        rng = torch.Generator().manual_seed(0)
+        if algorithm == "adjoint_matching":
+            return Held().measure(lambda: control.adjoint_step(problem, rng, 64, part=64))
+        return Held().measure(lambda: control.path_kl_step(problem, rng, 64))
+
+    few, many = bytes_held(8), bytes_held(64)
+    assert many < 1.6 * few
+    # One network on the batch: its layers' inputs, twice 256 wide, and what the activations keep.
+    assert few < 12 * 64 * 256 * 4 * 2

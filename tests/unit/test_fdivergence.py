@@ -174,6 +174,12 @@ def test_strength_by_a_target(name: str) -> None:
     assert expected_reward(r, by_reward) == pytest.approx(0.6, abs=1e-6)
 
 
+def test_a_target_for_several_prompts_is_for_their_mean() -> None:
+    r = torch.randn(3, 300, generator=torch.Generator().manual_seed(6), dtype=torch.float64) * torch.tensor([[1.0], [2.0], [0.1]])
+    alpha = alpha_for_kl(r, 0.3)
+    assert sum(kl_to_base(solve_dual(row, alpha)) for row in r) / 3 == pytest.approx(0.3, abs=1e-6)
+
+
 def test_bad_input_is_told_in_words() -> None:
     r = torch.rand(10)
     for bad, words in (

@@ -102,7 +102,7 @@ def test_the_strength_follows_from_a_target(name: str) -> None:
     for strength, value, told in (("target KL", 0.1, "target_kl"), ("target reward gain", 0.1, "target_reward")):
         known = baseline(rewards, Settings(strength=strength, value=value, divergence=name))
         wanted = value if told == "target_kl" else float(rewards.mean()) + value
-        assert known.told()[told] == pytest.approx(wanted, abs=0.01)
+        assert known.told()[told] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_every_prompt_has_its_own_lambda_and_rounds_multiply_to_the_weights() -> None:
