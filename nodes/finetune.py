@@ -80,7 +80,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                     "algorithm", options=types.COMBOS["algorithm"], default="adjoint_matching",
                     tooltip="adjoint_matching: reaches the optimal law, memory of one picture's step. path_kl: the same law, "
                     "straight through the sampler. weighted_regression: for oracles without gradient. preview: last step only, "
-                    "a quick look that leads to no law.",
+                    "a quick look that leads to no law. direct: for one-step students; each picture moves to a better one near.",
                 ),  # fmt: skip
                 io.Combo.Input(
                     "divergence", options=types.COMBOS["divergence"], default="kl",
@@ -236,7 +236,7 @@ class _Run:
         self.decode = decode
         self.task = Task(
             four(switched(denoise, adapters, None)), four(switched(denoise, adapters, TUNED)), self.lora, reward, labels,
-            len(lines), levels_of(model, recipe), shape, device, oracle.differentiable,
+            len(lines), levels_of(model, recipe, settings.algorithm), shape, device, oracle.differentiable,
         )  # fmt: skip
 
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
@@ -295,10 +295,14 @@ def run_folder(name: str) -> RunFolder:
     return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / name)
 
 
-def levels_of(model: Any, recipe: Recipe) -> Process:
-    """The model's own noise levels by a stock scheduler, drawn through with fresh noise."""
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), recipe.scheduler, recipe.steps)
-    kind, _levels = bridge.noise_levels(model)
+def levels_of(model: Any, recipe: Recipe, algorithm: str) -> Process:
+    """The model's own noise levels by a stock scheduler, drawn through with fresh noise; a one-step student's is its first."""
+    sampling, (kind, _levels) = model.get_model_object("model_sampling"), bridge.noise_levels(model)
+    if algorithm == "direct":
+        known = json.loads(model.attachments.get(CARD, {}).get("sigmas", "[]")) or [float(sampling.sigma_max)]
+        only = torch.tensor([known[0], 0.0], dtype=torch.float64)
+        return Process.flow(only) if kind == "flow" else Process.edm(only)
+    sigmas = comfy.samplers.calculate_sigmas(sampling, recipe.scheduler, recipe.steps)
     whole = Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
     return whole.ending_at(LEAST)
 

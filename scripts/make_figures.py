@@ -110,6 +110,33 @@ def promptkd_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+CONTROL_WORDS = {
+    "reward_gain": "score of the oracle that tuned, tuned minus before",
+    "unseen_judge_gain": "score of the judge that nobody was tuned by, tuned minus before",
+    "diversity_ratio": "diversity, tuned over before",
+    "loop_quality_gain": "judge's score of adaptive collaboration at equal evaluations, with the new student minus the old",
+    "loop_reject_share_change": "part of the drafts below the old median, new student minus old",
+    "toy_w1": "1-D mixture, KL, alpha 0.5: distance W1 to the exact law",
+    "toy_cpu_seconds": "CPU seconds of that",
+}
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows with the same keys."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
+    return lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+
+
+def control_figures(results: dict[str, Any], toy: dict[str, Any]) -> str:
+    """The tiny world's laws, the loop, the toy, and the claims."""
+    lines = [*_table(results["rows"]), "", *_table(results["findings"]["loop"]), "", *_table(toy["rows"])]
+    lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    for name, words in CONTROL_WORDS.items():
+        claim = (results["claims"] | toy["claims"])[name]
+        lines.append(f"| {words} (`{name}`) | {claim['value']:.3f} | {claim['lo']:.3f} to {claim['hi']:.3f} |")
+    return "\n".join(lines)
+
+
 def _between(text: str, begin: str, end: str, new: str) -> str:
     before, rest = text.split(begin)
     return f"{before}{begin}\n{new}\n{end}{rest.split(end, 1)[1]}"
@@ -125,6 +152,8 @@ def filled(readme: str) -> str:
     readme = _between(readme, begin, end, oracle_figures(read("oracles")))
     begin, end = "<!-- figures: benchmarks/results/promptkd.json -->", "<!-- end of promptkd -->"
     readme = _between(readme, begin, end, promptkd_figures(read("promptkd")))
+    begin, end = "<!-- figures: benchmarks/results/control.json -->", "<!-- end of control -->"
+    readme = _between(readme, begin, end, control_figures(read("control"), read("control-toy")))
     sid = sid_figures(read("sid"), read("sid-speed"))
     readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())

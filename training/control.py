@@ -98,8 +98,8 @@ class Process:
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.a.shape == self.b.shape == self.times.shape) or self.a.ndim != 1 or len(self.a) < 3:
-            raise ValueError("A process needs three levels or more, with an a, a b and a time for each.")
+        if not (self.a.shape == self.b.shape == self.times.shape) or self.a.ndim != 1 or len(self.a) < 2:
+            raise ValueError("A process needs two levels or more, with an a, a b and a time for each.")
         ratio = self.b / self.a
         if not bool((ratio[1:] < ratio[:-1]).all()) or float(self.b[-1]) != 0.0:
             raise ValueError("A process goes from noise to clean: b / a must fall from level to level, to 0 at the end.")
@@ -462,6 +462,30 @@ def preview_step(problem: Problem, generator: torch.Generator, batch: int) -> Re
     loss = -values.mean()
     loss.backward()
     return Report(loss.item(), values.mean().item(), math.nan)
+
+
+def direct_step(problem: Problem, generator: torch.Generator, batch: int, spread: float = 1.0) -> Report:
+    """Gradients of -r(G(z)) + alpha |G(z) - G_base(z)|^2 / (2 spread^2) for a one-step generator, added.
+
+    The KL between generators' laws can't be had, so a change is paid for picture by picture. What it leads to is not p exp(r /
+    alpha): each picture goes to the proximal point of the reward next to it, argmax over y of r(y) - alpha |y - x|^2 /
+    (2 spread^2), and pictures that are far from any reward stay where they are. For the tilted law tune the teacher, and
+    distil again.
+
+    Args:
+        spread: Standard deviation of pictures or latents: the unit of a change. The report's KL is the cost without alpha.
+    """
+    process, z = problem.process, problem.start(generator, batch)
+    which, time = torch.arange(batch, device=z.device), problem.process.time(0, z)
+    forward, pull, _s = process.step(0)
+    picture = forward * z + pull * problem.tuned(z, time, which)
+    with torch.no_grad():
+        before = forward * z + pull * problem.base(z, time, which)
+    cost = (picture - before).flatten(1).square().sum(1) / (2 * spread**2)
+    values = problem.reward(picture)
+    loss = (problem.alpha * cost - values).mean()
+    loss.backward()
+    return Report(loss.item(), values.mean().item(), cost.mean().item())
 
 
 def weighted_regression_step(

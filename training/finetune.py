@@ -19,7 +19,7 @@ from .control import Problem, Process, Report
 from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
 from .loop import Ema, Interrupted, Learner, Means, Schedule, Watch, run, step_generator
 
-ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview")
+ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview", "direct")
 STRENGTHS = ("alpha", "target KL", "target reward gain")
 _FEWEST = 64  # base rewards a prompt, below which lambda is a guess
 
@@ -97,6 +97,7 @@ class Task:
         process: How pictures are drawn.
         shape: Of one picture or latent.
         differentiable: Whether the reward is.
+        spread: Standard deviation of a picture or latent, the unit of what ``direct`` pays for.
     """
 
     base: Labelled
@@ -109,6 +110,7 @@ class Task:
     shape: tuple[int, ...]
     device: torch.device | str = "cpu"
     differentiable: bool = True
+    spread: float = 1.0
 
     def problem(self, rows: Tensor, alpha: float, reward: Callable[[Tensor, Tensor], Tensor] | None = None) -> Problem:
         """The control problem of a batch with these prompts [B]."""
@@ -222,8 +224,14 @@ def finetune(
     settings.check()
     if not task.differentiable and settings.algorithm != "weighted_regression":
         raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
-    if settings.algorithm == "preview" and settings.divergence != "kl":
-        raise ValueError("A preview follows no law, so there is no divergence to choose; set it to 'kl'.")
+    if settings.algorithm in ("preview", "direct") and settings.divergence != "kl":
+        raise ValueError(f"'{settings.algorithm}' has a price of its own, so there is no divergence to choose; set it to 'kl'.")
+    if settings.algorithm == "direct" and settings.strength != "alpha":
+        raise ValueError("'direct' pays picture by picture and reaches no tilted law, so only 'alpha' can be its strength.")
+    if settings.algorithm == "direct" and task.process.steps != 1:
+        raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
+    if settings.algorithm != "direct" and task.process.steps == 1:
+        raise ValueError("A one-step student has no path to pay for; choose 'direct', or tune its teacher and distil again.")
     watch = watch or Watch()
     known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted), settings)
     optimiser = torch.optim.Adam(task.learned.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
@@ -284,6 +292,8 @@ def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator,
             reports.append(found)
         elif settings.algorithm == "path_kl":
             reports.append(control.path_kl_step(problem, rng, len(part)))
+        elif settings.algorithm == "direct":
+            reports.append(control.direct_step(problem, rng, len(part), task.spread))
         else:
             reports.append(control.preview_step(problem, rng, len(part)))
     shares = [len(part) / len(rows) for part in rows.split(settings.part or settings.batch)]

@@ -231,6 +231,27 @@ def test_a_preview_raises_the_reward_at_once() -> None:
     assert float(toy.reward(samples[:, None]).mean()) > exact(1e6, "kl")[1] + 0.01
 
 
+def test_direct_tuning_moves_every_picture_to_its_proximal_point() -> None:
+    """r = -k (x - q)^2 / 2 and G(z) = z: x goes to (alpha x / spread^2 + k q) / (alpha / spread^2 + k)."""
+    k, q, alpha, spread = 2.0, 1.5, 0.5, 0.7
+    line, rng = nn.Linear(1, 1), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        line.weight.fill_(1)
+        line.bias.fill_(0)
+    problem = Problem(
+        lambda x, _t, _w: x, lambda x, _t, _w: line(x), lambda x: -k * (x[:, 0] - q) ** 2 / 2, alpha, Process.edm([1.0, 0.0]),
+        lambda g, n: torch.randn(n, 1, generator=g),
+    )  # fmt: skip
+    optimiser = torch.optim.Adam(line.parameters(), lr=0.02)
+    for _ in range(400):
+        optimiser.zero_grad()
+        control.direct_step(problem, rng, 256, spread)
+        optimiser.step()
+    stiff = alpha / spread**2
+    assert line.weight.item() == pytest.approx(stiff / (stiff + k), abs=0.01)
+    assert line.bias.item() == pytest.approx(k * q / (stiff + k), abs=0.02)
+
+
 def test_weighted_regression_leads_to_the_weighted_law() -> None:
     """In one round, on own pictures with the weights of the optimum; oracles need no gradient."""
     process, network, rng = toy.levels(60), toy.Control(0), torch.Generator().manual_seed(0)

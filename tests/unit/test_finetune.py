@@ -135,7 +135,9 @@ def test_kl_leaves_the_reward_as_it_is_and_the_card_tells_all() -> None:
     [
         ({"algorithm": "magic"}, "There is no algorithm 'magic'"), ({"strength": "force"}, "There is no strength 'force'"),
         ({"value": 0.0}, "must be above 0"), ({"divergence": "tv"}, "There is no divergence 'tv'"),
-        ({"algorithm": "preview", "divergence": "js2"}, "follows no law"),
+        ({"algorithm": "preview", "divergence": "js2"}, "has a price of its own"),
+        ({"algorithm": "direct"}, "is for one-step students"),
+        ({"algorithm": "direct", "strength": "target KL"}, "only 'alpha' can be its strength"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_told_in_words(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
