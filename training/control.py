@@ -286,6 +286,11 @@ def chosen_steps(process: Process, count: int, last: int, generator: torch.Gener
     return sorted([early[i] for i in picked] + late)
 
 
+def unit_noise(generator: torch.Generator, like: Tensor) -> Tensor:
+    """Unit noise like a batch."""
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is to be tuned, and for what.
@@ -297,6 +302,7 @@ class Problem:
         alpha: The strength.
         process: How pictures are drawn.
         start: (generator, count) -> states [B, ...] at the first level.
+        noise: (generator, states) -> unit noise like the states.
     """
 
     base: Denoise
@@ -305,12 +311,14 @@ class Problem:
     alpha: float
     process: Process
     start: Callable[[torch.Generator, int], Tensor]
+    noise: Callable[[torch.Generator, Tensor], Tensor] = unit_noise
 
     def draw(self, generator: torch.Generator, count: int, tuned: bool = True) -> list[Tensor]:
         """States of a draw, by the tuned network or by the base."""
         start = self.start(generator, count)
-        noise = lambda: torch.randn(start.shape, generator=generator).to(start)  # noqa: E731
-        return rollout(self.process, self.tuned if tuned else self.base, start, noise)
+        return rollout(
+            self.process, self.tuned if tuned else self.base, start, lambda: self.noise(generator, start)
+        )
 
 
 @dataclass(frozen=True)
@@ -323,26 +331,29 @@ class Report:
 
 
 def draw_targets(
-    problem: Problem, generator: torch.Generator, batch: int, *, count: int = 0, last: int = 0, even: bool = False
+    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int], even: bool = False
 ) -> tuple[Targets, Tensor]:
     """Fresh draws of the tuned network, what Adjoint Matching regresses on there, and their rewards [B].
 
     Args:
-        count: Steps that are regressed on, 0 for all; ``last`` of them are the last ones, the others random.
+        steps: Steps that are regressed on, see ``chosen_steps``.
         even: See ``matching_targets``.
     """
     process, states = problem.process, problem.draw(generator, batch)
     values, gradient = reward_gradient(problem.reward, states[-1])
     adjoints = lean_adjoint(process, problem.base, states, -gradient / problem.alpha)
-    return matching_targets(process, chosen_steps(process, count, last, generator), states, adjoints, even), values
+    return matching_targets(process, steps, states, adjoints, even), values
 
 
-def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0) -> tuple[float, float]:
+def regress(
+    problem: Problem, targets: Targets, pictures: float, part: int = 0, scale: float = 1.0
+) -> tuple[float, float]:
     """Gradients of the loss a picture, added to the parameters' own; returns the loss and the KL on these rows, a picture.
 
     Args:
         pictures: How many the rows stand for.
         part: Rows that the networks compute at a time; 0 for all.
+        scale: Factor of the gradients.
     """
     total = cost = 0.0
     for start in range(0, len(targets), part or len(targets)):
@@ -351,19 +362,20 @@ def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0) 
             base = problem.base(some.x, some.times, some.which)
         shift = problem.tuned(some.x, some.times, some.which) - base
         loss = matching_loss(shift, some) / pictures
-        loss.backward()
+        (loss * scale).backward()
         total += loss.item()
         cost += float((shift.detach().flatten(1).square().sum(1) * some.price).sum()) / pictures
     return total, cost
 
 
 def adjoint_step(
-    problem: Problem, generator: torch.Generator, batch: int, *, count: int = 0, last: int = 0, even: bool = False, part: int = 0
-) -> Report:
+    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int], *, even: bool = False, part: int = 0,
+    scale: float = 1.0,
+) -> Report:  # fmt: skip
     """Gradients of Adjoint Matching on ``batch`` fresh draws, added to the parameters' own; see ``draw_targets``, ``regress``."""
-    targets, values = draw_targets(problem, generator, batch, count=count, last=last, even=even)
+    targets, values = draw_targets(problem, generator, batch, steps, even)
     share = len(noisy_steps(problem.process)) * batch / len(targets)
-    loss, cost = regress(problem, targets, batch, part)
+    loss, cost = regress(problem, targets, batch, part, scale)
     return Report(loss, values.mean().item(), cost * share)
 
 
@@ -392,7 +404,7 @@ def adjoint_matching(
         updates: Rounds of ``batch`` fresh draws.
         passes: Adam's steps a round, each on another part of the draws' rows: more than one where networks are cheaper than
             draws.
-        count: See ``draw_targets``.
+        count: See ``chosen_steps``.
         averaged: Part of the run, at its end, whose parameters are averaged; the mean is what is left.
     """
     mean, first = [p.detach().clone() for p in parameters], updates - round(averaged * updates)
@@ -400,7 +412,7 @@ def adjoint_matching(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     reports = []
     for number in range(updates):
-        targets, values = draw_targets(problem, generator, batch, count=count, last=last, even=even)
+        targets, values = draw_targets(problem, generator, batch, chosen_steps(problem.process, count, last, generator), even)
         order, loss, cost = torch.randperm(len(targets), generator=generator).to(targets.x.device), 0.0, 0.0
         for rows in order.chunk(passes):
             optimiser.zero_grad(set_to_none=True)
@@ -425,7 +437,7 @@ def adjoint_matching(
 # --------------------------------------------------------------------------------------------- the other algorithms
 
 
-def path_kl_step(problem: Problem, generator: torch.Generator, batch: int) -> Report:
+def path_kl_step(problem: Problem, generator: torch.Generator, batch: int, scale: float = 1.0) -> Report:
     """Gradients of -E[r] + alpha KL(path || base path), straight through the sampler (arXiv 2402.15194), added.
 
     Every step is computed again in the backward pass, so memory is that of one network and of the states.
@@ -434,7 +446,7 @@ def path_kl_step(problem: Problem, generator: torch.Generator, batch: int) -> Re
     cost, which = torch.zeros(batch).to(x), torch.arange(batch, device=x.device)
     for k in range(process.steps):
         forward, pull, s = process.step(k)
-        z = torch.randn(x.shape, generator=generator).to(x) if s else None
+        z = problem.noise(generator, x) if s else None
 
         def one(x: Tensor, k: int = k, forward: float = forward, pull: float = pull, s: float = s, z: Any = z) -> Any:
             time = process.time(k, x)
@@ -448,11 +460,11 @@ def path_kl_step(problem: Problem, generator: torch.Generator, batch: int) -> Re
         cost = cost + price
     values = problem.reward(x)
     loss = (problem.alpha * cost - values).mean()
-    loss.backward()
+    (loss * scale).backward()
     return Report(loss.item(), values.mean().item(), cost.mean().item())
 
 
-def preview_step(problem: Problem, generator: torch.Generator, batch: int) -> Report:
+def preview_step(problem: Problem, generator: torch.Generator, batch: int, scale: float = 1.0) -> Report:
     """Gradients of -E[r] through the last step alone, for a quick look. There is no law that this leads to."""
     process, states = problem.process, problem.draw(generator, batch)
     k = process.steps - 1
@@ -460,11 +472,13 @@ def preview_step(problem: Problem, generator: torch.Generator, batch: int) -> Re
     which = torch.arange(batch, device=states[k].device)
     values = problem.reward(forward * states[k] + pull * problem.tuned(states[k], process.time(k, states[k]), which))
     loss = -values.mean()
-    loss.backward()
+    (loss * scale).backward()
     return Report(loss.item(), values.mean().item(), math.nan)
 
 
-def direct_step(problem: Problem, generator: torch.Generator, batch: int, spread: float = 1.0) -> Report:
+def direct_step(
+    problem: Problem, generator: torch.Generator, batch: int, spread: float = 1.0, scale: float = 1.0
+) -> Report:
     """Gradients of -r(G(z)) + alpha |G(z) - G_base(z)|^2 / (2 spread^2) for a one-step generator, added.
 
     The KL between generators' laws can't be had, so a change is paid for picture by picture. What it leads to is not p exp(r /
@@ -484,7 +498,7 @@ def direct_step(problem: Problem, generator: torch.Generator, batch: int, spread
     cost = (picture - before).flatten(1).square().sum(1) / (2 * spread**2)
     values = problem.reward(picture)
     loss = (problem.alpha * cost - values).mean()
-    loss.backward()
+    (loss * scale).backward()
     return Report(loss.item(), values.mean().item(), cost.mean().item())
 
 

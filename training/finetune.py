@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from . import control
 from .control import Problem, Process, Report
 from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
 from .loop import Ema, Interrupted, Learner, Means, Schedule, Watch, run, step_generator
+from .processes import Processes
 
 ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview", "direct")
 STRENGTHS = ("alpha", "target KL", "target reward gain")
@@ -112,18 +113,31 @@ class Task:
     differentiable: bool = True
     spread: float = 1.0
 
-    def problem(self, rows: Tensor, alpha: float, reward: Callable[[Tensor, Tensor], Tensor] | None = None) -> Problem:
-        """The control problem of a batch with these prompts [B]."""
+    def problem(
+        self, rows: Tensor, alpha: float, reward: Callable[[Tensor, Tensor], Tensor] | None = None, seeds: Tensor | None = None
+    ) -> Problem:
+        """The control problem of a batch with these prompts [B].
+
+        Args:
+            seeds: [B] of all noise of each picture, so that it doesn't depend on who is drawn beside it.
+        """
         judged = reward or self.reward
+        own = [torch.Generator().manual_seed(int(seed)) for seed in seeds] if seeds is not None else []
+
+        def noise(generator: torch.Generator, like: Tensor) -> Tensor:
+            if not own:
+                return control.unit_noise(generator, like)
+            return torch.stack([torch.randn(like.shape[1:], generator=source) for source in own]).to(like)
 
         def with_labels(network: Labelled) -> control.Denoise:
             return lambda x, time, which: network(x, time, self.labels(rows[which.to(rows.device)]))
 
         def start(generator: torch.Generator, count: int) -> Tensor:
-            noise = torch.randn(count, *self.shape, generator=generator).to(self.device)
-            return noise * float(self.process.b[0])
+            return noise(generator, torch.zeros(count, *self.shape, device=self.device)) * float(self.process.b[0])
 
-        return Problem(with_labels(self.base), with_labels(self.tuned), lambda x: judged(x, rows), alpha, self.process, start)
+        return Problem(
+            with_labels(self.base), with_labels(self.tuned), lambda x: judged(x, rows), alpha, self.process, start, noise
+        )
 
     def draw(self, rows: Tensor, generator: torch.Generator, tuned: bool = True, at_once: int = 32) -> Tensor:
         """Pictures of these prompts [B], by the tuned network or the base."""
@@ -209,12 +223,14 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
 
 
 def finetune(
-    task: Task, settings: Settings, folder: Path, *, watch: Watch | None = None, save_every: int = 25
-) -> tuple[Ema, Baseline]:
+    task: Task, settings: Settings, folder: Path, *, watch: Watch | None = None, save_every: int = 25,
+    processes: Processes | None = None,
+) -> tuple[Ema, Baseline]:  # fmt: skip
     """Tune to the end; the moving average of what is learned, and what the base earned.
 
     Args:
         folder: Where checkpoint, base rewards and pools are kept, and resumed from.
+        processes: This process among several; to rounding their number changes nothing but the time.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved; the same call goes on.
@@ -232,28 +248,32 @@ def finetune(
         raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
     if settings.algorithm != "direct" and task.process.steps == 1:
         raise ValueError("A one-step student has no path to pay for; choose 'direct', or tune its teacher and distil again.")
-    watch = watch or Watch()
+    told, processes = watch or Watch(), processes or Processes()
+    processes.rows(settings.batch)
+    watch = replace(told, interrupted=lambda: processes.any(told.interrupted())) if processes.count > 1 else told
     known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted), settings)
     optimiser = torch.optim.Adam(task.learned.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
-    stage = _Regression(task, settings, known, folder, watch) if settings.algorithm == "weighted_regression" else None
+    stage = _Regression(task, settings, known, folder, processes) if settings.algorithm == "weighted_regression" else None
     number = _Counter()
 
     def step(rng: torch.Generator) -> Means:
         optimiser.zero_grad(set_to_none=True)
         try:
-            found = stage.step(number.value, rng) if stage else _tilt(task, settings, known, rng, watch)
+            found = stage.step(number.value, rng) if stage else _tilt(task, settings, known, rng, processes, told)
         except watch.cancelled_by as cancelled:
             raise Interrupted from cancelled
+        processes.add_gradients(list(task.learned.parameters()))
         norm = torch.nn.utils.clip_grad_norm_(task.learned.parameters(), settings.clip)
         optimiser.step()
         number.value += 1
-        return {"loss": found.loss, "reward": found.reward, "kl": found.kl, "gradient": float(norm)}
+        means = processes.total({"loss": found.loss, "reward": found.reward, "kl": found.kl})
+        return {**means, "gradient": float(norm)}
 
     both = nn.ModuleDict({"learned": task.learned, "counter": number})
     ema = run(
         {"tuned": Learner(both, optimiser, settings.learning_rate)}, step, settings.schedule, folder / "checkpoint.pt",
         ema=Ema(task.learned, settings.ema_half_life), ema_of=task.learned, seed=settings.seed, save_every=save_every,
-        watch=watch,
+        watch=watch, main_process=processes.main,
     )  # fmt: skip
     return ema, known
 
@@ -276,41 +296,46 @@ class _Counter(nn.Module):
         self.taken.fill_(value)
 
 
-def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator, watch: Watch) -> Report:
-    """One batch of an algorithm that follows the reward's gradient, in parts; the mean report."""
+def _tilt(
+    task: Task, settings: Settings, known: Baseline, rng: torch.Generator, processes: Processes, watch: Watch
+) -> Report:
+    """This process's part of a batch of an algorithm that follows the reward's gradient; its part of the mean report."""
     reward = lambda x, rows: known.surrogate(task.reward(x, rows), rows)  # noqa: E731
     rows = torch.randint(task.prompts, (settings.batch,), generator=rng)
-    reports = []
-    for part in rows.split(settings.part or settings.batch):
-        if watch.interrupted():
+    seeds = torch.randint(2**62, (settings.batch,), generator=rng)
+    steps = control.chosen_steps(task.process, settings.count, settings.last, rng) if task.process.steps > 1 else []
+    mine = torch.arange(settings.batch)[processes.rows(settings.batch)]
+    total = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
+    for part in mine.split(settings.part or settings.batch):
+        if processes.count == 1 and watch.interrupted():
             raise Interrupted
-        problem = task.problem(part, known.alpha, reward)
-        if settings.algorithm == "adjoint_matching":
-            found = control.adjoint_step(
-                problem, rng, len(part), count=settings.count, last=settings.last, part=len(part)
-            )
-            reports.append(found)
-        elif settings.algorithm == "path_kl":
-            reports.append(control.path_kl_step(problem, rng, len(part)))
-        elif settings.algorithm == "direct":
-            reports.append(control.direct_step(problem, rng, len(part), task.spread))
-        else:
-            reports.append(control.preview_step(problem, rng, len(part)))
-    shares = [len(part) / len(rows) for part in rows.split(settings.part or settings.batch)]
-    if len(shares) > 1:  # each part's gradient is of its own mean
-        for parameter in task.learned.parameters():
-            if parameter.grad is not None:
-                parameter.grad.div_(len(shares))
-    mean = lambda name: sum(s * getattr(r, name) for s, r in zip(shares, reports, strict=True))  # noqa: E731
-    kl = mean("kl")
-    return Report(mean("loss"), mean("reward"), 0.0 if math.isnan(kl) else kl)
+        problem, share = task.problem(rows[part], known.alpha, reward, seeds[part]), len(part) / settings.batch
+        found = _algorithm(settings.algorithm, problem, steps, len(part), task.spread, share)
+        for name in total:
+            value = getattr(found, name)
+            total[name] += share * (0.0 if math.isnan(value) else value)
+    return Report(**total)
+
+
+def _algorithm(
+    name: str, problem: Problem, steps: Sequence[int], batch: int, spread: float, scale: float
+) -> Report:
+    """One part's gradients, times ``scale``; all noise is the problem's own."""
+    unused = torch.Generator()
+    if name == "adjoint_matching":
+        return control.adjoint_step(problem, unused, batch, steps, part=batch, scale=scale)
+    if name == "path_kl":
+        return control.path_kl_step(problem, unused, batch, scale)
+    if name == "direct":
+        return control.direct_step(problem, unused, batch, spread, scale)
+    return control.preview_step(problem, unused, batch, scale)
 
 
 class _Regression:
     """Weighted regression in rounds: own pictures, scored, then denoised by their weights."""
 
-    def __init__(self, task: Task, settings: Settings, known: Baseline, folder: Path, watch: Watch) -> None:
-        self.task, self.settings, self.known, self.folder, self.watch = task, settings, known, folder, watch
+    def __init__(self, task: Task, settings: Settings, known: Baseline, folder: Path, processes: Processes) -> None:
+        self.task, self.settings, self.known, self.folder, self.processes = task, settings, known, folder, processes
         self.round, self.pool = -1, dict[str, Tensor]()
 
     def step(self, number: int, rng: torch.Generator) -> Report:
@@ -318,18 +343,16 @@ class _Regression:
         of_round = min(number * self.settings.rounds // self.settings.updates, self.settings.rounds - 1)
         if of_round != self.round:
             self.pool, self.round = self._pool(of_round), of_round
-        chosen = torch.randint(len(self.pool["rows"]), (self.settings.batch,), generator=rng)
-        noisy = torch.tensor(control.noisy_steps(self.task.process))
-        loss = 0.0
-        for part in chosen.split(self.settings.part or self.settings.batch):
-            if self.watch.interrupted():
-                raise Interrupted
-            levels = noisy[torch.randint(len(noisy), (len(part),), generator=rng)]
-            noise = torch.randn(len(part), *self.task.shape, generator=rng)
-            found = self._loss(part, levels, noise) * (len(part) / len(chosen))
+        batch, noisy = self.settings.batch, torch.tensor(control.noisy_steps(self.task.process))
+        chosen = torch.randint(len(self.pool["rows"]), (batch,), generator=rng)
+        levels = noisy[torch.randint(len(noisy), (batch,), generator=rng)]
+        noise, loss = torch.randn(batch, *self.task.shape, generator=rng), 0.0
+        mine = torch.arange(batch)[self.processes.rows(batch)]
+        for part in mine.split(self.settings.part or batch):
+            found = self._loss(chosen[part], levels[part], noise[part]) * (len(part) / batch)
             found.backward()
             loss += found.item()
-        return Report(loss, float(self.pool["rewards"].mean()), 0.0)
+        return Report(loss, float(self.pool["rewards"].mean()) / self.processes.count, 0.0)
 
     def _loss(self, part: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
         task, rows = self.task, self.pool["rows"][part]

@@ -159,7 +159,7 @@ def test_the_exact_control_has_no_gradient_on_average() -> None:
 
     parameter = nn.Parameter(torch.zeros(()))
     problem = Problem(base, tuned, lambda x: c * x[:, 0], alpha, process, lambda g, n: torch.randn(n, 1, generator=g) * 20)
-    report = control.adjoint_step(problem, torch.Generator().manual_seed(0), 64)
+    report = control.adjoint_step(problem, torch.Generator().manual_seed(0), 64, control.noisy_steps(process))
     assert report.loss == pytest.approx(0, abs=1e-9)
     # Its cost is the KL of the path: half the squared shift of each step in units of its noise.
     cost = sum((process.step(k)[1] * shift[k] / process.step(k)[2]) ** 2 / 2 for k in control.noisy_steps(process))
@@ -330,7 +330,7 @@ def test_memory_is_that_of_one_network_however_many_steps_there_are(algorithm: s
         problem = Problem(toy.denoise, network, toy.reward, 0.5, toy.levels(steps), start)
         rng = torch.Generator().manual_seed(0)
         if algorithm == "adjoint_matching":
-            return Held().measure(lambda: control.adjoint_step(problem, rng, 64, part=64))
+            return Held().measure(lambda: control.adjoint_step(problem, rng, 64, control.noisy_steps(problem.process), part=64))
         return Held().measure(lambda: control.path_kl_step(problem, rng, 64))
 
     few, many = bytes_held(8), bytes_held(64)
