@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .running import Device, check_out, claim, pick_device, read_lines, told_in_words, watched
+from .running import Device, check_out, claim, launched, pick_device, read_lines, told_in_words, watched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..oracles.base import Oracle
     from ..training.finetune import Settings, Task
+    from ..training.processes import Processes
 
 _ALGORITHMS = "adjoint_matching, path_kl, weighted_regression (for oracles without gradient), preview (leads to no law)."
 
@@ -46,23 +47,26 @@ def finetune(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 25,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
 ) -> None:
-    """Tune a network by an oracle, at a price for every change. Ctrl-C saves; the same command goes on from there."""
+    """Tune a network by an oracle, at a price for every change. Ctrl-C saves; the same command goes on from there.
+
+    With several GPUs: accelerate launch -m comfyui_apprentice.cli finetune …
+    """
     from ..training.finetune import Settings
 
-    with told_in_words():
+    with told_in_words(), launched() as processes:
         check_out(out, force)
         settings = Settings(
             algorithm=algorithm, divergence=divergence, strength=strength, value=value, updates=updates, batch=batch, part=part,
             learning_rate=lr, base_draws=base_draws, pool=base_draws, rounds=rounds, seed=seed,
         )  # fmt: skip
         settings.check()
-        judge, where = _oracle(oracle, clip), pick_device(device.value)
-        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every)
+        judge, where = _oracle(oracle, clip), pick_device(device.value, processes)
+        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every, processes)
 
 
 def _tune(
     file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, steps: int, device: str, out: Path,
-    work: Path | None, save_every: int,
+    work: Path | None, save_every: int, processes: Processes,
 ) -> None:  # fmt: skip
     from ..files import save_safetensors_atomically
     from ..networks.edm_pickle import read_edm, snapshot_metadata
@@ -74,9 +78,11 @@ def _tune(
     snapshot, fingerprint = read_edm(file), sha256(file)
     task = _task(build_network(snapshot, file.name), judge, lines, steps, device)
     facts = {**asdict(settings), "steps": steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
-    folder = claim(work or out.with_suffix(".run"), facts, ("part",))
-    with watched("Tuning", folder, settings.updates) as watch:
-        ema, known = tune(task, settings, folder.path, watch=watch, save_every=save_every)
+    folder = claim(work or out.with_suffix(".run"), facts, ("part",), processes)
+    with watched("Tuning", folder, settings.updates, processes) as watch:
+        ema, known = tune(task, settings, folder.path, watch=watch, save_every=save_every, processes=processes)
+    if not processes.main:
+        return
     about = card(settings, known, file.name, judge.name) | {"teacher_fingerprint": fingerprint} | snapshot_metadata(snapshot[0])
     save_safetensors_atomically({key: value.cpu() for key, value in ema.shadow.items()}, out, about)
     told = known.told()

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .running import Device, Precision, check_out, claim, pick_device, read_lines, told_in_words, watched
+from .running import Device, Precision, check_out, claim, launched, pick_device, read_lines, told_in_words, watched
 
 if TYPE_CHECKING:
     from ..training.processes import Processes
@@ -50,7 +48,7 @@ def promptkd_teacher(
     from ..training.domain_data import DomainPictures, few_shot, labelled_folder
     from ..training.promptkd import SourceSettings
 
-    with told_in_words(), _processes() as processes:
+    with told_in_words(), launched() as processes:
         check_out(out, force)
         classes, items = labelled_folder(labelled)
         chosen, large = few_shot(items, shots, seed), load_clip(clip)
@@ -110,7 +108,7 @@ def promptkd(
     from ..training.domain_data import DomainPictures, pictures_in
     from ..training.promptkd import Settings
 
-    with told_in_words(), _processes() as processes:
+    with told_in_words(), launched() as processes:
         check_out(out, force)
         classes, large, small = read_lines(words), load_clip(teacher), load_clip(student)
         teach = critics.load_teacher(large, tokens, read_lines(templates) if templates else ())
@@ -134,17 +132,6 @@ def promptkd(
         if processes.main:
             save_critic(critic, out, {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(epochs)})
             typer.echo(f"{out}: {len(classes)} classes from {len(domain)} pictures without labels. Losses: {folder.log}")
-
-
-@contextmanager
-def _processes() -> Iterator[Processes]:
-    from ..training.processes import Processes
-
-    processes = Processes.launched()
-    try:
-        yield processes
-    finally:
-        processes.end()
 
 
 def _place(network: Any, device: Device, precision: Precision, processes: Processes) -> None:

@@ -172,3 +172,13 @@ def watched(label: str, folder: RunFolder, steps: int, processes: Processes | No
             raise
 
 
+@contextmanager
+def launched() -> Iterator[Processes]:
+    """The processes of ``accelerate launch``, which leave each other in the end."""
+    from ..training.processes import Processes
+
+    processes = Processes.launched()
+    try:
+        yield processes
+    finally:
+        processes.end()
