@@ -117,8 +117,8 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "base_draws", default=64, min=8, max=100000,
-                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow. 64 or "
-                    "more.",
+                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow: 64 or "
+                    "more. With strength alpha and kl nothing follows from them, and 8 are drawn.",
                 ),  # fmt: skip
                 io.Int.Input(
                     "rounds", default=4, min=1, max=1000, tooltip="weighted_regression: how often fresh pictures are drawn."

@@ -79,6 +79,17 @@ class Settings:
         divergence(self.divergence)
 
     @property
+    def draws(self) -> int:
+        """Pictures of the base for each prompt: few, where neither strength nor divergence nor weights follow from them."""
+        told_alone = self.strength == "alpha" and self.divergence == "kl" and self.algorithm != "weighted_regression"
+        return min(self.base_draws, 8) if told_alone else self.base_draws
+
+    @property
+    def at_once(self) -> int:
+        """Pictures that are drawn and judged at a time."""
+        return self.part or 32
+
+    @property
     def schedule(self) -> Schedule:
         """Warm-up, constant, a cosine at the end."""
         return Schedule(self.updates * self.batch, self.batch, self.learning_rate, warmup=0.05, decay=0.5)
@@ -140,8 +151,17 @@ class Task:
         )
 
     def draw(self, rows: Tensor, generator: torch.Generator, tuned: bool = True, at_once: int = 32) -> Tensor:
-        """Pictures of these prompts [B], by the tuned network or the base."""
-        return torch.cat([self.problem(part, 1.0).draw(generator, len(part), tuned)[-1] for part in rows.split(at_once)])
+        """Pictures of these prompts [B], by the tuned network or the base; how many at once changes nothing."""
+        seeds = torch.randint(2**62, (len(rows),), generator=generator)
+        parts = zip(rows.split(at_once), seeds.split(at_once), strict=True)
+        return torch.cat([self.problem(r, 1.0, seeds=s).draw(generator, len(r), tuned)[-1] for r, s in parts])
+
+
+    @torch.no_grad()
+    def judge(self, pictures: Tensor, rows: Tensor, at_once: int) -> Tensor:
+        """Rewards [B], float32 on the CPU."""
+        parts = zip(pictures.split(at_once), rows.split(at_once), strict=True)
+        return torch.cat([self.reward(x, r).float().cpu() for x, r in parts])
 
 
 # ------------------------------------------------------------------------------------------------- what base earns
@@ -196,11 +216,9 @@ def base_rewards(task: Task, settings: Settings, file: Path, interrupted: Callab
     for prompt in range(len(known), task.prompts):
         if interrupted():
             raise KeyboardInterrupt
-        rows, rng = torch.full((settings.base_draws,), prompt), step_generator(settings.seed + 7_919, prompt)
-        pictures = task.draw(rows, rng, tuned=False)
-        with torch.no_grad():
-            values = torch.cat([task.reward(x, r) for x, r in zip(pictures.split(32), rows.split(32), strict=True)])
-        known.append(values.double().cpu().tolist())
+        rows, rng = torch.full((settings.draws,), prompt), step_generator(settings.seed + 7_919, prompt)
+        pictures = task.draw(rows, rng, tuned=False, at_once=settings.at_once)
+        known.append(task.judge(pictures, rows, settings.at_once).double().tolist())
         write_atomically(file, lambda part: part.write_text(json.dumps(known), encoding="utf-8"))
     return torch.tensor(known)
 
@@ -368,11 +386,9 @@ class _Regression:
         if file.exists():
             return read_weights(file)
         rows = torch.arange(self.task.prompts).repeat_interleave(self.settings.pool)
-        pictures = self.task.draw(rows, step_generator(self.settings.seed + 104_729, number), tuned=number > 0)
-        with torch.no_grad():
-            rewards = torch.cat(
-                [self.task.reward(x, r).float().cpu() for x, r in zip(pictures.split(32), rows.split(32), strict=True)]
-            )
+        rng, at_once = step_generator(self.settings.seed + 104_729, number), self.settings.at_once
+        pictures = self.task.draw(rows, rng, tuned=number > 0, at_once=at_once)
+        rewards = self.task.judge(pictures, rows, at_once)
         pool = {"rows": rows, "pictures": pictures.float().cpu(), "rewards": rewards}
         pool["weights"] = self.known.weights(rewards, rows, self.settings.rounds)
         save_safetensors_atomically(pool, file)
