@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -245,9 +246,8 @@ class _Run:
         album = Album(self.folder, self._sheet)
 
         def after_step(step: int, _ema: Ema) -> None:
-            if step % save_every == 0 or step == self.settings.updates:
-                album.add(step)
-            bar.show(step)
+            shown = album.add(step) if step % save_every == 0 or step == self.settings.updates else None
+            bar.show(step, None if shown is None else lambda: bridge.preview(self.model, shown))
             clock.step(step)
 
         def report(step: int, pictures: int, means: Means) -> None:
@@ -274,7 +274,8 @@ class _Run:
         with torch.no_grad():
             pictures = torch.cat([self.decode(part) for part in latents.split(1)])
             rewards = self.oracle.reward(pictures, [self.lines[int(i)] for i in rows]).tolist()
-        return pictures.float().cpu().unflatten(0, (-1, SEEDS)), latents.float().cpu().unflatten(0, (-1, SEEDS)), rewards
+        shown = self.model.model.process_latent_out(latents.float().cpu())
+        return pictures.float().cpu().unflatten(0, (-1, SEEDS)), shown.unflatten(0, (-1, SEEDS)), rewards
 
     def finish(self, average: dict[str, Tensor], known: Baseline) -> io.NodeOutput:
         """Save the LoRA with its card, and hand the tuned model out."""
@@ -285,7 +286,7 @@ class _Run:
         save_safetensors_atomically(tensors, file, about)
         tuned = bridge.with_lora(self.model, dict(tensors))
         tuned.set_attachments(CARD, about)
-        text = report_text(known, read_log(self.folder.log), self.task.process)
+        text = report_text(known, read_log(self.folder.log), self.task)
         show_text(f"Saved {file.name}.\n{text}")
         return io.NodeOutput(tuned, self.name, file.name, text)
 
@@ -307,19 +308,20 @@ def levels_of(model: Any, recipe: Recipe, algorithm: str) -> Process:
     return whole.ending_at(LEAST)
 
 
-def report_text(known: Baseline, log: list[dict[str, Any]], process: Process) -> str:
+def report_text(known: Baseline, log: list[dict[str, Any]], task: Task) -> str:
     """What the strength is in all units, and what came of it."""
     told = known.told()
     tail = log[-max(len(log) // 10, 1) :]
     mean = lambda name: sum(float(e[name]) for e in tail) / len(tail)  # noqa: E731
     lines = [
         f"alpha {told['alpha']:.4g} ({known.name}; like {told['alpha_as_kl']:.4g} of kl for small changes)",
-        f"the optimal law moves by {told['target_kl']:.3g} nats a picture, and its mean score is {told['target_reward']:.4g}",
+        f"the optimal law moves by {told['target_kl']:.3g} nats a picture ({told['target_kl'] / math.prod(task.shape):.2g} a "
+        f"latent value), and its mean score is {told['target_reward']:.4g}",
         f"the model as it was: {told['base_reward']:.4g}; while it learned, at the end: {mean('reward'):.4g}",
     ]
     if told["ess"] < 8:
         lines.append("few base pictures carry the estimate: raise base_draws, or lower the strength")
-    if (share := process.realised_share()) < 0.98:
+    if (share := task.process.realised_share()) < 0.98 and task.process.steps > 1:
         lines.append(f"the levels start at little noise: about {share:.0%} of the change can be reached")
     return "\n".join(lines)
 
@@ -336,11 +338,11 @@ class Album:
             return []
         return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
-    def add(self, step: int) -> None:
-        """Draw and note; once for each step, however often a run is resumed."""
+    def add(self, step: int) -> Tensor | None:
+        """Draw and note, once for each step, however often a run is resumed; the latents of the first prompt."""
         kept = [entry for entry in self.entries() if entry["step"] < step]
         if len(kept) < len(self.entries()) and step == 0:
-            return
+            return None
         pictures, latents, rewards = self.draw()
         spread = [float((x[:, None] - x[None]).flatten(2).norm(dim=2).sum() / (len(x) * (len(x) - 1))) for x in latents]
         entry = {"step": step, "reward": sum(rewards) / len(rewards), "spread": sum(spread) / len(spread)}
@@ -349,6 +351,8 @@ class Album:
         write_atomically(self.file.with_name(f"album_{step:06d}.png"), lambda part: sheet.save(part, "PNG"))
         text = "".join(json.dumps(e) + "\n" for e in [*kept, entry])
         write_atomically(self.file, lambda part: part.write_text(text, encoding="utf-8"))
+        first: Tensor = latents[0]
+        return first
 
 
 class ApprenticeRewardCurve(io.ComfyNode):
