@@ -23,7 +23,7 @@ from ..training.distill import Task as SidTask
 from ..training.distill import distil
 from ..training.fdivergence import alpha_for_reward, solve_dual
 from ..training.finetune import Settings, finetune
-from ..training.loop import Means, Watch, autocast
+from ..training.loop import Ema, Means, Watch, autocast
 from ..training.lora import merge
 from ..training.sid import EdmLevels, Players
 from ..world.recipe.concepts import held_out_prompts, training_prompts
@@ -131,16 +131,27 @@ def ways(plan: Plan) -> dict[str, Settings]:
     }
 
 
-def tune(tuned: Tuned, name: str, settings: Settings, folder: Path, say: Say) -> None:
-    """Tune the teacher by the gate's oracle, on training prompts; the LoRA holds the moving average."""
+def tune(tuned: Tuned, name: str, settings: Settings, folder: Path, say: Say, prompts_along: int) -> list[dict[str, Any]]:
+    """Tune the teacher by the gate's oracle, on training prompts; the LoRA holds the moving average.
+
+    Returns:
+        What both judges say of a few held-out prompts at five points along the run.
+    """
+    along: list[dict[str, Any]] = []
+
+    def after_step(step: int, _ema: Ema) -> None:
+        if step % max(settings.updates // 5, 1) == 0:
+            along.append({"update": step, **row_of(name, measure(tuned.world, by_teacher(tuned, TUNED), prompts_along, 2))})
+
     prompts = [p.text() for p in training_prompts(64, seed=3)]
 
     def report(step: int, _pictures: int, means: Means) -> None:
         say(f"{name}, update {step}: reward {means['reward']:.2f}, KL {means['kl']:.2f}")
 
     task = tuned.task(prompts, tuned.world.oracle)
-    ema, _known = finetune(task, settings, folder / name, watch=Watch(report, 20), save_every=10**6)
+    ema, _known = finetune(task, settings, folder / name, watch=Watch(report, 20, after_step=after_step), save_every=10**6)
     tuned.lora.load_state_dict(ema.shadow)
+    return along
 
 
 def merged(tuned: Tuned) -> TinyUNet:
@@ -258,7 +269,7 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
             tuned = Tuned(World(), 16, 0)
             if not laws:
                 laws.append(("the teacher", measure(world, by_teacher(tuned, None), plan.prompts, plan.seeds)))
-            tune(tuned, name, settings, folder, say)
+            figures.findings[f"along {name}"] = tune(tuned, name, settings, folder, say, plan.prompts // 3)
             laws.append((name, measure(world, by_teacher(tuned, TUNED), plan.prompts, plan.seeds)))
             networks.append(merged(tuned))
         figures.rows = [row_of(*law) for law in laws]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import control as bench
@@ -54,3 +57,11 @@ def test_the_toys_frontier_pays_reward_with_spread() -> None:
         rewards = [reward for reward, _spread in points]
         assert rewards == sorted(rewards) and len(points) > 5, name
     assert min(spread for _reward, spread in lines["kl"]) < 1.0
+
+
+def test_tuning_is_measured_along_its_way(tmp_path: Path) -> None:
+    tuned = Tuned(World(), 4, 0)
+    settings = replace(next(iter(bench.ways(bench.Plan.of(True)).values())), updates=2, batch=2)
+    along = bench.tune(tuned, "a way", settings, tmp_path, lambda _text: None, 2)
+    assert [entry["update"] for entry in along] == [1, 2]
+    assert {"oracle", "judge", "diversity", "Frechet"} <= along[0].keys()
