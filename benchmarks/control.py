@@ -101,7 +101,7 @@ def toy_frontier() -> dict[str, list[tuple[float, float]]]:
     p = (toy.WEIGHTS.double() / variance.sqrt() * torch.exp(-((x[:, None] - toy.MEANS) ** 2) / (2 * variance))).sum(1)
     p, r = p / p.sum(), toy.reward(x[:, None])
     # On samples that are alike, so that strengths can be found by their target.
-    samples = x[torch.searchsorted(p.cumsum(0), (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000).clamp(max=len(x) - 1)]
+    samples = x[torch.searchsorted(p.cumsum(0), (torch.arange(800, dtype=torch.float64) + 0.5) / 800).clamp(max=len(x) - 1)]
     lines: dict[str, list[tuple[float, float]]] = {}
     for name in ("kl", "half_chi2", "forward_kl", "js2", "jeffreys"):
         for target in np.linspace(0.3, 0.95, 14):

@@ -11,6 +11,7 @@ from comfyui_apprentice.benchmarks import control as bench
 from comfyui_apprentice.benchmarks.control_world import TUNED, Tuned, by_teacher, measure
 from comfyui_apprentice.benchmarks.world import World, unit_noise
 from comfyui_apprentice.networks.tiny_unet import Denoiser
+from comfyui_apprentice.world.recipe.concepts import training_prompts
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,8 @@ def test_the_toys_frontier_pays_reward_with_spread() -> None:
     assert min(spread for _reward, spread in lines["kl"]) < 1.0
 
 
-def test_tuning_is_measured_along_its_way(tmp_path: Path) -> None:
+def test_tuning_is_measured_along_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "training_prompts", lambda _count, seed: training_prompts(3, seed))
     tuned = Tuned(World(), 4, 0)
     settings = replace(next(iter(bench.ways(bench.Plan.of(True)).values())), updates=2, batch=2)
     along = bench.tune(tuned, "a way", settings, tmp_path, lambda _text: None, 2)
