@@ -78,7 +78,7 @@ class ApprenticeLoadPromptKD(io.ComfyNode):
             official = "promptkd" in read_metadata(path) or path.suffix == ".tar"
             base = _clip_of("" if official else base_of(path), clip, file)
             if official:
-                words = [line.strip() for line in classes.splitlines() if line.strip()]
+                words = folders.lines_of(classes)
                 if teacher is None or not words:
                     raise ValueError(
                         f"{file} is a student of PromptKD's authors, which holds no words: connect its teacher, and give the "
@@ -216,7 +216,7 @@ def wanted_classes(critic: CriticData, text: str) -> list[int]:
     Raises:
         ValueError: The critic doesn't know one.
     """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = folders.lines_of(text)
     if unknown := [line for line in lines if line not in critic.classes]:
         raise ValueError(
             f"{critic.name} doesn't know '{unknown[0]}'; it knows: {', '.join(critic.classes[:20])}"
@@ -327,8 +327,7 @@ class ApprenticeDomainText(io.ComfyNode):
         with torch.inference_mode(False):
             _check_space(critic, teacher)
             old = critic.classes if keep else ()
-            new = [line.strip() for line in classes.splitlines() if line.strip()]
-            new = [line for line in dict.fromkeys(new) if line not in old]
+            new = [line for line in dict.fromkeys(folders.lines_of(classes)) if line not in old]
             if not new:
                 raise ValueError("There are no new words; give one a line.")
             known = critic.network.text_features.cpu()[: len(old)]

@@ -51,8 +51,7 @@ class Recipe:
     @property
     def folder(self) -> RunFolder:
         """Where the run is kept, so that it can be resumed: output/apprentice/training/<name>."""
-        runs = Path(folder_paths.get_output_directory()) / "apprentice" / "training"
-        return RunFolder(runs / folders.check_name(self.name, "student"))
+        return folders.run_folder(folders.check_name(self.name, "student"))
 
     @property
     def file(self) -> Path:

@@ -208,7 +208,7 @@ class _Run:
     ) -> None:
         self.model, self.oracle, self.lines, self.recipe, self.settings = model, oracle, lines, recipe, settings
         self.name = folders.check_name(recipe.name, "model")
-        self.folder = run_folder(self.name)
+        self.folder = folders.run_folder(self.name)
         self.made, dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
         facts = {**asdict(recipe), **asdict(settings), "model": self.made, "oracle": oracle.fingerprint(), "prompts": lines}
         claim_run(self.folder, facts, ("part", "gradient_checkpointing"))
@@ -289,11 +289,6 @@ class _Run:
         text = report_text(known, read_log(self.folder.log), self.task)
         show_text(f"Saved {file.name}.\n{text}")
         return io.NodeOutput(tuned, self.name, file.name, text)
-
-
-def run_folder(name: str) -> RunFolder:
-    """Where a run of that name is kept."""
-    return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / name)
 
 
 def levels_of(model: Any, recipe: Recipe, algorithm: str) -> Process:
@@ -378,13 +373,13 @@ class ApprenticeRewardCurve(io.ComfyNode):
     def fingerprint_inputs(cls, run: Any) -> str:
         """A run that went on has another curve."""
         try:
-            return folders.digest(run_folder(folders.check_name(str(run), "run")).log)
+            return folders.digest(folders.run_folder(folders.check_name(str(run), "run")).log)
         except ValueError:
             return ""
 
     @classmethod
     def execute(cls, run: str) -> io.NodeOutput:
-        folder = run_folder(folders.check_name(run, "run"))
+        folder = folders.run_folder(folders.check_name(run, "run"))
         album = Album(folder, None)
         entries, log = album.entries(), read_log(folder.log) if folder.log.exists() else []
         if not entries:

@@ -11,6 +11,7 @@ import folder_paths
 
 from ..oracles import calibration
 from ..oracles.checkpoints import PICKLED
+from ..training.run_folder import RunFolder
 from ..world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 
 CALIBRATIONS = "calibrations"
@@ -59,6 +60,16 @@ def controller_file(name: str) -> Path:
     """Where a controller of that name remembers: output/apprentice/controllers/<name>.json."""
     folder = Path(folder_paths.get_output_directory()) / "apprentice" / "controllers"
     return folder / f"{check_name(name, 'controller')}.json"
+
+
+def run_folder(name: str) -> RunFolder:
+    """Where a training run of that name is kept, so that it can be resumed: output/apprentice/training/<name>."""
+    return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / name)
+
+
+def lines_of(text: str) -> tuple[str, ...]:
+    """The lines of a text widget that aren't blank."""
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def known_calibrations() -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +27,7 @@ from ..training.promptkd import Settings, SourceSettings
 from ..training.run_folder import RunFolder
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
-from .distill import claim_run
+from .distill import Clock, claim_run
 from .types import CATEGORY, Critic, PromptKDTeacher
 
 NONE, ICONS = "none", "built-in icons"
@@ -117,7 +116,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
             large = _load(clip)
             if labelled == NONE:
                 path = folders.model_file(tokens, folders.TEACHERS) if tokens != NONE else None
-                teacher = critics.load_teacher(large, path, _lines(templates))
+                teacher = critics.load_teacher(large, path, folders.lines_of(templates))
                 return io.NodeOutput(teacher, loss_chart([], {"loss": "nothing was learned"}), _about(teacher))
             run = _Run(name, "teacher", precision)
             settings = SourceSettings(
@@ -240,7 +239,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 epochs=epochs, batch=batch_size, learning_rate=learning_rate, temperature=temperature, weight=weight,
                 precision=run.precision, seed=first_seed,
             )  # fmt: skip
-            small, words = _load(clip), _lines(classes) or (domain_names() if pictures == ICONS else ())
+            small, words = _load(clip), folders.lines_of(classes) or (domain_names() if pictures == ICONS else ())
             domain = _domain(pictures, images, teacher.clip.picture_size, augment, first_seed)
             facts = {
                 "kind": "critic", **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual),
@@ -319,10 +318,6 @@ def _load(clip: str) -> ClipFile:
     return load_clip(path)
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
-
-
 def _about(teacher: Teacher) -> str:
     learned = teacher.clip.picture_tokens is not None or teacher.clip.text_tokens is not None
     how = "with learned prompt tokens" if learned else f"as it is, with {len(teacher.templates)} sentences a class"
@@ -381,7 +376,7 @@ class _Run:
     @property
     def folder(self) -> RunFolder:
         """Where the run is kept: output/apprentice/training/<name>."""
-        return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / self.name)
+        return folders.run_folder(self.name)
 
     @property
     def precision(self) -> str:
@@ -398,18 +393,15 @@ class _Run:
 
     def go(self, steps: int, batch: int, work: Callable[[Watch, int], Any]) -> Any:
         """``work`` with a progress bar, a log, and cancelling that saves first."""
-        bar, every = bridge.Bar(steps), max(25, steps // 20)
-        begun = [time.monotonic(), 0.0]
+        bar, clock, every = bridge.Bar(steps), Clock(steps), max(25, steps // 20)
 
         def after_step(step: int, _ema: Any) -> None:
             bar.show(step)
-            begun[1] = begun[1] or step
+            clock.step(step)
 
         def report(step: int, pictures: int, means: Means) -> None:
-            done = max(step - begun[1], 1)
-            left = (time.monotonic() - begun[0]) / done * (steps - step)
             loss = f"loss {means['loss']:.4g}, " if "loss" in means else ""
-            show_text(f"{step} of {steps} steps, {pictures:,} pictures seen, {loss}about {left / 60:.0f} min left")
+            show_text(f"{step} of {steps} steps, {pictures:,} pictures seen, {loss}{clock.left(step)}")
 
         watch = Watch(
             report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -99,6 +100,28 @@ class Comfy:
         if entry["status"]["status_str"] != "success":
             raise GraphError(_message(entry["status"]))
         return run
+
+    def run_and_cancel(self, graph: Graph, log: Path) -> str:
+        """Run a prompt and press cancel once there is something in ``log``; what the user sees.
+
+        Raises:
+            AssertionError: It ended by itself.
+        """
+
+        def cancel() -> None:
+            while not log.exists() or log.stat().st_size == 0:
+                time.sleep(0.02)
+            requests.post(f"{self.url}/interrupt", timeout=10)
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        try:
+            self.run(graph)
+        except GraphError as stopped:
+            return str(stopped)
+        finally:
+            thread.join()
+        raise AssertionError("The prompt ended before it was cancelled.")
 
     def queue(self, graph: Graph | dict[str, Any], client: str = "") -> str:
         """Queue a prompt; its id.

@@ -220,28 +220,26 @@ class Targets:
         x: [N, ...] states.
         times: [N].
         shift: [N, ...] like x: what D_tuned - D shall be on average.
-        weight: [N]: how much a row counts. Any weights have the same optimum; ``price`` is the paper's.
-        price: [N]: (B / s)^2 / 2, by which a squared shift becomes a KL.
+        price: [N]: (B / s)^2 / 2, by which a squared shift becomes a KL, and by which a row counts.
         which: [N]: the picture of the batch.
     """
 
     x: Tensor
     times: Tensor
     shift: Tensor
-    weight: Tensor
     price: Tensor
     which: Tensor
 
     def rows(self, chosen: Tensor | slice) -> Targets:
         """Some of the rows."""
-        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "weight", "price", "which")))
+        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "price", "which")))
 
     def __len__(self) -> int:
         return len(self.x)
 
 
 def matching_targets(
-    process: Process, steps: Sequence[int], states: Sequence[Tensor], adjoints: Sequence[Tensor], even: bool = False
+    process: Process, steps: Sequence[int], states: Sequence[Tensor], adjoints: Sequence[Tensor]
 ) -> Targets:
     """Adjoint Matching (arXiv 2409.08861, sec. 5.2) in discrete time: sum |c + s adjoint|^2 / 2 over steps, as a regression.
 
@@ -251,23 +249,19 @@ def matching_targets(
         steps: The steps k that count; none without noise.
         states: x_0 .. x_K.
         adjoints: At the levels 1 .. K, see ``lean_adjoint``.
-        even: Weigh all noise levels alike, as EDM's loss does, (b^2 + a^2) / b^2, instead of by the paper's price, which leaves
-            the noisiest levels to themselves. Right for networks that must learn from few draws.
     """
     rows: list[tuple[Tensor, ...]] = []
     for k in steps:
         (_forward, pull, s), x = process.step(k), states[k]
         price = (pull / s) ** 2 / 2
-        a, b = float(process.a[k]), float(process.b[k])
-        weight = (a * a + b * b) / (b * b) if even else price
         one, which = torch.ones(len(x), device=x.device, dtype=x.dtype), torch.arange(len(x), device=x.device)
-        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * weight, one * price, which))
+        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * price, which))
     return Targets(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
 def matching_loss(shift: Tensor, targets: Targets) -> Tensor:
-    """The weighted squared error of shifts D_tuned - D, like ``targets.shift``; a sum over rows."""
-    return ((shift - targets.shift).flatten(1).square().sum(1) * targets.weight).sum()
+    """The squared error, by its price, of shifts D_tuned - D, like ``targets.shift``; a sum over rows."""
+    return ((shift - targets.shift).flatten(1).square().sum(1) * targets.price).sum()
 
 
 def noisy_steps(process: Process) -> list[int]:
@@ -331,18 +325,17 @@ class Report:
 
 
 def draw_targets(
-    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int], even: bool = False
+    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int]
 ) -> tuple[Targets, Tensor]:
     """Fresh draws of the tuned network, what Adjoint Matching regresses on there, and their rewards [B].
 
     Args:
         steps: Steps that are regressed on, see ``chosen_steps``.
-        even: See ``matching_targets``.
     """
     process, states = problem.process, problem.draw(generator, batch)
     values, gradient = reward_gradient(problem.reward, states[-1])
     adjoints = lean_adjoint(process, problem.base, states, -gradient / problem.alpha)
-    return matching_targets(process, steps, states, adjoints, even), values
+    return matching_targets(process, steps, states, adjoints), values
 
 
 def regress(
@@ -369,11 +362,11 @@ def regress(
 
 
 def adjoint_step(
-    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int], *, even: bool = False, part: int = 0,
+    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int], *, part: int = 0,
     scale: float = 1.0,
 ) -> Report:  # fmt: skip
     """Gradients of Adjoint Matching on ``batch`` fresh draws, added to the parameters' own; see ``draw_targets``, ``regress``."""
-    targets, values = draw_targets(problem, generator, batch, steps, even)
+    targets, values = draw_targets(problem, generator, batch, steps)
     share = len(noisy_steps(problem.process)) * batch / len(targets)
     loss, cost = regress(problem, targets, batch, part, scale)
     return Report(loss, values.mean().item(), cost * share)
@@ -390,7 +383,6 @@ def adjoint_matching(
     passes: int = 1,
     count: int = 0,
     last: int = 0,
-    even: bool = False,
     averaged: float = 0.0,
     watch: Callable[[int, Report], None] | None = None,
 ) -> list[Report]:
@@ -412,7 +404,7 @@ def adjoint_matching(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     reports = []
     for number in range(updates):
-        targets, values = draw_targets(problem, generator, batch, chosen_steps(problem.process, count, last, generator), even)
+        targets, values = draw_targets(problem, generator, batch, chosen_steps(problem.process, count, last, generator))
         order, loss, cost = torch.randperm(len(targets), generator=generator).to(targets.x.device), 0.0, 0.0
         for rows in order.chunk(passes):
             optimiser.zero_grad(set_to_none=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import torch
 from harness import Comfy, Graph, GraphError, Node
 from safetensors import safe_open
@@ -114,17 +111,7 @@ def test_a_cancelled_run_goes_on_and_ends_in_the_same_file(comfy: Comfy) -> None
 
     comfy.run(graph("whole tuning"))
     folder = comfy.base / "output" / "apprentice" / "training" / "stopped tuning"
-
-    def cancel() -> None:
-        while not (folder / "loss.jsonl").exists() or (folder / "loss.jsonl").stat().st_size == 0:
-            time.sleep(0.02)
-        requests.post(f"{comfy.url}/interrupt", timeout=10)
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    with pytest.raises(GraphError, match="interrupted"):
-        comfy.run(graph("stopped tuning"))
-    thread.join()
+    assert "interrupted" in comfy.run_and_cancel(graph("stopped tuning"), folder / "loss.jsonl")
     assert 0 < torch.load(folder / "checkpoint.pt", weights_only=True)["step"] < 8
     comfy.run(graph("stopped tuning"))
     whole, stopped = (load_file(comfy.base / "models" / "loras" / f"{n} tuning.safetensors") for n in ("whole", "stopped"))

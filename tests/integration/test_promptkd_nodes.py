@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import torch
 from harness import Comfy, Graph, GraphError, Node
 from PIL import Image
@@ -169,17 +166,7 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: C
 
     comfy.run(graph("whole critic"))
     folder = comfy.base / "output" / "apprentice" / "training" / "stopped critic"
-
-    def cancel() -> None:
-        while not (folder / "loss.jsonl").exists() or (folder / "loss.jsonl").stat().st_size == 0:
-            time.sleep(0.02)
-        requests.post(f"{comfy.url}/interrupt", timeout=10)
-
-    thread = threading.Thread(target=cancel)
-    thread.start()
-    with pytest.raises(GraphError, match="interrupted"):
-        comfy.run(graph("stopped critic"))
-    thread.join()
+    assert "interrupted" in comfy.run_and_cancel(graph("stopped critic"), folder / "loss.jsonl")
     steps = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
     assert 0 < steps < 560
     comfy.run(graph("stopped critic"))
