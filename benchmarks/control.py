@@ -5,6 +5,7 @@ Tuned by the gate's oracle, everything is measured by the judge, which nobody wa
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,29 +15,25 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..networks.tiny_unet import Denoiser, TinyUNet
-from ..samplers.schedules import tiny_world_sigmas
-from ..training.distill import Settings as SidSettings
-from ..training.distill import Task as SidTask
-from ..training.distill import distil
+from ..files import write_atomically
+from ..networks.tiny_unet import TinyUNet
 from ..training.fdivergence import alpha_for_reward, solve_dual
 from ..training.finetune import Settings, finetune
-from ..training.loop import Ema, Means, Watch, autocast
+from ..training.loop import Ema, Means, Watch
 from ..training.lora import merge
-from ..training.sid import EdmLevels, Players
-from ..world.recipe.concepts import held_out_prompts, training_prompts
+from ..world.recipe.concepts import training_prompts
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from . import control_toy as toy
-from .adaptive import TEACHER_STEPS, Pool, mean_of, route, share_for
-from .control_world import SHAPE, TUNED, Measured, Tuned, by_teacher, mean_by_prompt, measure
-from .figures import Array, Claim, Figures, bootstrap, mean_of_seeds, print_table
-from .world import World, unit_noise
+from .control_loop import loop, redistil
+from .control_world import TUNED, Measured, Tuned, drawn_by, exact_laws, mean_by_prompt, measure
+from .figures import Claim, Figures, bootstrap, mean_of_seeds, print_table
+from .world import World
 
 matplotlib.use("Agg")
 
-ALPHA, BUDGET, GUIDANCE = 0.5, 12.0, 1.5  # of the toy; evaluations a picture of the loop; of the tuned teacher in SiD
+ALPHA = 0.5  # of the toy, and of the tiny world's main run
+DIVERGENCES = ("kl", "half_chi2", "forward_kl", "js2", "jeffreys")
 Say = Callable[[str], None]
 
 
@@ -44,20 +41,23 @@ Say = Callable[[str], None]
 class Plan:
     """How much is measured."""
 
-    alpha: float
-    updates: int
-    others: int  # updates of the ways that it is compared with
+    updates: int  # of adjoint matching, and of weighted regression
+    others: int  # updates of path_kl with all its prices, which learns faster in each, and of the student
     batch: int
+    trained: int  # prompts that are tuned on
+    pool: int  # pictures a prompt of weighted regression's rounds
     distilled: int  # pictures that the student draws while it learns from the tuned teacher
     prompts: int
     seeds: int
+    weighed: int  # pictures a prompt, of a quarter of the prompts, from which the optimal laws are computed
+    looped: int  # prompts of the loop
 
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(0.5, 4, 4, 4, 64, 12, 2)
-        return cls(0.5, 200, 50, 12, 6400, 120, 4)
+            return cls(4, 4, 4, 16, 4, 64, 12, 2, 8, 24)
+        return cls(200, 160, 12, 256, 16, 8000, 120, 4, 64, 480)
 
 
 # ------------------------------------------------------------------------------------------------------------- toy
@@ -103,7 +103,7 @@ def toy_frontier() -> dict[str, list[tuple[float, float]]]:
     # On samples that are alike, so that strengths can be found by their target.
     samples = x[torch.searchsorted(p.cumsum(0), (torch.arange(800, dtype=torch.float64) + 0.5) / 800).clamp(max=len(x) - 1)]
     lines: dict[str, list[tuple[float, float]]] = {}
-    for name in ("kl", "half_chi2", "forward_kl", "js2", "jeffreys"):
+    for name in DIVERGENCES:
         for target in np.linspace(0.3, 0.95, 14):
             try:
                 alpha = alpha_for_reward(toy.reward(samples[:, None]), float(target), name)
@@ -119,53 +119,77 @@ def toy_frontier() -> dict[str, list[tuple[float, float]]]:
 
 
 def ways(plan: Plan) -> dict[str, Settings]:
-    """How the teacher is tuned: as it should be, and two others."""
+    """How the teacher is tuned: as it should be, by the same law's other algorithm at several prices, and by weights."""
     own = Settings(
-        value=plan.alpha, updates=plan.updates, batch=plan.batch, base_draws=2, learning_rate=1e-3, count=6, last=2,
-        ema_half_life=500,
+        value=ALPHA, updates=plan.updates, batch=plan.batch, base_draws=2, learning_rate=1e-3, count=6, last=2, ema_half_life=500
+    )
+    path = replace(own, algorithm="path_kl", updates=plan.others)
+    weighted = Settings(
+        algorithm="weighted_regression", strength="target reward gain", value=1.0, updates=plan.updates, batch=4 * plan.batch,
+        learning_rate=2e-4, base_draws=plan.pool, pool=plan.pool, rounds=2, ema_half_life=2000,
     )  # fmt: skip
     return {
-        f"adjoint matching, alpha {plan.alpha:g}": own,
-        "weighted regression, the same alpha": replace(own, algorithm="weighted_regression", base_draws=16, pool=16, rounds=2),
-        "no price": replace(own, algorithm="path_kl", value=1e-3, updates=plan.others),
+        f"adjoint matching, alpha {ALPHA:g}": own,
+        f"path KL, alpha {ALPHA:g}": replace(path, value=ALPHA),
+        f"path KL, alpha {4 * ALPHA:g}": replace(path, value=4 * ALPHA),
+        "path KL, no price": replace(path, value=1e-3),
+        "weighted regression, gain 1": weighted,
     }
 
 
-def tune(tuned: Tuned, name: str, settings: Settings, folder: Path, say: Say, prompts_along: int) -> list[dict[str, Any]]:
-    """Tune the teacher by the gate's oracle, on training prompts; the LoRA holds the moving average.
+def student_ways(plan: Plan) -> dict[str, Settings]:
+    """How the student is tuned in its one step."""
+    own = Settings(
+        algorithm="direct", value=0.1, updates=plan.others, batch=2 * plan.batch, base_draws=2, learning_rate=1e-3,
+        ema_half_life=500,
+    )  # fmt: skip
+    return {f"student, direct, alpha {own.value:g}": own, "student, direct, no price": replace(own, value=1e-6)}
+
+
+def tune(
+    tuned: Tuned, name: str, settings: Settings, folder: Path, say: Say, trained: int, prompts_along: int
+) -> list[dict[str, Any]]:
+    """Tune by the gate's oracle, on training prompts; the LoRA holds the moving average. A run that is there goes on.
 
     Returns:
-        What both judges say of a few held-out prompts at five points along the run.
+        What both judges say of a few held-out prompts at the start and at five points along the run.
     """
-    along: list[dict[str, Any]] = []
+    file = folder / name / "along.json"
+    along: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+
+    def look(step: int) -> None:
+        found = measure(tuned.world, drawn_by(tuned, TUNED if step else None), prompts_along, 2)
+        along[:] = [entry for entry in along if entry["update"] < step] + [{"update": step, **point_of(found)}]
+        write_atomically(file, lambda part: part.write_text(json.dumps(along), encoding="utf-8"))
 
     def after_step(step: int, _ema: Ema) -> None:
         if step % max(settings.updates // 5, 1) == 0:
-            along.append({"update": step, **row_of(name, measure(tuned.world, by_teacher(tuned, TUNED), prompts_along, 2))})
-
-    prompts = [p.text() for p in training_prompts(64, seed=3)]
+            look(step)
 
     def report(step: int, _pictures: int, means: Means) -> None:
         say(f"{name}, update {step}: reward {means['reward']:.2f}, KL {means['kl']:.2f}")
 
-    task = tuned.task(prompts, tuned.world.oracle)
-    ema, _known = finetune(task, settings, folder / name, watch=Watch(report, 20, after_step=after_step), save_every=10**6)
+    if not along:
+        look(0)
+    task = tuned.task([p.text() for p in training_prompts(trained, seed=3)], tuned.world.oracle)
+    ema, _known = finetune(
+        task, settings, folder / name, watch=Watch(report, 20, after_step=after_step), save_every=max(settings.updates // 5, 1)
+    )
     tuned.lora.load_state_dict(ema.shadow)
     return along
 
 
-def merged(tuned: Tuned) -> TinyUNet:
-    """The tuned teacher as a network of its own."""
-    network = load_unet("teacher")
+def merged(tuned: Tuned, student: bool = False) -> TinyUNet:
+    """The tuned network as one of its own."""
+    network = load_unet(f"student_{DEFAULT_STUDENT}" if student else "teacher")
     merge(network, tuned.lora)
     return network
 
 
-def row_of(name: str, m: Measured) -> dict[str, Any]:
-    """For the table."""
-    oracle, judge = m.score(False), m.score(True)
-    rest = {"diversity": round(m.diversity(), 4), "Frechet": round(m.frechet(), 4)}
-    return {"law": name, "oracle": str(oracle), "judge": str(judge), **rest}
+def point_of(m: Measured) -> dict[str, float]:
+    """For plots."""
+    scores = {"oracle": float(m.oracle.mean()), "judge": float(m.judge.mean())}
+    return {**scores, "diversity": m.diversity(), "Frechet": m.frechet()}
 
 
 def against(before: Measured, after: Measured) -> dict[str, Claim]:
@@ -177,113 +201,79 @@ def against(before: Measured, after: Measured) -> dict[str, Claim]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------ loop
+def row_of(name: str, m: Measured, changed: dict[str, Claim]) -> dict[str, Any]:
+    """For the table."""
+    point = point_of(m)
+    return {
+        "law": name, "oracle": round(point["oracle"], 2), "gain": within(changed["reward_gain"]),
+        "judge": round(point["judge"], 2), "gain of it": within(changed["unseen_judge_gain"]),
+        "diversity": round(point["diversity"], 3), "over before": within(changed["diversity_ratio"]),
+        "Frechet": round(point["Frechet"], 3),
+    }  # fmt: skip
 
 
-def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: Say) -> TinyUNet:
-    """The one-step student against the tuned teacher, by SiD at all noise levels, from the old student on."""
-    generator, fake = load_unet(f"student_{DEFAULT_STUDENT}"), load_unet("teacher")
-    prompts = [p.text() for p in training_prompts(512, seed=4)]
-    with torch.no_grad():
-        contexts, empty = world.context(prompts), world.context([""])
-
-    def denoiser(network: TinyUNet) -> Callable[[Tensor, Tensor, Any], Tensor]:
-        around = Denoiser(network)
-
-        def denoise(x: Tensor, sigma: Tensor, context: Any) -> Tensor:
-            with autocast():
-                denoised: Tensor = around(x, sigma.flatten(), context)
-            return denoised.float()
-
-        return denoise
-
-    for network in (generator, fake):
-        network.requires_grad_(True)
-    players = Players(
-        denoiser(teacher), denoiser(fake), denoiser(generator), list(fake.parameters()), list(generator.parameters())
-    )
-
-    def labels(rng: torch.Generator, batch: int) -> tuple[Any, Any]:
-        return contexts[torch.randint(len(prompts), (batch,), generator=rng)], empty.expand(batch, -1, -1)
-
-    settings = SidSettings(
-        pictures=pictures, batch=32, generator_rate=3e-5, fake_rate=3e-4, alpha=1.0, kappa4=GUIDANCE, steps=2,
-        generator_scale=1.0, ema_half_life=1500, ema_rampup=0.3, warmup=0.05, delay=0.12,
-    )  # fmt: skip
-    task = SidTask(
-        players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)), EdmLevels(p_mean=-0.4, p_std=1.2)
-    )
-    watch = Watch(lambda step, _p, means: say(f"SiD {step}: {means['generator']:.4g}"), 25)
-    ema = distil(task, settings, folder / "sid.pt", watch=watch, save_every=10**6)
-    generator.load_state_dict(ema.shadow)
-    return generator.eval().requires_grad_(False)
-
-
-def loop(world: World, after: TinyUNet, prompts: int) -> tuple[list[dict[str, Any]], dict[str, Claim]]:
-    """Adaptive collaboration with the old student and the new one: the same threshold, then the same cost."""
-    words, noise = [p.text() for p in held_out_prompts()[:prompts]], unit_noise(prompts, 21)
-
-    def pool(latents: Tensor, nfe: int) -> Pool:
-        pictures = world.pictures(latents)
-        gate, quality = (o.score(pictures, words).double().numpy() for o in (world.oracle, world.judge))
-        return Pool(gate, quality, np.zeros((len(words), 1)), nfe, pictures, gate)
-
-    redrawn = world.redraw(words, noise, TEACHER_STEPS)
-    teacher, world._students["taught"] = pool(redrawn.latents, redrawn.nfe), Denoiser(after)
-    drafts = {
-        name: pool(world.draft(words, noise, 2, seed=31, student=student).latents, 2)
-        for name, student in (("before", DEFAULT_STUDENT), ("after", "taught"))
-    }
-    threshold = float(np.median(drafts["before"].gate))
-    rows, share = [], share_for(BUDGET, drafts["before"], teacher)
-    routed = {name: route(found, teacher, share, keep_better=True) for name, found in drafts.items()}
-    for name, found in drafts.items():
-        rows.append({
-            "student": name, "its own score (judge)": round(float(found.quality.mean()), 3),
-            "rejected at the old median": f"{float((found.gate < threshold).mean()):.0%}",
-            f"adaptive, {BUDGET:g} evaluations (judge)": round(float(routed[name].quality.mean()), 3),
-        })  # fmt: skip
-    rejected: dict[str, Array] = {name: (found.gate < threshold).astype(np.float64) for name, found in drafts.items()}
-    return rows, {
-        "loop_quality_gain": mean_of(routed["after"].quality - routed["before"].quality),
-        "loop_reject_share_change": mean_of(rejected["after"] - rejected["before"]),
-    }
+def within(claim: Claim) -> str:
+    """A value and its interval, short."""
+    return f"{claim.value:.2f} ({claim.lo:.2f} to {claim.hi:.2f})"
 
 
 # ------------------------------------------------------------------------------------------------------------- run
 
 
-def run(quick: bool, plot: Path, say: Say) -> Figures:
-    """Tune the tiny world's teacher, measure it, close the loop; the plot shows the laws.
+def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
+    """Tune the tiny world's teacher and student, measure them, close the loop; the plots show laws, and runs along their way.
+
+    Args:
+        plot: Of the laws; beside it, with ``-along`` in its name, that of the runs.
+        work: Where runs are kept, and gone on with when they were stopped; None for a folder that is gone afterwards.
 
     Raises:
         FileNotFoundError: The tiny world's weights are not there.
     """
-    plan = Plan.of(quick)
+    plan, world = Plan.of(quick), World()
     figures = Figures("control", {"plan": vars(plan)})
-    world, laws = World(), list[tuple[str, Measured]]()
+    figures.findings["optimal"] = optimal(world, plan, say)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        networks = []
-        for name, settings in ways(plan).items():
-            tuned = Tuned(World(), 16, 0)
-            if not laws:
-                laws.append(("the teacher", measure(world, by_teacher(tuned, None), plan.prompts, plan.seeds)))
-            figures.findings[f"along {name}"] = tune(tuned, name, settings, folder, say, plan.prompts // 3)
-            laws.append((name, measure(world, by_teacher(tuned, TUNED), plan.prompts, plan.seeds)))
-            networks.append(merged(tuned))
-        figures.rows = [row_of(*law) for law in laws]
+        folder = work or Path(temporary)
+        teacher, student = (tune_all(figures, plan, of_student, folder, say) for of_student in (False, True))
         print_table(figures.rows)
-        figures.claims |= against(laws[0][1], laws[1][1])
-        after = redistil(world, networks[0], plan.distilled, folder, say)
-    table, claims = loop(world, after, plan.prompts * 2)
+        again = redistil(world, teacher, plan.distilled, folder, say)
+    table, claims = loop(world, {"distilled again from the tuned teacher": again, "tuned directly": student}, plan.looped)
     figures.findings["loop"] = table
     figures.claims |= claims
     print_table(table)
     for name, claim in figures.claims.items():
         print(f"{name}: {claim}")
-    draw(laws, plot)
+    draw(figures, plot)
+    draw_along(figures, plot.with_name(f"{plot.stem}-along{plot.suffix}"))
     return figures
+
+
+def optimal(world: World, plan: Plan, say: Say) -> dict[str, Any]:
+    """The optimal laws of every divergence at equal gains, by weighing many of the teacher's own pictures."""
+    say("the optimal laws, by weighing the teacher's own pictures")
+    base = measure(world, drawn_by(Tuned(World(), 16, 0), None), max(plan.prompts // 4, 2), plan.weighed)
+    return {"start": point_of(base), "laws": exact_laws(base, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5), DIVERGENCES)}
+
+
+def tune_all(figures: Figures, plan: Plan, of_student: bool, folder: Path, say: Say) -> TinyUNet:
+    """Tune the teacher or the student in every way; its rows, its findings, its claims. The network of the first way."""
+    first, before, prefix = None, None, "student_" if of_student else ""
+    for name, settings in (student_ways if of_student else ways)(plan).items():
+        tuned = Tuned(World(), 16, 0, of_student)
+        if before is None:
+            before = measure(tuned.world, drawn_by(tuned, None), plan.prompts, plan.seeds)
+            same = against(before, before)
+            figures.rows.append(row_of("the student, one step" if of_student else "the teacher", before, same))
+        figures.findings[f"along {name}"] = tune(tuned, name, settings, folder, say, plan.trained, plan.prompts // 3)
+        after = measure(tuned.world, drawn_by(tuned, TUNED), plan.prompts, plan.seeds)
+        changed = against(before, after)
+        figures.rows.append(row_of(name, after, changed))
+        if first is None:
+            first = merged(tuned, of_student)
+            figures.claims |= {prefix + claim: value for claim, value in changed.items()}
+    assert first is not None
+    return first
 
 
 def draw_toy(frontier: dict[str, list[tuple[float, float]]], path: Path) -> None:
@@ -300,19 +290,47 @@ def draw_toy(frontier: dict[str, list[tuple[float, float]]], path: Path) -> None
     plt.close(figure)
 
 
-def draw(laws: list[tuple[str, Measured]], path: Path) -> None:
-    """Each law by the score of either judge, and by its variety."""
+def runs_of(figures: Figures) -> dict[str, list[dict[str, Any]]]:
+    """The runs along their way, by name."""
+    return {name.removeprefix("along "): points for name, points in figures.findings.items() if name.startswith("along ")}
+
+
+def draw(figures: Figures, path: Path) -> None:
+    """Variety over the score of either judge: the optimal laws, and every run on its way from the network as it was."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for axis, judge in zip(axes, (False, True), strict=True):
-        for name, m in laws:
-            claim = m.score(judge)
-            bars = [[claim.value - claim.lo], [claim.hi - claim.value]]
-            axis.errorbar(claim.value, m.diversity(), xerr=bars, fmt="o", capsize=3, label=name)
-        axis.set(xlabel="score of the judge that nobody was tuned by" if judge else "score of the oracle that tuned")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), sharey=True, layout="constrained")
+    start = figures.findings["optimal"]["start"]
+    for axis, judge in zip(axes, ("oracle", "judge"), strict=True):
+        for (name, laws), shade in zip(figures.findings["optimal"]["laws"].items(), np.linspace(0.15, 0.65, 5), strict=False):
+            at = [0.0, *(law[judge] - start[judge] for law in laws)]
+            diversity = [1.0, *(law["diversity"] / start["diversity"] for law in laws)]
+            axis.plot(at, diversity, "-", color=str(shade), linewidth=1, label=f"optimal law, {name}")
+        for number, (name, points) in enumerate(runs_of(figures).items()):
+            first, style = points[0], "s--" if name.startswith("student") else "o-"
+            at, diversity = ([p[judge] - first[judge] for p in points], [p["diversity"] / first["diversity"] for p in points])
+            axis.plot(at, diversity, style, color=f"C{number}", markersize=4, label=name)
+        axis.set(xlabel="gain with the judge that nobody was tuned by" if judge == "judge" else "gain with the oracle that tuned")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("diversity")
-    axes[1].legend(fontsize=8)
+    axes[0].set_ylabel("variety, in parts of what it was")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_along(figures: Figures, path: Path) -> None:
+    """Both judges, variety and distance along each run."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4.2), layout="constrained")
+    titles = {"oracle": "oracle that tuned", "judge": "unseen judge", "diversity": "variety", "Frechet": "Frechet distance"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for number, (name, points) in enumerate(runs_of(figures).items()):
+            style = "s--" if name.startswith("student") else "o-"
+            values = [p[key] for p in points]
+            axis.plot([p["update"] for p in points], values, style, color=f"C{number}", markersize=4, label=name)
+        axis.set(title=title, xlabel="updates")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)

@@ -1,10 +1,11 @@
-"""The tiny world's teacher tuned by one judge, measured by the other: parts of ``benchmarks.control``."""
+"""The tiny world's teacher and student tuned by one judge, measured by the other: parts of ``benchmarks.control``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from ..networks.tiny_unet import karras_sigmas
 from ..oracles.tiny import TinyWorldOracle
+from ..samplers.schedules import tiny_world_sigmas
 from ..training.control import Process, rollout
+from ..training.fdivergence import NoOptimumError, alpha_for_reward, solve_dual
 from ..training.finetune import Task
 from ..training.loop import autocast
 from ..training.lora import Adapters
@@ -36,15 +39,17 @@ def process() -> Process:
 
 
 class Tuned:
-    """The teacher with a LoRA.
+    """The teacher, or its student in one step, with a LoRA.
 
     Args:
-        world: Its teacher is changed for good: a LoRA hangs on it, which is off unless it is asked for.
+        world: Its network is changed for good: a LoRA hangs on it, which is off unless it is asked for.
     """
 
-    def __init__(self, world: World, rank: int, seed: int) -> None:
+    def __init__(self, world: World, rank: int, seed: int, student: bool = False) -> None:
         self.world = world
-        self.adapters = Adapters(world.teacher.network, (TUNED,), rank, seed)
+        self.around = world.student() if student else world.teacher
+        self.process = Process.edm([*tiny_world_sigmas(1), 0.0]) if student else process()
+        self.adapters = Adapters(self.around.network, (TUNED,), rank, seed)
         self.lora = self.adapters.of[TUNED]
 
     def denoise(self, name: str | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -52,7 +57,7 @@ class Tuned:
 
         def network(x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
             with self.adapters.on(name), autocast():
-                denoised: Tensor = self.world.teacher(x, sigma.float(), context)
+                denoised: Tensor = self.around(x, sigma.float(), context)
                 return denoised.float()
 
         return network
@@ -68,8 +73,9 @@ class Tuned:
             return oracle.reward(((decoded + 1) / 2).movedim(1, -1), [words[int(i)] for i in rows])
 
         return Task(
-            self.denoise(None), self.denoise(TUNED), self.lora, reward, lambda rows: contexts[rows], len(words), process(), SHAPE
-        )
+            self.denoise(None), self.denoise(TUNED), self.lora, reward, lambda rows: contexts[rows], len(words), self.process,
+            SHAPE,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,15 @@ def measure(world: World, draw: Callable[[list[str], Tensor], Tensor], prompts: 
     return Measured(oracle, judge, features, pictures)
 
 
-def by_teacher(tuned: Tuned, name: str | None) -> Callable[[list[str], Tensor], Tensor]:
-    """Draws by the process that tuning is made for, without guidance."""
+def drawn_by(tuned: Tuned, name: str | None) -> Callable[[list[str], Tensor], Tensor]:
+    """Draws by the process that tuning is made for, without guidance; with the LoRA ``name``, or without."""
 
     def draw(words: list[str], noise: Tensor) -> Tensor:
         task = tuned.task(words, tuned.world.oracle)
         rng, parts = torch.Generator().manual_seed(5), []
         for rows in torch.arange(len(words)).split(48):
             problem = task.problem(rows, 1.0)
-            start = noise[rows] * SIGMA_MAX
+            start = noise[rows] * float(problem.process.b[0])
             network, noises = problem.tuned if name else problem.base, partial(torch.randn, start.shape, generator=rng)
             parts.append(rollout(problem.process, network, start, noises)[-1])
         return torch.cat(parts)
@@ -129,17 +135,35 @@ def by_teacher(tuned: Tuned, name: str | None) -> Callable[[list[str], Tensor], 
     return draw
 
 
-def by_student(
-    world: World, student: Callable[[Tensor, Tensor, Tensor], Tensor], sigma: float
-) -> Callable[[list[str], Tensor], Tensor]:
-    """Draws in one step."""
+def exact_laws(base: Measured, gains: Sequence[float], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What the optimal laws earn, without any tuning: the base's many pictures of each prompt, weighed by w.
 
-    def draw(words: list[str], noise: Tensor) -> Tensor:
-        parts = []
-        for rows in torch.arange(len(words)).split(48):
-            with torch.no_grad():
-                context = world.context([words[i] for i in rows])
-                parts.append(student(noise[rows] * sigma, torch.full((len(rows),), sigma), context))
-        return torch.cat(parts)
+    Args:
+        gains: By how much the oracle's mean score rises; the strength is solved for, the same for all prompts.
+        names: Divergences.
 
-    return draw
+    Returns:
+        For each divergence, as far as its pictures reach: alpha, both judges' means, the diversity, and the effective number
+        of pictures a prompt.
+    """
+    rewards, lines = torch.from_numpy(base.oracle), dict[str, list[dict[str, Any]]]()
+    for name in names:
+        for gain in gains:
+            try:
+                alpha = alpha_for_reward(rewards, float(rewards.mean()) + gain, name)
+                solutions = [solve_dual(row, alpha, name) for row in rewards]
+            except (ValueError, NoOptimumError):
+                continue
+            w = np.stack([s.weights.numpy() for s in solutions]) / rewards.shape[1]
+            lines.setdefault(name, []).append({
+                "alpha": alpha, "oracle": float((w * base.oracle).sum(1).mean()), "judge": float((w * base.judge).sum(1).mean()),
+                "diversity": weighed_diversity(base.features, w), "ess": float(np.mean([s.ess for s in solutions])),
+            })  # fmt: skip
+    return lines
+
+
+def weighed_diversity(features: Array, weights: Array) -> float:
+    """``Measured.diversity`` of pictures that count by their weights [prompts, draws], which sum to 1 for each prompt."""
+    alike = np.einsum("pad,pbd->pab", features, features)
+    pairs = weights[:, :, None] * weights[:, None, :] * (1 - np.eye(weights.shape[1]))
+    return float(np.mean(((1 - alike) * pairs).sum((1, 2)) / pairs.sum((1, 2))))

@@ -146,10 +146,17 @@ def control(
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("control.png"),
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")
+    ] = None,
 ) -> None:
-    """Fine-tuning by an oracle: the tiny world's teacher, and the loop closed with its student."""
-    benchmark = _benchmark("control")
-    figures = (benchmark.run_toy if toy else benchmark.run)(quick, plot, lambda text: typer.echo(text, err=True))
+    """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
+    benchmark, say = _benchmark("control"), lambda text: typer.echo(text, err=True)
+    if memory:
+        figures = _benchmark("control_memory").run(quick, say)
+    else:
+        figures = benchmark.run_toy(quick, plot, say) if toy else benchmark.run(quick, plot, say, work)
     if json:
         figures.save(json)
 

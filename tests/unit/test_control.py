@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import control_toy as toy
+from comfyui_apprentice.benchmarks.control_memory import Held
 from comfyui_apprentice.training import control
 from comfyui_apprentice.training.control import Problem, Process
 from comfyui_apprentice.training.fdivergence import solve_dual
@@ -297,29 +298,6 @@ def test_what_cannot_be_a_process_is_refused() -> None:
         Process.edm([1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match="has no gradient"):
         control.reward_gradient(lambda x: x.detach()[:, 0], torch.zeros(2, 1))
-
-
-class Held:
-    """How many bytes autograd holds for backward passes at most, whatever machine it runs on."""
-
-    def __init__(self) -> None:
-        self.now = self.peak = 0
-
-    def measure(self, call: Any) -> int:
-        held = self
-
-        class Kept:
-            def __init__(self, value: Tensor) -> None:
-                self.value, self.size = value, value.untyped_storage().nbytes()
-                held.now += self.size
-                held.peak = max(held.peak, held.now)
-
-            def __del__(self) -> None:
-                held.now -= self.size
-
-        with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.value):
-            call()
-        return self.peak
 
 
 @pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl"])

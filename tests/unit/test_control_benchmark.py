@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import control as bench
-from comfyui_apprentice.benchmarks.control_world import TUNED, Tuned, by_teacher, measure
+from comfyui_apprentice.benchmarks import control_memory
+from comfyui_apprentice.benchmarks.control_loop import loop
+from comfyui_apprentice.benchmarks.control_world import TUNED, Measured, Tuned, drawn_by, exact_laws, measure, weighed_diversity
 from comfyui_apprentice.benchmarks.world import World, unit_noise
 from comfyui_apprentice.networks.tiny_unet import Denoiser
-from comfyui_apprentice.world.recipe.concepts import training_prompts
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def test_a_merged_lora_is_the_network_with_it_on(world: World) -> None:
 
 def test_without_a_lora_nothing_is_gained(world: World) -> None:
     tuned = Tuned(world, 4, 0)
-    before, after = (measure(world, by_teacher(tuned, name), 3, 2) for name in (None, TUNED))
+    before, after = (measure(world, drawn_by(tuned, name), 3, 2) for name in (None, TUNED))
     claims = bench.against(before, after)
     assert claims["reward_gain"].value == pytest.approx(0, abs=1e-6)
     assert claims["diversity_ratio"].value == pytest.approx(1, abs=1e-6)
@@ -46,8 +49,8 @@ def test_without_a_lora_nothing_is_gained(world: World) -> None:
 def test_an_unchanged_student_changes_nothing_in_the_loop(world: World) -> None:
     from comfyui_apprentice.world.weights import load_unet
 
-    rows, claims = bench.loop(world, load_unet("student_consistency"), 8)
-    assert [row["student"] for row in rows] == ["before", "after"]
+    rows, claims = loop(world, {"same": load_unet("student_consistency")}, 8)
+    assert [row["student"] for row in rows] == ["before", "same"]
     assert claims["loop_quality_gain"].value == 0 and claims["loop_reject_share_change"].value == 0
 
 
@@ -60,10 +63,60 @@ def test_the_toys_frontier_pays_reward_with_spread() -> None:
     assert min(spread for _reward, spread in lines["kl"]) < 1.0
 
 
-def test_tuning_is_measured_along_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "training_prompts", lambda _count, seed: training_prompts(3, seed))
-    tuned = Tuned(World(), 4, 0)
-    settings = replace(next(iter(bench.ways(bench.Plan.of(True)).values())), updates=2, batch=2)
-    along = bench.tune(tuned, "a way", settings, tmp_path, lambda _text: None, 2)
-    assert [entry["update"] for entry in along] == [1, 2]
+def test_a_students_one_step_is_its_draft(world: World) -> None:
+    tuned, noise = Tuned(World(), 4, 0, student=True), unit_noise(2, 3)
+    drawn = drawn_by(tuned, None)(["panda", "rose"], noise)
+    assert torch.allclose(drawn, world.draft(["panda", "rose"], noise, 1).latents, atol=0.05)
+
+
+def test_tuning_is_measured_along_its_way_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    settings = replace(next(iter(bench.student_ways(bench.Plan.of(True)).values())), updates=2, batch=2)
+    along = bench.tune(Tuned(World(), 4, 0, True), "a way", settings, tmp_path, lambda _text: None, 3, 2)
+    assert [entry["update"] for entry in along] == [0, 1, 2]
     assert {"oracle", "judge", "diversity", "Frechet"} <= along[0].keys()
+    said: list[str] = []
+    assert bench.tune(Tuned(World(), 4, 0, True), "a way", settings, tmp_path, said.append, 3, 2) == along
+    assert said == []
+
+
+def test_optimal_laws_of_two_kinds_of_pictures_are_those_on_paper() -> None:
+    # A prompt has two kinds of pictures, as often, at a right angle, with rewards 0 and 1: q of the better is e / (e + e^0).
+    half, eye = 32, np.eye(2)
+    features = np.repeat(eye, half, 0)[None].repeat(3, 0)
+    rewards = np.repeat([0.0, 1.0], half)[None].repeat(3, 0)
+    base = Measured(rewards, 2 * rewards, features, torch.zeros(0))
+    laws = exact_laws(base, (math.e / (1 + math.e) - 0.5, 0.6), ("kl", "half_chi2"))
+    assert [len(lines) for lines in laws.values()] == [1, 1], "a gain of 0.6 is out of reach"
+    law, q = laws["kl"][0], math.e / (1 + math.e)
+    assert law["alpha"] == pytest.approx(1, abs=1e-4)
+    assert law["oracle"] == pytest.approx(q, abs=1e-4) and law["judge"] == pytest.approx(2 * q, abs=1e-4)
+    # Of two different pictures the kinds differ: 2 q (1 - q), over the chance that they are not one picture.
+    assert law["diversity"] == pytest.approx(2 * q * (1 - q) / (1 - (q**2 + (1 - q) ** 2) / half), rel=1e-3)
+    assert law["ess"] == pytest.approx(half / (q**2 + (1 - q) ** 2), rel=1e-3)
+
+
+def test_equal_weights_are_the_plain_diversity(world: World) -> None:
+    found = measure(world, drawn_by(Tuned(World(), 4, 0, True), None), 3, 4)
+    assert weighed_diversity(found.features, np.full((3, 4), 0.25)) == pytest.approx(found.diversity())
+
+
+def test_only_plain_backpropagation_grows_with_the_steps() -> None:
+    figures = control_memory.run(True, lambda _text: None)
+    held = {row["algorithm"]: [row["4 steps, MiB"], row["8 steps, MiB"]] for row in figures.rows}
+    assert held["plain backpropagation"][1] > 1.6 * held["plain backpropagation"][0]
+    network, judge = figures.findings["parts"].values()
+    for name, (few, many) in held.items():
+        if name != "plain backpropagation":
+            assert many < 1.02 * few, name
+            assert few <= 1.05 * (network + judge if name == "preview" else max(network, judge)), name
+
+
+def test_the_plots_are_drawn(tmp_path: Path) -> None:
+    points = [{"update": n, "oracle": 20.0 + n, "judge": 19.0 + n, "diversity": 0.1 - n / 100, "Frechet": 0.2} for n in range(3)]
+    law = {"alpha": 1.0, "oracle": 21.0, "judge": 20.0, "diversity": 0.09, "ess": 20.0}
+    figures = bench.Figures("control", {}, findings={"along a": points, "along student, b": points})
+    figures.findings["optimal"] = {"start": points[0], "laws": {"kl": [law]}}
+    bench.draw(figures, tmp_path / "laws.png")
+    bench.draw_along(figures, tmp_path / "along.png")
+    for name in ("laws.png", "along.png"):
+        assert (tmp_path / name).stat().st_size > 20_000
