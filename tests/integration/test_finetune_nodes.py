@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def tune(g: Graph, model: Any, clip: Any, vae: Any, oracle: Any, **changes: Any) -> Node:
-    return g.add(
-        "ApprenticeRewardFinetune", "tune", model=model, clip=clip, vae=vae, oracle=oracle, **{**SETTINGS, **changes}
-    )
+    return g.add("ApprenticeRewardFinetune", "tune", model=model, clip=clip, vae=vae, oracle=oracle, **{**SETTINGS, **changes})
 
 
 def tiny(g: Graph, **changes: Any) -> Node:
@@ -90,6 +90,34 @@ def test_sd15_is_tuned_too(comfy: Comfy, models: Path) -> None:
     comfy.run(g)
     made_latent, before = comfy.tensors("made")["latent"], comfy.tensors("before")["latent"]
     assert made_latent.isfinite().all() and not torch.equal(made_latent, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch"),
+    [
+        ("v-prediction", ("ModelSamplingDiscrete", {"sampling": "v_prediction", "zsnr": False})),
+        ("flow", ("ModelSamplingSD3", {"shift": 3.0})),
+    ],
+)
+def test_models_of_other_kinds_are_tuned_by_their_own_sampling(
+    comfy: Comfy, models: Path, kind: str, patch: tuple[str, dict[str, Any]]
+) -> None:
+    """The small SD1.5 network, read as another kind of model by a stock node."""
+    g, name = Graph(), f"tuned {kind}"
+    loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
+    model = g.add(patch[0], model=loader[0], **patch[1])
+    oracle = g.add("ApprenticeTinyWorld", "tiny", student="consistency")[4]
+    made = tune(
+        g, model, loader[1], loader[2], oracle, name=name, text="a castle", updates=2, batch_size=1, strength="alpha",
+        scheduler="simple",
+    )  # fmt: skip
+    draw(g, made[0], loader[1], "made")
+    draw(g, model, loader[1], "before")
+    comfy.run(g)
+    made_latent, before = comfy.tensors("made")["latent"], comfy.tensors("before")["latent"]
+    assert made_latent.isfinite().all() and (made_latent - before).abs().max() > 1e-4
+    lines = (comfy.base / "output" / "apprentice" / "training" / name / "loss.jsonl").read_text().splitlines()
+    assert all(math.isfinite(json.loads(line)[key]) for line in lines for key in ("loss", "reward", "kl", "gradient"))
 
 
 def test_a_critic_of_ones_own_teaches(comfy: Comfy) -> None:
