@@ -62,7 +62,8 @@ def calls(problem: Problem, batch: int) -> dict[str, Callable[[], object]]:
     def weighted() -> None:
         levels = torch.arange(batch) % len(control.noisy_steps(process))
         pictures, ones = unit_noise(batch, 0), torch.ones(batch)
-        control.weighted_regression_step(problem.tuned, process, pictures, ones, levels, unit_noise(batch, 1)).backward()
+        noise = unit_noise(batch, 1)
+        control.weighted_regression_step(problem.tuned, problem.base, process, pictures, ones, levels, noise).backward()
 
     steps = control.chosen_steps(process, 6, 2, rng)
     return {

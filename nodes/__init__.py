@@ -27,6 +27,7 @@ from .oracles import (
 from .promptkd import ApprenticePromptKDDistill, ApprenticePromptKDTeacher
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
+from .start import ApprenticeTiltedStart
 from .students import ApprenticeLoadStudent
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
@@ -62,6 +63,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeDomainText,
     ApprenticeRewardFinetune,
     ApprenticeRewardCurve,
+    ApprenticeTiltedStart,
 ]
 
 

@@ -328,6 +328,37 @@ def sorting() -> tuple[Graph, Layout]:
     return g, layout
 
 
+def promising() -> tuple[Graph, Layout]:
+    """The teacher from the noise that the student finds promising, beside the teacher from any."""
+    g, world, lines, negative, latent = start()
+    chosen = g.add(
+        "ApprenticeTiltedStart", "5", model=world[1], positive=lines[0], negative=negative[0], latent_image=latent[0],
+        vae=world[3], oracle=world[4], prompt=lines[1], candidates=8, alpha=0.3, seed=12, preset="tiny-world", steps=1, cfg=1.0,
+        sampler_name="lcm", scheduler="normal",
+    )  # fmt: skip
+    plain = g.add("RandomNoise", "6", noise_seed=12)
+    guider = g.add("CFGGuider", "7", model=world[0], positive=lines[0], negative=negative[0], cfg=2.0)
+    sampler = g.add("KSamplerSelect", "8", sampler_name="dpmpp_2m")
+    sigmas = g.add("BasicScheduler", "9", model=world[0], scheduler="karras", steps=16, denoise=1.0)
+    for key, noise, prefix in ((10, chosen, "promising"), (14, plain, "any")):
+        drawn = g.add(
+            "SamplerCustomAdvanced", str(key), noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0],
+            latent_image=latent[0],
+        )  # fmt: skip
+        picture = g.add("VAEDecode", str(key + 1), samples=drawn[0], vae=world[3])
+        g.add("SaveImage", str(key + 2), images=picture[0], filename_prefix=f"apprentice/{prefix}_noise")
+        found = g.add("ApprenticeScore", str(key + 3), oracle=world[4], images=picture[0], prompt=lines[1])
+        g.add("PreviewAny", str(key + 8), source=found[1])
+    g.add("PreviewAny", "20", source=chosen[1])
+    layout = START | {
+        "5": (400, 60, 330, 720), "6": (400, 890, 330, 110), "7": (790, 60, 240, 120), "8": (790, 260, 240, 60),
+        "9": (790, 400, 240, 110), "13": (790, 600, 240, 130), "17": (790, 820, 240, 130), "10": (1090, 60, 260, 330),
+        "11": (1090, 470, 260, 60), "14": (1090, 610, 260, 330), "15": (1090, 1020, 260, 60), "12": (1410, 60, 420, 480),
+        "16": (1410, 610, 420, 480), "18": (1890, 60, 500, 300), "20": (1890, 430, 500, 350), "22": (1890, 850, 500, 300),
+    }  # fmt: skip
+    return g, layout
+
+
 def teaches() -> tuple[Graph, Layout]:
     """A critic teaches the teacher, and the tuned teacher a student: reward at a price, then Score identity Distillation."""
     g, world, lines, _, latent = start()
@@ -365,7 +396,7 @@ def teaches() -> tuple[Graph, Layout]:
 EXAMPLES = {
     "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
     "distil": distil, "students": students, "critic": critic, "sorting": sorting,
-    "critic-teaches-student": teaches,
+    "critic-teaches-student": teaches, "promising-noise": promising,
 }  # fmt: skip
 
 ARRANGE = """(layout) => {

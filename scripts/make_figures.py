@@ -114,6 +114,9 @@ CONTROL_WORDS = {
     "reward_gain": "score of the oracle that tuned, tuned minus before",
     "unseen_judge_gain": "score of the judge that nobody was tuned by, tuned minus before",
     "diversity_ratio": "diversity, tuned over before",
+    "student_reward_gain": "the student tuned directly: score of the oracle that tuned, minus before",
+    "student_unseen_judge_gain": "the same by the judge that nobody was tuned by",
+    "student_diversity_ratio": "its diversity, tuned over before",
     "loop_quality_gain": "judge's score of adaptive collaboration at equal evaluations, with the new student minus the old",
     "loop_reject_share_change": "part of the drafts below the old median, new student minus old",
     "toy_w1": "1-D mixture, KL, alpha 0.5: distance W1 to the exact law",
@@ -127,9 +130,10 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     return lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
 
 
-def control_figures(results: dict[str, Any], toy: dict[str, Any]) -> str:
-    """The tiny world's laws, the loop, the toy, and the claims."""
-    lines = [*_table(results["rows"]), "", *_table(results["findings"]["loop"]), "", *_table(toy["rows"])]
+def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[str, Any]) -> str:
+    """The tiny world's laws, the loop, the toy, memory, and the claims."""
+    tables = (results["rows"], results["findings"]["loop"], toy["rows"], memory["rows"])
+    lines = [line for rows in tables for line in (*_table(rows), "")][:-1]
     lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
     for name, words in CONTROL_WORDS.items():
         claim = (results["claims"] | toy["claims"])[name]
@@ -153,7 +157,7 @@ def filled(readme: str) -> str:
     begin, end = "<!-- figures: benchmarks/results/promptkd.json -->", "<!-- end of promptkd -->"
     readme = _between(readme, begin, end, promptkd_figures(read("promptkd")))
     begin, end = "<!-- figures: benchmarks/results/control.json -->", "<!-- end of control -->"
-    readme = _between(readme, begin, end, control_figures(read("control"), read("control-toy")))
+    readme = _between(readme, begin, end, control_figures(read("control"), read("control-toy"), read("control-memory")))
     sid = sid_figures(read("sid"), read("sid-speed"))
     readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())

@@ -238,9 +238,7 @@ class Targets:
         return len(self.x)
 
 
-def matching_targets(
-    process: Process, steps: Sequence[int], states: Sequence[Tensor], adjoints: Sequence[Tensor]
-) -> Targets:
+def matching_targets(process: Process, steps: Sequence[int], states: Sequence[Tensor], adjoints: Sequence[Tensor]) -> Targets:
     """Adjoint Matching (arXiv 2409.08861, sec. 5.2) in discrete time: sum |c + s adjoint|^2 / 2 over steps, as a regression.
 
     c = (B / s) (D_tuned - D) is the control in units of the step's noise; it shall be -s adjoint: the shift -(s^2 / B) adjoint.
@@ -310,9 +308,7 @@ class Problem:
     def draw(self, generator: torch.Generator, count: int, tuned: bool = True) -> list[Tensor]:
         """States of a draw, by the tuned network or by the base."""
         start = self.start(generator, count)
-        return rollout(
-            self.process, self.tuned if tuned else self.base, start, lambda: self.noise(generator, start)
-        )
+        return rollout(self.process, self.tuned if tuned else self.base, start, lambda: self.noise(generator, start))
 
 
 @dataclass(frozen=True)
@@ -324,9 +320,7 @@ class Report:
     kl: float
 
 
-def draw_targets(
-    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int]
-) -> tuple[Targets, Tensor]:
+def draw_targets(problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int]) -> tuple[Targets, Tensor]:
     """Fresh draws of the tuned network, what Adjoint Matching regresses on there, and their rewards [B].
 
     Args:
@@ -338,9 +332,7 @@ def draw_targets(
     return matching_targets(process, steps, states, adjoints), values
 
 
-def regress(
-    problem: Problem, targets: Targets, pictures: float, part: int = 0, scale: float = 1.0
-) -> tuple[float, float]:
+def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0, scale: float = 1.0) -> tuple[float, float]:
     """Gradients of the loss a picture, added to the parameters' own; returns the loss and the KL on these rows, a picture.
 
     Args:
@@ -468,9 +460,7 @@ def preview_step(problem: Problem, generator: torch.Generator, batch: int, scale
     return Report(loss.item(), values.mean().item(), math.nan)
 
 
-def direct_step(
-    problem: Problem, generator: torch.Generator, batch: int, spread: float = 1.0, scale: float = 1.0
-) -> Report:
+def direct_step(problem: Problem, generator: torch.Generator, batch: int, spread: float = 1.0, scale: float = 1.0) -> Report:
     """Gradients of -r(G(z)) + alpha |G(z) - G_base(z)|^2 / (2 spread^2) for a one-step generator, added.
 
     The KL between generators' laws can't be had, so a change is paid for picture by picture. What it leads to is not p exp(r /
@@ -495,25 +485,36 @@ def direct_step(
 
 
 def weighted_regression_step(
-    tuned: Denoise, process: Process, pictures: Tensor, weights: Tensor, levels: Tensor, noise: Tensor
+    tuned: Denoise, drew: Denoise, process: Process, pictures: Tensor, weights: Tensor, levels: Tensor, noise: Tensor
 ) -> Tensor:
     """The loss of denoising own pictures, each as important as its weight: it leads to the law weights * (their own law).
 
     For oracles without gradients. With w from ``fdivergence.solve_dual`` the law is q*; in N rounds, each with fresh pictures
     and w^(1 / N), it is as well, and no round's weights are extreme.
 
+    To w |D_tuned - x0|^2 is added 2 (D_tuned - D) (x0 - D), which is 0 on average where D drew the pictures exactly, so it
+    moves no optimum: D_tuned - D = E[(w - 1) (x0 - D) | x] / E[w | x]. Where D drew them roughly, as in few steps, it takes off
+    what would otherwise be learned of the drawing's own errors, round upon round; and gentle weights leave little noise.
+
     Args:
-        pictures: x0 [B, ...], drawn by the network of the round before.
+        drew: D, the network of the round before.
+        pictures: x0 [B, ...], drawn by it.
         weights: [B], of mean 1.
         levels: [B] indices of noisy levels of the process.
         noise: Unit noise like ``pictures``.
     """
     shape = (-1, *[1] * (pictures.ndim - 1))
     a, b = (v.to(pictures)[levels].view(shape) for v in (process.a, process.b))
-    which = torch.arange(len(pictures), device=pictures.device)
-    denoised = tuned(a * pictures + b * noise, process.times.to(pictures)[levels], which)
-    error = ((denoised - pictures) * (a / b)).flatten(1).square().mean(1)
-    return (error.clamp(max=1e6) * weights.to(error)).mean() / 2
+    which, x, times = (
+        torch.arange(len(pictures), device=pictures.device),
+        a * pictures + b * noise,
+        process.times.to(pictures)[levels],
+    )
+    with torch.no_grad():
+        before = drew(x, times, which)
+    after = tuned(x, times, which)
+    errors = (after - pictures).square() * weights.to(after).view(shape) + 2 * (after - before) * (pictures - before)
+    return (errors * (a / b) ** 2).mean() / 2
 
 
 # -------------------------------------------------------------------------------------------------------- the start

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,6 @@ class Task:
         seeds = torch.randint(2**62, (len(rows),), generator=generator)
         parts = zip(rows.split(at_once), seeds.split(at_once), strict=True)
         return torch.cat([self.problem(r, 1.0, seeds=s).draw(generator, len(r), tuned)[-1] for r, s in parts])
-
 
     @torch.no_grad()
     def judge(self, pictures: Tensor, rows: Tensor, at_once: int) -> Tensor:
@@ -314,9 +314,7 @@ class _Counter(nn.Module):
         self.taken.fill_(value)
 
 
-def _tilt(
-    task: Task, settings: Settings, known: Baseline, rng: torch.Generator, processes: Processes, watch: Watch
-) -> Report:
+def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator, processes: Processes, watch: Watch) -> Report:
     """This process's part of a batch of an algorithm that follows the reward's gradient; its part of the mean report."""
     reward = lambda x, rows: known.surrogate(task.reward(x, rows), rows)  # noqa: E731
     rows = torch.randint(task.prompts, (settings.batch,), generator=rng)
@@ -335,9 +333,7 @@ def _tilt(
     return Report(**total)
 
 
-def _algorithm(
-    name: str, problem: Problem, steps: Sequence[int], batch: int, spread: float, scale: float
-) -> Report:
+def _algorithm(name: str, problem: Problem, steps: Sequence[int], batch: int, spread: float, scale: float) -> Report:
     """One part's gradients, times ``scale``; all noise is the problem's own."""
     unused = torch.Generator()
     if name == "adjoint_matching":
@@ -374,11 +370,22 @@ class _Regression:
 
     def _loss(self, part: Tensor, levels: Tensor, noise: Tensor) -> Tensor:
         task, rows = self.task, self.pool["rows"][part]
-        network = task.problem(rows, 1.0).tuned
+        problem = task.problem(rows, 1.0)
         pictures, weights = (self.pool[name][part].to(task.device) for name in ("pictures", "weights"))
         return control.weighted_regression_step(
-            network, task.process, pictures, weights, levels.to(task.device), noise.to(task.device)
+            problem.tuned, self._drew(problem), task.process, pictures, weights, levels.to(task.device), noise.to(task.device)
         )
+
+    def _drew(self, problem: Problem) -> control.Denoise:
+        """The network that drew the round's pictures: the base, later what was learned when the round began."""
+        if self.round == 0:
+            return problem.base
+
+        def denoise(x: Tensor, time: Tensor, which: Tensor) -> Tensor:
+            with _as_it_was(self.task.learned, self.pool):
+                return problem.tuned(x, time, which)
+
+        return denoise
 
     def _pool(self, number: int) -> dict[str, Tensor]:
         """The pictures of a round, with rewards and weights; drawn by the network as it is when the round begins, and kept."""
@@ -391,8 +398,27 @@ class _Regression:
         rewards = self.task.judge(pictures, rows, at_once)
         pool = {"rows": rows, "pictures": pictures.float().cpu(), "rewards": rewards}
         pool["weights"] = self.known.weights(rewards, rows, self.settings.rounds)
+        if number:
+            pool |= {_LEARNED + name: value.detach().cpu().clone() for name, value in self.task.learned.named_parameters()}
         save_safetensors_atomically(pool, file)
         return pool
+
+
+_LEARNED = "learned."  # of a pool: what was learned when its round began
+
+
+@contextmanager
+def _as_it_was(learned: nn.Module, pool: dict[str, Tensor]) -> Iterator[None]:
+    """What is learned, as it was when the pool was drawn; for the block, in which nothing may be differentiated."""
+    parameters = dict(learned.named_parameters())
+    now = {name: value.data for name, value in parameters.items()}
+    try:
+        for name, value in parameters.items():
+            value.data = pool[_LEARNED + name].to(value.device)
+        yield
+    finally:
+        for name, value in parameters.items():
+            value.data = now[name]
 
 
 def card(settings: Settings, known: Baseline, teacher: str, oracle: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ NODE_IDS = [
     "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill", "ApprenticePromptKDTeacher",
     "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
     "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
+    "ApprenticeTiltedStart",
 ]  # fmt: skip
 
 

@@ -264,10 +264,22 @@ def test_weighted_regression_leads_to_the_weighted_law() -> None:
         rows, levels = torch.randint(20_000, (512,), generator=rng), torch.randint(60, (512,), generator=rng)
         noise = torch.randn(512, 1, generator=rng)
         optimiser.zero_grad()
-        control.weighted_regression_step(network, process, x0[rows], weights[rows], levels, noise).backward()
+        control.weighted_regression_step(network, toy.denoise, process, x0[rows], weights[rows], levels, noise).backward()
         optimiser.step()
     final = control.rollout(process, network, start, lambda: torch.randn(20_000, 1, generator=rng))[-1]
     assert float((final > 0).float().mean()) == pytest.approx(exact(0.5, "kl")[0], abs=0.1)
+
+
+def test_weighted_regression_learns_nothing_of_errors_in_the_drawing() -> None:
+    """Pictures that no network drew, but weights of 1: there is nothing to learn, though a plain regression would."""
+    process, network, rng = toy.levels(60), toy.Control(0), torch.Generator().manual_seed(0)
+    wrong, ones = torch.randn(256, 1, generator=rng) + 5, torch.ones(256)
+    levels, noise = torch.randint(60, (256,), generator=rng), torch.randn(256, 1, generator=rng)
+    drew = network.forward
+    control.weighted_regression_step(network, drew, process, wrong, ones, levels, noise).backward()
+    assert all(p.grad is None or p.grad.abs().max() < 1e-4 for p in network.parameters())
+    control.weighted_regression_step(network, drew, process, wrong, 2 * ones, levels, noise).backward()
+    assert max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None) > 1e-2
 
 
 def test_a_tuned_start_makes_up_for_a_process_with_memory() -> None:
