@@ -26,8 +26,9 @@ from ..world.recipe.concepts import training_prompts
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from . import control_toy as toy
 from .control_loop import loop, redistil
-from .control_world import TUNED, Measured, Tuned, drawn_by, exact_laws, mean_by_prompt, measure
-from .figures import Claim, Figures, bootstrap, mean_of_seeds, print_table
+from .control_start import start_laws
+from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, measure, point_of, row_of
+from .figures import Figures, mean_of_seeds, print_table
 from .world import World
 
 matplotlib.use("Agg")
@@ -186,37 +187,6 @@ def merged(tuned: Tuned, student: bool = False) -> TinyUNet:
     return network
 
 
-def point_of(m: Measured) -> dict[str, float]:
-    """For plots."""
-    scores = {"oracle": float(m.oracle.mean()), "judge": float(m.judge.mean())}
-    return {**scores, "diversity": m.diversity(), "Frechet": m.frechet()}
-
-
-def against(before: Measured, after: Measured) -> dict[str, Claim]:
-    """What tuning changed, with intervals by prompts."""
-    return {
-        "reward_gain": mean_by_prompt(after.oracle - before.oracle),
-        "unseen_judge_gain": mean_by_prompt(after.judge - before.judge),
-        "diversity_ratio": bootstrap(lambda i: after.diversity(i) / before.diversity(i), len(before.oracle), 400),
-    }
-
-
-def row_of(name: str, m: Measured, changed: dict[str, Claim]) -> dict[str, Any]:
-    """For the table."""
-    point = point_of(m)
-    return {
-        "law": name, "oracle": round(point["oracle"], 2), "gain": within(changed["reward_gain"]),
-        "judge": round(point["judge"], 2), "gain of it": within(changed["unseen_judge_gain"]),
-        "diversity": round(point["diversity"], 3), "over before": within(changed["diversity_ratio"]),
-        "Frechet": round(point["Frechet"], 3),
-    }  # fmt: skip
-
-
-def within(claim: Claim) -> str:
-    """A value and its interval, short."""
-    return f"{claim.value:.2f} ({claim.lo:.2f} to {claim.hi:.2f})"
-
-
 # ------------------------------------------------------------------------------------------------------------- run
 
 
@@ -238,6 +208,10 @@ def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
         teacher, student = (tune_all(figures, plan, of_student, folder, say) for of_student in (False, True))
         print_table(figures.rows)
         again = redistil(world, teacher, plan.distilled, folder, say)
+    starts, claims = start_laws(world, plan.prompts, plan.seeds, say)
+    figures.findings["start"] = starts
+    figures.claims |= claims
+    print_table(starts)
     table, claims = loop(world, {"distilled again from the tuned teacher": again, "tuned directly": student}, plan.looped)
     figures.findings["loop"] = table
     figures.claims |= claims

@@ -108,6 +108,37 @@ def mean_by_prompt(values: Array) -> Claim:
     return bootstrap(lambda index: float(means[index].mean()), len(means))
 
 
+def point_of(m: Measured) -> dict[str, float]:
+    """For plots."""
+    scores = {"oracle": float(m.oracle.mean()), "judge": float(m.judge.mean())}
+    return {**scores, "diversity": m.diversity(), "Frechet": m.frechet()}
+
+
+def against(before: Measured, after: Measured) -> dict[str, Claim]:
+    """What tuning changed, with intervals by prompts."""
+    return {
+        "reward_gain": mean_by_prompt(after.oracle - before.oracle),
+        "unseen_judge_gain": mean_by_prompt(after.judge - before.judge),
+        "diversity_ratio": bootstrap(lambda i: after.diversity(i) / before.diversity(i), len(before.oracle), 400),
+    }
+
+
+def row_of(name: str, m: Measured, changed: dict[str, Claim]) -> dict[str, Any]:
+    """For the table."""
+    point = point_of(m)
+    return {
+        "law": name, "oracle": round(point["oracle"], 2), "gain": within(changed["reward_gain"]),
+        "judge": round(point["judge"], 2), "gain of it": within(changed["unseen_judge_gain"]),
+        "diversity": round(point["diversity"], 3), "over before": within(changed["diversity_ratio"]),
+        "Frechet": round(point["Frechet"], 3),
+    }  # fmt: skip
+
+
+def within(claim: Claim) -> str:
+    """A value and its interval, short."""
+    return f"{claim.value:.2f} ({claim.lo:.2f} to {claim.hi:.2f})"
+
+
 def measure(world: World, draw: Callable[[list[str], Tensor], Tensor], prompts: int, seeds: int) -> Measured:
     """``draw`` (prompts, unit noise) -> latents, on held-out prompts."""
     words = [p.text() for p in held_out_prompts()[:prompts] for _ in range(seeds)]

@@ -117,6 +117,9 @@ CONTROL_WORDS = {
     "student_reward_gain": "the student tuned directly: score of the oracle that tuned, minus before",
     "student_unseen_judge_gain": "the same by the judge that nobody was tuned by",
     "student_diversity_ratio": "its diversity, tuned over before",
+    "start_reward_gain": "the teacher from promising noise (alpha 0.3): score of the oracle that picked, minus any noise",
+    "start_unseen_judge_gain": "the same by the judge that picked nothing",
+    "start_diversity_ratio": "its diversity, over any noise",
     "loop_quality_gain": "judge's score of adaptive collaboration at equal evaluations, with the new student minus the old",
     "loop_reject_share_change": "part of the drafts below the old median, new student minus old",
     "toy_w1": "1-D mixture, KL, alpha 0.5: distance W1 to the exact law",
@@ -132,7 +135,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
 
 def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[str, Any]) -> str:
     """The tiny world's laws, the loop, the toy, memory, and the claims."""
-    tables = (results["rows"], results["findings"]["loop"], toy["rows"], memory["rows"])
+    found = results["findings"]
+    tables = (results["rows"], found["loop"], found["start"], toy["rows"], memory["rows"])
     lines = [line for rows in tables for line in (*_table(rows), "")][:-1]
     lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
     for name, words in CONTROL_WORDS.items():

@@ -12,7 +12,17 @@ import torch
 from comfyui_apprentice.benchmarks import control as bench
 from comfyui_apprentice.benchmarks import control_memory
 from comfyui_apprentice.benchmarks.control_loop import loop
-from comfyui_apprentice.benchmarks.control_world import TUNED, Measured, Tuned, drawn_by, exact_laws, measure, weighed_diversity
+from comfyui_apprentice.benchmarks.control_start import start_laws
+from comfyui_apprentice.benchmarks.control_world import (
+    TUNED,
+    Measured,
+    Tuned,
+    against,
+    drawn_by,
+    exact_laws,
+    measure,
+    weighed_diversity,
+)
 from comfyui_apprentice.benchmarks.world import World, unit_noise
 from comfyui_apprentice.networks.tiny_unet import Denoiser
 
@@ -40,7 +50,7 @@ def test_a_merged_lora_is_the_network_with_it_on(world: World) -> None:
 def test_without_a_lora_nothing_is_gained(world: World) -> None:
     tuned = Tuned(world, 4, 0)
     before, after = (measure(world, drawn_by(tuned, name), 3, 2) for name in (None, TUNED))
-    claims = bench.against(before, after)
+    claims = against(before, after)
     assert claims["reward_gain"].value == pytest.approx(0, abs=1e-6)
     assert claims["diversity_ratio"].value == pytest.approx(1, abs=1e-6)
     assert before.diversity() > 0 and before.frechet() > 0
@@ -98,6 +108,12 @@ def test_optimal_laws_of_two_kinds_of_pictures_are_those_on_paper() -> None:
 def test_equal_weights_are_the_plain_diversity(world: World) -> None:
     found = measure(world, drawn_by(Tuned(World(), 4, 0, True), None), 3, 4)
     assert weighed_diversity(found.features, np.full((3, 4), 0.25)) == pytest.approx(found.diversity())
+
+
+def test_promising_noise_is_promising_for_the_teacher_too(world: World) -> None:
+    rows, claims = start_laws(world, 12, 2, lambda _text: None, (0.3,))
+    assert [row["law"] for row in rows] == ["any noise", "of 8, alpha 0.3"]
+    assert claims["start_reward_gain"].value > 0.3 and claims["start_reward_gain"].lo > 0
 
 
 def test_only_plain_backpropagation_grows_with_the_steps() -> None:
