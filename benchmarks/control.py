@@ -133,7 +133,7 @@ def ways(plan: Plan) -> dict[str, Settings]:
         f"adjoint matching, alpha {ALPHA:g}": own,
         f"path KL, alpha {ALPHA:g}": replace(path, value=ALPHA),
         f"path KL, alpha {4 * ALPHA:g}": replace(path, value=4 * ALPHA),
-        "path KL, no price": replace(path, value=1e-3),
+        "path KL, no price, twice the rate": replace(path, value=1e-3, learning_rate=2 * path.learning_rate),
         "weighted regression, gain 1": weighted,
     }
 
