@@ -36,6 +36,7 @@ matplotlib.use("Agg")
 ALPHA = 0.5  # of the toy, and of the tiny world's main run
 PATH = f"path KL, alpha {ALPHA:g}"  # whose teacher the student is distilled from again
 DIVERGENCES = ("kl", "half_chi2", "forward_kl", "js2", "jeffreys")
+DASHES = ("solid", "dotted", "dashed", "dashdot", (0, (6, 1)))  # of their lines
 Say = Callable[[str], None]
 
 
@@ -280,10 +281,10 @@ def draw(figures: Figures, path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 5.4), sharey=True, layout="constrained")
     start = figures.findings["optimal"]["start"]
     for axis, judge in zip(axes, ("oracle", "judge"), strict=True):
-        for (name, laws), shade in zip(figures.findings["optimal"]["laws"].items(), np.linspace(0.15, 0.65, 5), strict=False):
+        for (name, laws), dashes in zip(figures.findings["optimal"]["laws"].items(), DASHES, strict=False):
             at = [0.0, *(law[judge] - start[judge] for law in laws)]
             diversity = [1.0, *(law["diversity"] / start["diversity"] for law in laws)]
-            axis.plot(at, diversity, "-", color=str(shade), linewidth=1, label=f"optimal law, {name}")
+            axis.plot(at, diversity, linestyle=dashes, color="0.3", linewidth=1.2, label=f"optimal law, {name}")
         for number, (name, points) in enumerate(runs_of(figures).items()):
             first, style = points[0], "s--" if name.startswith("student") else "o-"
             at, diversity = ([p[judge] - first[judge] for p in points], [p["diversity"] / first["diversity"] for p in points])
