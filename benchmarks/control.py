@@ -27,7 +27,7 @@ from ..world.weights import DEFAULT_STUDENT, load_unet
 from . import control_toy as toy
 from .control_loop import loop, redistil
 from .control_start import start_laws
-from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, measure, point_of, row_of
+from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, kept_run, measure, point_of, row_of
 from .figures import Figures, mean_of_seeds, print_table
 from .world import World
 
@@ -156,8 +156,12 @@ def tune(
 
     Returns:
         What both judges say of a few held-out prompts at the start and at five points along the run.
+
+    Raises:
+        ValueError: ``folder`` holds a run of this name with other settings.
     """
-    file = folder / name / "along.json"
+    run = kept_run(folder / name, settings, trained=trained)
+    file = run.path / "along.json"
     along: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
     def look(step: int) -> None:
@@ -176,7 +180,7 @@ def tune(
         look(0)
     task = tuned.task([p.text() for p in training_prompts(trained, seed=3)], tuned.world.oracle)
     ema, _known = finetune(
-        task, settings, folder / name, watch=Watch(report, 20, after_step=after_step), save_every=max(settings.updates // 5, 1)
+        task, settings, run.path, watch=Watch(report, 20, after_step=after_step), save_every=max(settings.updates // 5, 1)
     )
     tuned.lora.load_state_dict(ema.shadow)
     return along
@@ -201,6 +205,7 @@ def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
 
     Raises:
         FileNotFoundError: The tiny world's weights are not there.
+        ValueError: ``work`` holds runs with other settings.
     """
     plan, world = Plan.of(quick), World()
     figures = Figures("control", {"plan": vars(plan)})

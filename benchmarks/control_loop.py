@@ -20,7 +20,7 @@ from ..training.sid import EdmLevels, Players
 from ..world.recipe.concepts import held_out_prompts, training_prompts
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .adaptive import TEACHER_STEPS, Pool, mean_of, route, share_for
-from .control_world import SHAPE
+from .control_world import SHAPE, kept_run
 from .figures import Array, Claim
 from .world import World, unit_noise
 
@@ -29,7 +29,11 @@ BUDGET, GUIDANCE = 12.0, 1.5  # evaluations a picture of the loop; of the tuned 
 
 
 def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: Say) -> TinyUNet:
-    """The one-step student against the tuned teacher, by SiD at all noise levels, from the old student on."""
+    """The one-step student against the tuned teacher, by SiD at all noise levels, from the old student on.
+
+    Raises:
+        ValueError: ``folder`` holds another run of it.
+    """
     generator, fake = load_unet(f"student_{DEFAULT_STUDENT}"), load_unet("teacher")
     prompts = [p.text() for p in training_prompts(512, seed=4)]
     with torch.no_grad():
@@ -62,7 +66,8 @@ def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: 
         players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)), EdmLevels(p_mean=-0.4, p_std=1.2)
     )
     watch = Watch(lambda step, _p, means: say(f"SiD {step}: {means['generator']:.4g}"), 25)
-    ema = distil(task, settings, folder / "sid.pt", watch=watch, save_every=10**6)
+    run = kept_run(folder / "distilled again", settings)
+    ema = distil(task, settings, run.checkpoint, watch=watch, save_every=50)
     generator.load_state_dict(ema.shadow)
     return generator.eval().requires_grad_(False)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..training.fdivergence import NoOptimumError, alpha_for_reward, solve_dual
 from ..training.finetune import Task
 from ..training.loop import autocast
 from ..training.lora import Adapters
+from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts
 from ..world.weights import SIGMA_MAX
 from .adaptive import reference
@@ -148,6 +150,18 @@ def measure(world: World, draw: Callable[[list[str], Tensor], Tensor], prompts: 
         oracle, judge = (o.score(pictures, words).double().numpy().reshape(shape) for o in (world.oracle, world.judge))
         features = world.features(pictures).double().numpy().reshape(*shape, -1)
     return Measured(oracle, judge, features, pictures)
+
+
+def kept_run(path: Path, settings: Any, **more: Any) -> RunFolder:
+    """The folder of a run with these settings, new or to go on with.
+
+    Raises:
+        ValueError: It holds a run with others.
+    """
+    run = RunFolder(path)
+    if other := run.claim({**asdict(settings), **more}, ()):
+        raise ValueError(f"{path} holds a run with another {' and '.join(list(other)[:3])}: give another --work, or delete it.")
+    return run
 
 
 def drawn_by(tuned: Tuned, name: str | None) -> Callable[[list[str], Tensor], Tensor]:

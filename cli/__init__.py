@@ -13,6 +13,7 @@ from .convert import convert
 from .distill import distill
 from .finetune import finetune
 from .models import models
+from .running import told_in_words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
 bench = typer.Typer(no_args_is_help=True, help="Measure, and print what was measured.")
@@ -147,16 +148,15 @@ def control(
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("control.png"),
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
-    work: Annotated[
-        Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")
-    ] = None,
+    work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
     benchmark, say = _benchmark("control"), lambda text: typer.echo(text, err=True)
     if memory:
         figures = _benchmark("control_memory").run(quick, say)
     else:
-        figures = benchmark.run_toy(quick, plot, say) if toy else benchmark.run(quick, plot, say, work)
+        with told_in_words():
+            figures = benchmark.run_toy(quick, plot, say) if toy else benchmark.run(quick, plot, say, work)
     if json:
         figures.save(json)
 
