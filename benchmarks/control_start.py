@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..training.control import TiltedStart
+from ..training.control import tilted_choice
 from .control_world import against, measure, row_of
 from .figures import Claim
 from .world import World, unit_noise
@@ -36,8 +36,8 @@ def start_laws(
     def draw(words: list[str], noise: Tensor, alpha: float | None) -> Tensor:
         if alpha is not None:
             many, scores = scored(tuple(words))
-            start = TiltedStart(lambda _rng, n: torch.arange(n), lambda places: scores[places], alpha, CANDIDATES)
-            noise = many[start(torch.Generator().manual_seed(7), len(words))]
+            picked = tilted_choice(scores.view(-1, CANDIDATES), alpha, torch.Generator().manual_seed(7))
+            noise = many.unflatten(0, (-1, CANDIDATES))[torch.arange(len(words)), picked]
         return world.redraw(words, noise, TEACHER_STEPS).latents
 
     before = measure(world, partial(draw, alpha=None), prompts, seeds)

@@ -89,10 +89,6 @@ class Measured:
     features: Array
     pictures: Tensor
 
-    def score(self, judge: bool) -> Claim:
-        """Mean score, by prompt."""
-        return mean_by_prompt(self.judge if judge else self.oracle)
-
     def diversity(self, index: Array | slice = slice(None)) -> float:
         """Mean of 1 - cosine between the judge's features of two pictures of a prompt."""
         f = self.features[index]

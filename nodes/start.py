@@ -13,7 +13,7 @@ from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each
 from ..samplers.adaptive import Drawing, draw_drafts
 from ..samplers.comfy import batch_noise, fit_channels, show_text
-from ..training.control import TiltedStart
+from ..training.control import tilted_choice
 from . import types
 from .judge import score
 from .types import CATEGORY, Oracle
@@ -131,19 +131,12 @@ class ApprenticeTiltedStart(io.ComfyNode):
             drafts = draw_drafts(model[0], positive[0], negative[0], latent, preset[0], drawing)
             scores.append(score(oracle[0], vae[0].decode(drafts["samples"]), prompts))
         promised = torch.tensor(scores, dtype=torch.float64).T
-        picked = choose(promised, alpha[0], seed[0])
-        noises = torch.stack([batch_noise(latent, seeds[k])[i] for i, k in enumerate(picked)])
+        picked = tilted_choice(promised, alpha[0], torch.Generator().manual_seed(seed[0])).tolist()
+        whole = {k: batch_noise(latent, seeds[k]) for k in set(picked)}
+        noises = torch.stack([whole[k][i] for i, k in enumerate(picked)])
         report = told(promised, picked, seeds, alpha[0])
         show_text(report.splitlines()[-1])
         return io.NodeOutput(ChosenNoise(seed[0], noises), report)
-
-
-def choose(promised: Tensor, alpha: float, seed: int) -> list[int]:
-    """One of each picture's candidates by the scores [pictures, candidates] that they promise; see ``TiltedStart``."""
-    pictures, candidates = promised.shape
-    start = TiltedStart(lambda _rng, count: torch.arange(count), lambda drawn: promised.flatten()[drawn], alpha, candidates)
-    chosen = start(torch.Generator().manual_seed(seed), pictures)
-    return [int(place) % candidates for place in chosen]
 
 
 def told(promised: Tensor, picked: list[int], seeds: list[int], alpha: float) -> str:

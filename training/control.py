@@ -520,6 +520,18 @@ def weighted_regression_step(
 # -------------------------------------------------------------------------------------------------------- the start
 
 
+def tilted_choice(values: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
+    """One of each picture's candidates, picked in proportion to exp(value / alpha).
+
+    Args:
+        values: [B, candidates].
+
+    Returns:
+        [B] places among the candidates, on the CPU.
+    """
+    return torch.multinomial((values / alpha).softmax(1).cpu(), 1, generator=generator)[:, 0]
+
+
 @dataclass(frozen=True)
 class TiltedStart:
     """A start that is tuned as well: picked from many by the value it promises, nu* ∝ nu exp(v(T, .) / alpha).
@@ -542,6 +554,6 @@ class TiltedStart:
         """Starts from nu*, as near as so many candidates allow (self-normalised importance resampling)."""
         drawn = self.start(generator, count * self.candidates)
         with torch.no_grad():
-            weights = (self.value(drawn) / self.alpha).view(count, self.candidates).softmax(1)
-        picked = torch.multinomial(weights.cpu(), 1, generator=generator)[:, 0].to(drawn.device)
+            values = self.value(drawn).view(count, self.candidates)
+        picked = tilted_choice(values, self.alpha, generator).to(drawn.device)
         return drawn.view(count, self.candidates, *drawn.shape[1:])[torch.arange(count, device=drawn.device), picked]
