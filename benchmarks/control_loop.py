@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..networks.tiny_unet import Denoiser, TinyUNet
+from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas
 from ..training.distill import Settings as SidSettings
 from ..training.distill import Task as SidTask
 from ..training.distill import distil
-from ..training.loop import Watch, autocast
+from ..training.loop import Watch
 from ..training.sid import EdmLevels, Players
 from ..world.recipe.concepts import held_out_prompts, training_prompts
 from ..world.weights import DEFAULT_STUDENT, load_unet

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..networks.tiny_unet import karras_sigmas
 from ..oracles.tiny import TinyWorldOracle
+from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas
 from ..training.control import Process, rollout
 from ..training.fdivergence import NoOptimumError, alpha_for_reward, solve_dual
 from ..training.finetune import Task
-from ..training.loop import autocast
 from ..training.lora import Adapters
 from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..files import write_atomically
+from ..precision import native_bfloat16
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -54,6 +55,7 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "native_bfloat16": native_bfloat16(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -1,9 +1,9 @@
 """How fast and how lean one training step of SiD is, beside the same step written plainly.
 
 The step is that of the official CIFAR-10 run on a network small enough for a CPU: DDPM++ of 32 channels at 32x32, three
-networks, both halves, both of Adam's steps and the moving average, in one thread. Every variant has a process of its own,
-so that its peak memory is its own; the processes take their steps in turn, so that other work on the machine slows all of
-them alike, and what is compared is the ratio within a turn.
+networks, both halves, both of Adam's steps and the moving average, in one thread (``--threads`` says otherwise). Every
+variant has a process of its own, so that its peak memory is its own; the processes take their steps in turn, so that other
+work on the machine slows all of them alike, and what is compared is the ratio within a turn.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..networks.edm import Conv2d, EDMPrecond, Resample, UNetBlock, build_edm
+from ..precision import autocast, native_bfloat16
 from ..samplers.schedules import INIT_SIGMA
 from ..training.augment import AugmentDraws, augment
-from ..training.loop import Ema, autocast
+from ..training.loop import Ema
 from ..training.sid import (
     Draws,
     Labels,
@@ -256,9 +257,9 @@ def timed(step: Callable[[], None]) -> Turn:
     return Turn(time.process_time() - cpu, time.perf_counter() - wall, peak_memory())
 
 
-def _serve(variant: Variant, connection: Connection) -> None:
+def _serve(variant: Variant, connection: Connection, threads: int) -> None:
     """The life of a variant's process: a step each time it is asked."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     _, step = stepper(variant)
     while connection.recv():
         connection.send(timed(step))
@@ -273,7 +274,7 @@ def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(variant, there), daemon=True)
+    process = context.Process(target=_serve, args=(variant, there, torch.get_num_threads()), daemon=True)
     process.start()
     there.close()
 
@@ -327,7 +328,8 @@ def compare(found: dict[Variant, list[Turn]], batch: int = BATCH) -> Figures:
     ours = [v for v in found if not v.plain and not v.bfloat16]
     best = min(ours, key=lambda v: float(np.median([t.cpu for t in found[v]])))
     figures = Figures("sid_speed", {
-        "config": CONFIG, "batch": batch, "turns": len(plain), "threads": 1, "precision": "float32", "step": best.name,
+        "config": CONFIG, "batch": batch, "turns": len(plain), "threads": torch.get_num_threads(), "precision": "float32",
+        "step": best.name,
         "augmentation": Objective.augment, "official": OFFICIAL, "peak": "of the process, in GiB (2^30 bytes)",
     })  # fmt: skip
     figures.rows = [row(variant, turns, plain, batch) for variant, turns in found.items()]
@@ -348,8 +350,11 @@ def _spread(values: Array) -> Claim:
 
 
 def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
-    """Measure, print the table and the claims. Needs about 10 GiB of memory."""
-    figures = compare(measure(VARIANTS[:3] if quick else VARIANTS, 2 if quick else 6, say))
+    """Measure, print the table and the claims. Needs about 10 GiB of memory. bfloat16 only where the CPU has it natively."""
+    variants = [v for v in VARIANTS if native_bfloat16() or not v.bfloat16]
+    if len(variants) < len(VARIANTS):
+        say("This CPU has no native bfloat16: those rows are left out.")
+    figures = compare(measure(variants[:3] if quick else variants, 2 if quick else 6, say))
     print_table(figures.rows)
     print()
     for name, claim in figures.claims.items():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..networks.tiny_unet import Denoiser, karras_sigmas
+from ..precision import autocast
 from ..samplers.schedules import refine_sigmas, tiny_world_sigmas
-from ..training.loop import autocast
 from ..world.weights import DEFAULT_STUDENT, GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet
 
 Denoise = Callable[[Tensor, Tensor], Tensor]

@@ -13,7 +13,7 @@ from .convert import convert
 from .distill import distill
 from .finetune import finetune
 from .models import models
-from .running import told_in_words
+from .running import LARGE, Threads, set_threads, told_in_words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
 bench = typer.Typer(no_args_is_help=True, help="Measure, and print what was measured.")
@@ -30,13 +30,17 @@ def main() -> None:
     """Keep ``bench`` a subcommand."""
 
 
-def _benchmark(name: str) -> Any:
-    """The benchmark's module.
+def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> Any:
+    """The benchmark's module; PyTorch's threads are set for it.
+
+    Args:
+        parameters: Of its networks, where they are larger than the built-in ones.
 
     Raises:
         typer.BadParameter: Benchmarks, or what they need, are not installed.
     """
     try:
+        set_threads(threads, parameters=parameters)
         return importlib.import_module(f"..benchmarks.{name}", __package__)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
@@ -50,9 +54,10 @@ def adaptive(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("adaptive.png"),
+    threads: Threads = None,
 ) -> None:
     """Student, teacher and adaptive collaboration at equal cost, by a judge that no gate saw."""
-    benchmark = _benchmark("adaptive")
+    benchmark = _benchmark("adaptive", threads)
     figures = benchmark.run(quick, plot, lambda text: typer.echo(text, err=True))
     if json:
         figures.save(json)
@@ -63,9 +68,10 @@ def oracles(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("oracles.png"),
+    threads: Threads = None,
 ) -> None:
     """Oracles against their authors' path, and every threshold on an oracle of dialled accuracy."""
-    benchmark = _benchmark("oracles")
+    benchmark = _benchmark("oracles", threads, LARGE)
     figures = benchmark.run(quick, plot, lambda text: typer.echo(text, err=True))
     if json:
         figures.save(json)
@@ -75,9 +81,10 @@ def oracles(
 def digits(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Distil an EDM network of handwritten digits into one step, with three seeds."""
-    benchmark = _benchmark("digits")
+    benchmark = _benchmark("digits", threads)
     try:
         figures = benchmark.run(quick, lambda text: typer.echo(text, err=True))
     except ModuleNotFoundError as error:
@@ -116,6 +123,7 @@ def promptkd(
     across: Annotated[
         bool, typer.Option("--across", help="With --data: cross-dataset, for a teacher that learned elsewhere (--tokens).")
     ] = False,
+    threads: Threads = None,
 ) -> None:
     """A small CLIP distilled for a domain by PromptKD, against zero-shot ones: base and novel names, speed, decisions.
 
@@ -127,9 +135,9 @@ def promptkd(
 
     try:
         if data is None:
-            figures = _benchmark("promptkd").run(quick, plot, say)
+            figures = _benchmark("promptkd", threads).run(quick, plot, say)
         else:
-            photos = _benchmark("promptkd_data")
+            photos = _benchmark("promptkd_data", threads, LARGE)
             if teacher is None or student is None:
                 raise ValueError("--data needs two CLIPs: give --teacher and --student.")
             figures = photos.run(
@@ -149,11 +157,12 @@ def control(
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
     work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
+    threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark, say = _benchmark("control"), lambda text: typer.echo(text, err=True)
+    benchmark, say = _benchmark("control", threads), lambda text: typer.echo(text, err=True)
     if memory:
-        figures = _benchmark("control_memory").run(quick, say)
+        figures = _benchmark("control_memory", threads).run(quick, say)
     else:
         with told_in_words():
             figures = benchmark.run_toy(quick, plot, say) if toy else benchmark.run(quick, plot, say, work)
@@ -167,11 +176,12 @@ def sid(
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes; with --speed there is none.")] = Path("sid.png"),
     speed: Annotated[bool, typer.Option("--speed", help="Measure the training step instead: CPU time and memory.")] = False,
+    threads: Threads = None,
 ) -> None:
     """The one-step student of SiD against its teacher and the consistency student; or how fast SiD trains."""
     say = lambda text: typer.echo(text, err=True)  # noqa: E731
     try:
-        figures = _benchmark("sid_speed").run(quick, say) if speed else _benchmark("sid").run(quick, plot, say)
+        figures = _benchmark("sid_speed", threads).run(quick, say) if speed else _benchmark("sid", threads).run(quick, plot, say)
     except (FileNotFoundError, RuntimeError) as error:
         raise typer.BadParameter(str(error)) from error
     if json:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .promptkd import promptkd, promptkd_teacher
-from .running import Device, Precision, pick_device, progress_bar, stop_signals, told_in_words
+from .running import (
+    Device,
+    Precision,
+    Threads,
+    check_precision,
+    pick_device,
+    progress_bar,
+    set_threads,
+    stop_signals,
+    told_in_words,
+)
 
 if TYPE_CHECKING:
     from ..training.distill import Settings, Task
@@ -60,6 +70,7 @@ def sid(
     save_every: Annotated[int, typer.Option(min=1, help="Iterations between checkpoints.")] = 250,
     samples_every: Annotated[int, typer.Option(min=0, help="Iterations between grids of samples; 0 for none.")] = 1000,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+    threads: Threads = None,
 ) -> None:
     """Distil an EDM network by SiD (arXiv 2404.04057), without pictures. Ctrl-C saves; the same command goes on from there.
 
@@ -73,7 +84,7 @@ def sid(
     with told_in_words():
         run = _prepare(
             teacher, out, work, preset, {key: value for key, value in given.items() if value is not None}, device.value,
-            precision.value if precision else None, dropout, real,
+            precision.value if precision else None, dropout, real, threads,
         )  # fmt: skip
         try:
             if not run.finished(force):
@@ -84,7 +95,7 @@ def sid(
 
 def _prepare(
     teacher: Path, out: Path, work: Path | None, preset: str | None, given: dict[str, Any], device: str, precision: str | None,
-    dropout: float | None, real: Path | None,
+    dropout: float | None, real: Path | None, threads: int | None,
 ) -> _Run:  # fmt: skip
     """Read the teacher and check the options.
 
@@ -110,10 +121,13 @@ def _prepare(
     device = pick_device(device, processes)
     precision = precision or ("fp16" if halved and device.startswith("cuda") else "fp32")
     config, weights = read_edm(teacher)
+    set_threads(threads, device, sum(weight.numel() for weight in weights.values()))
     fitted = fit_settings(settings, config, precision)
     if given.get("augment") and not fitted.augment:
         raise ValueError(f"{teacher.name} was trained without EDM's augmentation and can't be told of it: leave --augment out.")
     task = edm_task((config, weights), name=teacher.name, device=device, precision=precision, dropout=dropout, real=real)
+    if processes.main:
+        check_precision(precision, device)
     folder = RunFolder(work or out.with_suffix(".run"))
     return _Run(task, fitted, config, teacher.name, sha256(teacher), out, folder, precision, dropout, processes)
 

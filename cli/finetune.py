@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .running import Device, check_out, claim, launched, pick_device, read_lines, told_in_words, watched
+from .running import (
+    Device,
+    Threads,
+    check_out,
+    claim,
+    launched,
+    pick_device,
+    read_lines,
+    set_threads,
+    told_in_words,
+    watched,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +57,7 @@ def finetune(
     device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = Device.AUTO,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 25,
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
+    threads: Threads = None,
 ) -> None:
     """Tune a network by an oracle, at a price for every change. Ctrl-C saves; the same command goes on from there.
 
@@ -61,12 +73,12 @@ def finetune(
         )  # fmt: skip
         settings.check()
         judge, where = _oracle(oracle, clip), pick_device(device.value, processes)
-        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every, processes)
+        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every, threads, processes)
 
 
 def _tune(
     file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, steps: int, device: str, out: Path,
-    work: Path | None, save_every: int, processes: Processes,
+    work: Path | None, save_every: int, threads: int | None, processes: Processes,
 ) -> None:  # fmt: skip
     from ..files import save_safetensors_atomically
     from ..networks.edm_pickle import read_edm, snapshot_metadata
@@ -76,6 +88,8 @@ def _tune(
     from ..training.finetune import finetune as tune
 
     snapshot, fingerprint = read_edm(file), sha256(file)
+    judging = sum(p.numel() for p in judge.network.parameters())
+    set_threads(threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
     task = _task(build_network(snapshot, file.name), judge, lines, steps, device)
     facts = {**asdict(settings), "steps": steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
     folder = claim(work or out.with_suffix(".run"), facts, ("part",), processes)

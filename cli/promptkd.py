@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .running import Device, Precision, check_out, claim, launched, pick_device, read_lines, told_in_words, watched
+from .running import (
+    Device,
+    Precision,
+    Threads,
+    check_out,
+    check_precision,
+    claim,
+    launched,
+    pick_device,
+    read_lines,
+    set_threads,
+    told_in_words,
+    watched,
+)
 
 if TYPE_CHECKING:
     from ..training.processes import Processes
@@ -40,6 +54,7 @@ def promptkd_teacher(
     precision: _Precision = Precision.FP32,
     save_every: _SaveEvery = 500,
     force: _Force = False,
+    threads: Threads = None,
 ) -> None:
     """Teach a large CLIP a domain from a few labelled pictures (PromptSRC): tokens for 'promptkd --tokens'. Ctrl-C saves."""
     from ..oracles.clip_files import load_clip
@@ -61,7 +76,7 @@ def promptkd_teacher(
             "pictures": critics.digest(pictures.sources()),
         }  # fmt: skip
         folder = claim(work or out.with_suffix(".run"), facts, (), processes)
-        _place(large.network, device, precision, processes)
+        _place([large.network], device, precision, threads, processes)
         with watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch:
             teacher = critics.make_teacher(
                 large, classes, pictures, [item.label for item in chosen], settings, folder.path, save_every=save_every,
@@ -97,6 +112,7 @@ def promptkd(
     precision: _Precision = Precision.FP32,
     save_every: _SaveEvery = 500,
     force: _Force = False,
+    threads: Threads = None,
 ) -> None:
     """Distil a small critic for a domain from unlabelled pictures by PromptKD. Ctrl-C saves; the same command goes on from there.
 
@@ -122,8 +138,7 @@ def promptkd(
             "classes": classes, "pictures": critics.digest(domain.sources()), "augment": augment,
         }  # fmt: skip
         folder = claim(work or out.with_suffix(".run"), facts, (), processes)
-        for network in (teach.clip, small.network):
-            _place(network, device, precision, processes)
+        _place([teach.clip, small.network], device, precision, threads, processes)
         with watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch:
             critic = critics.make_critic(
                 out.stem, teach, small, classes, domain, settings, folder.path, depth=depth,
@@ -134,7 +149,13 @@ def promptkd(
             typer.echo(f"{out}: {len(classes)} classes from {len(domain)} pictures without labels. Losses: {folder.log}")
 
 
-def _place(network: Any, device: Device, precision: Precision, processes: Processes) -> None:
+def _place(networks: Sequence[Any], device: Device, precision: Precision, threads: int | None, processes: Processes) -> None:
+    """The networks onto the device, and PyTorch's threads as they suit them."""
     import torch
 
-    network.to(pick_device(device.value, processes), torch.float16 if precision == Precision.FP16 else torch.float32)
+    where = pick_device(device.value, processes)
+    set_threads(threads, where, sum(p.numel() for network in networks for p in network.parameters()))
+    if processes.main:
+        check_precision(precision.value, where)
+    for network in networks:
+        network.to(where, torch.float16 if precision == Precision.FP16 else torch.float32)

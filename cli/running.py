@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,6 +34,31 @@ class Precision(str, Enum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+
+
+_THREADS = "CPU threads. Left out: 1 for networks as small as the built-in ones, on a CPU; else PyTorch's own choice."
+Threads = Annotated[int | None, typer.Option(min=1, help=_THREADS)]
+LARGE = 30_000_000
+"""Parameters from which a network is computed on all cores: below, two threads gain little on free cores and cost a
+multiple on busy ones."""
+
+
+def set_threads(asked: int | None, device: str = "cpu", parameters: int = 0) -> None:
+    """Set PyTorch's threads: as ``asked``, or as ``OMP_NUM_THREADS`` says, or one on a CPU for networks below ``LARGE``."""
+    import torch
+
+    if asked is not None:
+        torch.set_num_threads(asked)
+    elif device == "cpu" and parameters < LARGE and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
+def check_precision(precision: str, device: str) -> None:
+    """Tell people who ask for a precision that this device is slow in."""
+    from ..precision import DTYPES, warning
+
+    if slow := warning(DTYPES[precision], device):
+        typer.echo(slow, err=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..oracles.comparison_chart import comparison_chart
 from ..oracles.ensemble import WEIGHTED, Ensemble, Member
 from ..oracles.registry import detect, load
 from ..oracles.selection import agreement, best_of
+from ..precision import warning
 from ..samplers.comfy import INFO, on_device, prefers_half, show_text, take_latent, take_rows
 from ..samplers.schedules import AUTO
 from ..world import loader
@@ -99,8 +101,18 @@ class ApprenticeLoadOracle(io.ComfyNode):
         if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):
             oracle.fingerprint()  # of the weights as they are in the file
             oracle.network.half()
-        show_text(f"{oracle.name}, {sum(p.numel() for p in oracle.network.parameters()) / 1e6:.0f} M parameters")
+        elif precision == "fp32":
+            oracle.fingerprint()
+            oracle.network.float()
+        show_text(f"{oracle.name}, {sum(p.numel() for p in oracle.network.parameters()) / 1e6:.0f} M parameters{_slow(oracle)}")
         return io.NodeOutput(oracle)
+
+
+def _slow(oracle: OracleBase) -> str:
+    """What to know of weights that stay in bfloat16 (HPSv3's) where the machine is slow in it."""
+    kept = any(p.dtype == torch.bfloat16 for p in oracle.network.parameters())
+    slow = warning(torch.bfloat16, str(comfy.model_management.get_torch_device())) if kept else ""
+    return slow and f". {slow}"
 
 
 def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:

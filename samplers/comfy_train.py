@@ -7,6 +7,7 @@ outside of it, with the MODEL's LoRAs already in the weights.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn
@@ -18,11 +19,12 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
+from ..precision import DTYPES, native_bfloat16, warning
 from .comfy import Conditioning
 from .schedules import sampling_kind
 
 Cancelled = comfy.model_management.InterruptProcessingException
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+PRECISIONS = ("auto", *DTYPES)
 
 
 def copy_network(model: comfy.model_patcher.ModelPatcher, dtype: torch.dtype) -> Any:
@@ -62,11 +64,16 @@ def place(bases: Sequence[Any]) -> tuple[torch.device, list[comfy.model_patcher.
 
 
 def training_dtype(precision: str) -> torch.dtype:
-    """The dtype that a choice of ``PRECISIONS`` means on this machine: bfloat16 where the GPU has it, else float32."""
+    """The dtype that a choice of ``PRECISIONS`` means on this machine; "auto": bfloat16 where it is native, else float32.
+
+    Who asks for what is slow here reads so in ComfyUI's log.
+    """
+    device = str(comfy.model_management.get_torch_device())
     if precision == "auto":
-        cuda = comfy.model_management.get_torch_device().type == "cuda"
-        return torch.bfloat16 if cuda and torch.cuda.is_bf16_supported() else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        return torch.bfloat16 if native_bfloat16(device) else torch.float32
+    if slow := warning(DTYPES[precision], device):
+        logging.warning("Apprentice: %s", slow)
+    return DTYPES[precision]
 
 
 def denoiser(base: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Any], Tensor]:

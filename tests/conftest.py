@@ -13,12 +13,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from costs import Costs
 from harness import Comfy, comfyui
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(2)
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread a process, here and in every child: beside other work two are many times slower, and sums stay the same."""
+    torch.set_num_threads(1)
+    os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+    config.pluginmanager.register(Costs())
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from typing import Any
 
 import requests
 import websocket
+from costs import SERVERS
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -208,7 +209,8 @@ def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Co
     ]  # fmt: skip
     record = log or base / "comfyui.log"
     with open(record, "w") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={"OMP_NUM_THREADS": "2", **os.environ})
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env={"OMP_NUM_THREADS": "1", **os.environ})
+        SERVERS.add(process.pid)
         try:
             yield _ready(process, f"http://127.0.0.1:{port}", base, record)
         finally:

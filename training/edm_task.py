@@ -23,14 +23,14 @@ from torch.nn import functional as F
 from ..files import save_safetensors_atomically, write_atomically
 from ..networks.edm import EDMPrecond, restore_edm
 from ..networks.edm_pickle import UNET, Snapshot, snapshot_metadata
+from ..precision import DTYPES, autocast
 from ..samplers.edm import tile
 from ..samplers.schedules import sid_edm_sigmas
 from .augment import LABELS
 from .distill import PRESETS, Preset, Settings, Task, card
-from .loop import autocast
 from .sid import Denoise, Labels, Players, edm_denoise, edm_players, generate
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = tuple(DTYPES)
 HALF_EPS = 1e-6
 """Adam's eps in float16, as in the official runs."""
 
@@ -127,7 +127,7 @@ def in_bfloat16(players: Players, device: torch.device) -> Players:
 
     def lowered(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(x: Tensor, sigma: Tensor, labels: Labels) -> Any:
-            with autocast(device=device.type):
+            with autocast(True, device.type):
                 return call(x, sigma, labels)
 
         return run

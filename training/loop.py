@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -292,10 +291,3 @@ def _resume(path: Path, learners: Mapping[str, Learner], ema: Ema) -> _Progress:
     for key, value in state["ema"].items():
         ema.shadow[key].copy_(value)
     return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
-
-
-@contextmanager
-def autocast(enabled: bool = True, device: str = "cpu") -> Iterator[None]:
-    """bfloat16 autocast on ``device``; half the time of float32 on a CPU that knows bfloat16."""
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
-        yield

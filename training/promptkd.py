@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
-from .loop import Ema, Learner, Means, Schedule, Watch, autocast, run
+from ..precision import autocast
+from .loop import Ema, Learner, Means, Schedule, Watch, run
 from .processes import Processes
 
 CLASSES_AT_ONCE = 64  # texts in a text tower at a time

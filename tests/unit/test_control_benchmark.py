@@ -25,6 +25,7 @@ from comfyui_apprentice.benchmarks.control_world import (
 )
 from comfyui_apprentice.benchmarks.world import World, unit_noise
 from comfyui_apprentice.networks.tiny_unet import Denoiser
+from comfyui_apprentice.precision import autocast
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_a_merged_lora_is_the_network_with_it_on(world: World) -> None:
     with torch.no_grad():
         apart = tuned.denoise(TUNED)(x, sigma, context)
         plain = tuned.denoise(None)(x, sigma, context)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             whole = Denoiser(bench.merged(tuned))(x, sigma, context).float()
     assert (apart - plain).abs().max() > 0.1
     assert (apart - whole).abs().mean() < 0.1 * (apart - plain).abs().mean()

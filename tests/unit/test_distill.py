@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,6 @@ SHORT = Settings(pictures=24, batch=4, fake_rate=1e-3, generator_rate=1e-3, augm
 
 # The undistilled generator has 3.40; the student after 150 iterations 0.50, 0.50 and 0.46 with three seeds: a seventh of it.
 DIGITS_ITERATIONS, DIGITS_FACTOR = 150, 5.0
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks as small as these are slower on two threads, and far slower where other work is running."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,6 @@ from torch import Tensor
 TEACHER = Path(__file__).parents[1] / "data" / "sid" / "tiny_edm_snapshot.pkl"
 SETTINGS = Settings(pictures=24, batch=8, fake_rate=1e-3, generator_rate=1e-3, augment=0.12)
 OPTIONS = ["--pictures", "24", "--batch", "8", "--lr", "1e-3", "--glr", "1e-3", "--dropout", "0", "--samples-every", "0"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def alone(checkpoint: Path, settings: Settings = SETTINGS) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,6 @@ from comfyui_apprentice.benchmarks.sid import Pool
 from comfyui_apprentice.benchmarks.sid_speed import PLAIN, Turn, Variant
 
 REAL = (np.zeros(3), np.eye(3))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the benchmark; on networks this small a second thread costs more than it does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pool(name: str, steps: int, scale: float, quality: float = 0.0, guidance: float = 0.0, prompts: int = 80) -> Pool:

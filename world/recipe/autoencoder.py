@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import SIGMA_DATA, TinyAutoencoder
-from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...precision import autocast
+from ...training.loop import Ema, Schedule, Watch, train
 from .concepts import STYLES
 from .data import BACKGROUND_COLOURS, Icons, on_background, sheet
 from .log import log_to

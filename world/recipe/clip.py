@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from ...files import save_safetensors_atomically, write_atomically
 from ...networks.tiny_clip import TinyClip
-from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...precision import autocast
+from ...training.loop import Ema, Schedule, Watch, train
 from .concepts import BACKGROUNDS, CONCEPTS, GATE_SETS, Prompt, training_caption
 from .data import BACKGROUND_COLOURS, Icons, on_background
 from .latents import vocabulary

@@ -16,7 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...files import save_safetensors_atomically, write_atomically
 from ...networks.tiny_text import Vocabulary, WordTokenizer
 from ...oracles.preprocess import normalise
-from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...precision import autocast
+from ...training.loop import Ema, Schedule, Watch, train
 from ..domain import POSES
 from ..weights import CLIPS_FOLDER, clip_config, half, make_clip
 from .clip import Pairs, augment

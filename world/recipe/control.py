@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyControlNet
-from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...precision import autocast
+from ...training.loop import Ema, Schedule, Watch, train
 from ...training.sid import edm_weight
 from .data import sheet
 from .latents import Latents, load_autoencoder

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import TinyAutoencoder
 from ...networks.tiny_text import Vocabulary
+from ...precision import autocast
 from .concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt, is_held_out, training_caption
 from .data import BACKGROUND_COLOURS, Icons, on_background
 
@@ -96,7 +97,7 @@ def _encode_all(icons: Icons, work: Path) -> Tensor:
     table = torch.zeros(sets, count, len(BACKGROUNDS), poses, 32, 8, 8, dtype=torch.half)
     for s, i in itertools.product(range(sets), range(count)):
         for b, colour in enumerate(BACKGROUND_COLOURS):
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 images = on_background(icons.rgba[s, i], colour.expand(poses, 3)) * 2 - 1
                 table[s, i, b] = model.encode(images).half()
     return table

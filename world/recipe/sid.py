@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyUNet
+from ...precision import autocast
 from ...samplers.schedules import tiny_world_sigmas
-from ...training.loop import Ema, Learner, Schedule, Watch, autocast
+from ...training.loop import Ema, Learner, Schedule, Watch
 from ...training.loop import run as run_steps
 from ...training.sid import Draws, EdmLevels, Objective, Players, generate, iterate
 from .concepts import held_out_prompts

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...networks.tiny_unet import Denoiser, TinyUNet, karras_sigmas
-from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...precision import autocast
+from ...training.loop import Ema, Schedule, Watch, train
 from ..weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN
 from .data import sheet
 from .latents import Latents, load_autoencoder

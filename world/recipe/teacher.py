@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...networks.tiny_text import TinyTextEncoder
 from ...networks.tiny_unet import Denoiser, TinyUNet, heun, karras_sigmas
-from ...training.loop import Ema, Schedule, Watch, autocast, train
+from ...precision import autocast
+from ...training.loop import Ema, Schedule, Watch, train
 from ...training.sid import edm_weight
 from ..weights import SIGMA_MAX, SIGMA_MIN
 from .concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt
