@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -24,6 +23,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Generous: for a slow machine beside other work. They end what hangs, and judge nothing.
+START_SECONDS = 600.0
+"""Until ComfyUI answers."""
+PROMPT_SECONDS = 900.0
+"""Between two messages of a prompt that runs."""
+ANSWER_SECONDS = 120.0
+"""For an answer over HTTP."""
 
 
 class GraphError(RuntimeError):
@@ -83,12 +90,20 @@ class Comfy:
     def __init__(self, url: str, base: Path) -> None:
         self.url, self.base = url, base
 
-    def run(self, graph: Graph | dict[str, Any], timeout: float = 300) -> Run:
+    def run(self, graph: Graph | dict[str, Any], timeout: float = PROMPT_SECONDS) -> Run:
         """Queue a prompt and wait for it.
 
         Raises:
             GraphError: It was refused or failed.
         """
+        events, binaries, entry = self._follow(graph, timeout)
+        run = Run(entry["outputs"], entry["status"], events, binaries)
+        if entry["status"]["status_str"] != "success":
+            raise GraphError(_message(entry["status"]))
+        return run
+
+    def _follow(self, graph: Graph | dict[str, Any], timeout: float) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
+        """Queue a prompt and wait for its end: its events, how many previews came, and its history entry."""
         client = uuid.uuid4().hex
         connection = websocket.create_connection(f"{self.url.replace('http', 'ws')}/ws?clientId={client}", timeout=timeout)
         try:
@@ -96,33 +111,18 @@ class Comfy:
             events, binaries = self._listen(connection, prompt)
         finally:
             connection.close()
-        entry = self.history(prompt)
-        run = Run(entry["outputs"], entry["status"], events, binaries)
-        if entry["status"]["status_str"] != "success":
-            raise GraphError(_message(entry["status"]))
-        return run
+        return events, binaries, self.history(prompt)
 
-    def run_and_cancel(self, graph: Graph, log: Path) -> str:
-        """Run a prompt and press cancel once there is something in ``log``; what the user sees.
+    def run_and_cancel(self, graph: Graph, value: int, layers: int = 0) -> list[dict[str, Any]]:
+        """Run a prompt and press cancel once its bar has come to ``value``, after ``layers`` more layers; its events.
 
         Raises:
             AssertionError: It ended by itself.
         """
-
-        def cancel() -> None:
-            while not log.exists() or log.stat().st_size == 0:
-                time.sleep(0.02)
-            requests.post(f"{self.url}/interrupt", timeout=10)
-
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        try:
-            self.run(graph)
-        except GraphError as stopped:
-            return str(stopped)
-        finally:
-            thread.join()
-        raise AssertionError("The prompt ended before it was cancelled.")
+        requests.post(f"{self.url}/apprentice_test/cancel", json={"value": value, "layers": layers}, timeout=ANSWER_SECONDS)
+        events, _binaries, entry = self._follow(graph, PROMPT_SECONDS)
+        assert _message(entry["status"]) == "interrupted", _message(entry["status"])
+        return events
 
     def queue(self, graph: Graph | dict[str, Any], client: str = "") -> str:
         """Queue a prompt; its id.
@@ -131,16 +131,16 @@ class Comfy:
             GraphError: It was refused.
         """
         prompt = graph.nodes if isinstance(graph, Graph) else graph
-        answer = requests.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}, timeout=60)
+        answer = requests.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}, timeout=ANSWER_SECONDS)
         if answer.status_code != 200:
             raise GraphError(answer.text)
         return str(answer.json()["prompt_id"])
 
-    def history(self, prompt: str, timeout: float = 60) -> dict[str, Any]:
+    def history(self, prompt: str, timeout: float = ANSWER_SECONDS) -> dict[str, Any]:
         """The history entry of a finished prompt."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            found = requests.get(f"{self.url}/history/{prompt}", timeout=60).json()
+            found = requests.get(f"{self.url}/history/{prompt}", timeout=ANSWER_SECONDS).json()
             if prompt in found:
                 return dict(found[prompt])
             time.sleep(0.05)
@@ -163,11 +163,11 @@ class Comfy:
 
     def get(self, path: str) -> Any:
         """GET, as JSON."""
-        return requests.get(f"{self.url}{path}", timeout=60).json()
+        return requests.get(f"{self.url}{path}", timeout=ANSWER_SECONDS).json()
 
     def counts(self) -> dict[str, int]:
         """What the test nodes counted since the last call."""
-        return dict(requests.post(f"{self.url}/apprentice_test/counts", timeout=60).json())
+        return dict(requests.post(f"{self.url}/apprentice_test/counts", timeout=ANSWER_SECONDS).json())
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """What a TestSave node saved under ``name``."""
@@ -222,7 +222,7 @@ def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Co
 
 
 def _ready(process: subprocess.Popen[bytes], url: str, base: Path, record: Path) -> Comfy:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import torch
-import websocket
-from harness import Comfy, Graph, GraphError, Node
+from harness import ANSWER_SECONDS, Comfy, Graph, GraphError, Node
 from safetensors.torch import save_file
 from worlds import World
 
@@ -108,30 +106,13 @@ def test_prompts_come_from_a_csv_or_the_bundled_file_and_more_are_appended(comfy
     assert len(scores(comfy, "bundled")) == 3
 
 
-def interrupt_once(comfy: Comfy, graph: Graph, after: int) -> None:
-    """Run until the calibration's bar has passed ``after``, then interrupt."""
-    client = uuid.uuid4().hex
-    connection = websocket.create_connection(f"{comfy.url.replace('http', 'ws')}/ws?clientId={client}", timeout=120)
-    prompt, asked = comfy.queue(graph, client), False
-    while True:
-        message = connection.recv()
-        event = {"type": ""} if isinstance(message, bytes) else json.loads(message)
-        if event["type"] == "progress" and event["data"]["value"] >= after and not asked:
-            requests.post(f"{comfy.url}/interrupt", json={"prompt_id": prompt}, timeout=30)
-            asked = True
-        if event["type"] in ("execution_interrupted", "execution_success", "execution_error"):
-            break
-    connection.close()
-    assert event["type"] == "execution_interrupted"
-
-
 def test_an_interrupted_calibration_keeps_its_batches_and_goes_on_where_it_was(comfy: Comfy) -> None:
     def graph(name: str) -> Graph:
         world = World(["0.5 heart"], oracle="world")
         add_calibrate(world, name, max_prompts=24, batch_size=2)
         return world.g
 
-    interrupt_once(comfy, graph("stopped"), after=650)
+    comfy.run_and_cancel(graph("stopped"), 650)
     held = scores(comfy, "stopped")
     assert 6 <= len(held) < 24 and len(held) % 2 == 0
     comfy.run(graph("stopped"))
@@ -181,7 +162,7 @@ def test_a_lora_and_its_strength_make_another_student_and_being_loaded_does_not(
         return world.g
 
     comfy.run(graph(2, 0.5))
-    requests.post(f"{comfy.url}/free", json={"unload_models": True, "free_memory": True}, timeout=30)
+    requests.post(f"{comfy.url}/free", json={"unload_models": True, "free_memory": True}, timeout=ANSWER_SECONDS)
     comfy.run(graph(3, 0.5))
     for strength in (0.25, 0.0):
         with pytest.raises(GraphError, match="was made with another student"):

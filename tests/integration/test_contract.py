@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import requests
-from harness import ROOT, Comfy
+from harness import ANSWER_SECONDS, ROOT, Comfy
 from make_locales import locale
 from run_workflow import to_prompt
 
@@ -98,7 +98,7 @@ def test_every_node_has_tooltips_a_help_page_and_its_words(comfy: Comfy, node_id
         for name, spec in info["input"].get(part, {}).items():
             assert spec[1].get("tooltip"), f"{node_id}.{name} has no tooltip"
     assert all(info["output_tooltips"]) and info["description"] and info["category"] == "Apprentice"
-    page = requests.get(f"{comfy.url}/extensions/apprentice/docs/{node_id}/en.md", timeout=30)
+    page = requests.get(f"{comfy.url}/extensions/apprentice/docs/{node_id}/en.md", timeout=ANSWER_SECONDS)
     assert page.ok and info["display_name"] in page.text
     for part in ("required", "optional"):
         for name in info["input"].get(part, {}):

@@ -157,15 +157,15 @@ def test_teachers_of_other_kinds_are_distilled_by_their_own_sampling(
 def test_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: Comfy) -> None:
     def graph(name: str) -> Graph:
         g = Graph()
-        tiny(g, name=name, pictures=40, save_every=1000)
+        tiny(g, name=name, pictures=16, save_every=1000)
         g.add("TestSave", "save", name="pictures", image=["distil", 2])
         return g
 
     comfy.run(graph("whole"))
     folder = comfy.base / "output" / "apprentice" / "training" / "stopped"
-    assert "interrupted" in comfy.run_and_cancel(graph("stopped"), folder / "loss.jsonl")
+    comfy.run_and_cancel(graph("stopped"), 2, layers=300)  # within the third iteration of four
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
-    assert 1 <= state["step"] < 10 and not (comfy.base / "models" / "loras" / "stopped.safetensors").exists()
+    assert state["step"] in (2, 3) and not (comfy.base / "models" / "loras" / "stopped.safetensors").exists()
     comfy.run(graph("stopped"))
     whole, resumed = (load_file(comfy.base / "models" / "loras" / f"{name}.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)

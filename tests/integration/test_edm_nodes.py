@@ -14,7 +14,7 @@ from comfyui_apprentice.networks.class_names import CIFAR10
 from comfyui_apprentice.networks.edm import EDMPrecond, build_edm
 from comfyui_apprentice.networks.edm_pickle import read_edm, snapshot_metadata
 from comfyui_apprentice.networks.tiny_unet import karras_sigmas
-from harness import Comfy, Graph, GraphError, Node
+from harness import ANSWER_SECONDS, Comfy, Graph, GraphError, Node
 from safetensors.torch import load_file, save_file
 
 DATA = Path(__file__).parents[1] / "data" / "sid"
@@ -42,7 +42,7 @@ def files(comfy: Comfy) -> None:
         weights = {k: torch.randn_like(v) * 0.1 if v.ndim > 1 else v for k, v in build_edm(config).state_dict().items()}
         save_file(weights, folder / f"{name}.safetensors", snapshot_metadata(config))
     (folder / "broken.safetensors").write_bytes(b"not weights at all")
-    requests.get(f"{comfy.url}/object_info/ApprenticeLoadEDM", timeout=60)
+    requests.get(f"{comfy.url}/object_info/ApprenticeLoadEDM", timeout=ANSWER_SECONDS)
 
 
 def network(comfy: Comfy, name: str) -> EDMPrecond:

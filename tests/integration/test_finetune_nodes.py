@@ -134,13 +134,13 @@ def test_a_critic_of_ones_own_teaches(comfy: Comfy) -> None:
 def test_a_cancelled_run_goes_on_and_ends_in_the_same_file(comfy: Comfy) -> None:
     def graph(name: str) -> Graph:
         g = Graph()
-        tiny(g, name=name, updates=8, save_every=100)
+        tiny(g, name=name, updates=3, save_every=100)
         return g
 
     comfy.run(graph("whole tuning"))
     folder = comfy.base / "output" / "apprentice" / "training" / "stopped tuning"
-    assert "interrupted" in comfy.run_and_cancel(graph("stopped tuning"), folder / "loss.jsonl")
-    assert 0 < torch.load(folder / "checkpoint.pt", weights_only=True)["step"] < 8
+    comfy.run_and_cancel(graph("stopped tuning"), 1, layers=300)  # within the second update of three
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 1
     comfy.run(graph("stopped tuning"))
     whole, stopped = (load_file(comfy.base / "models" / "loras" / f"{n} tuning.safetensors") for n in ("whole", "stopped"))
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)

@@ -9,7 +9,7 @@ import golden_weights
 import pytest
 import requests
 import torch
-from harness import Comfy, GraphError, Node
+from harness import ANSWER_SECONDS, Comfy, GraphError, Node
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from worlds import World
@@ -31,7 +31,7 @@ def files(comfy: Comfy) -> None:
     vit = golden_weights.weights("clip_l14_tiny/", KEYS["clip_l14_tiny_visual"])
     torch.save({"state_dict": vit}, folder / "clip_tiny.pt")
     (folder / "broken.safetensors").write_bytes(b"not weights at all")
-    requests.get(f"{comfy.url}/object_info/ApprenticeLoadOracle", timeout=60)
+    requests.get(f"{comfy.url}/object_info/ApprenticeLoadOracle", timeout=ANSWER_SECONDS)
 
 
 def drafts(world: World, steps: int = 1) -> tuple[Node, Node]:

@@ -166,9 +166,8 @@ def test_a_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: C
 
     comfy.run(graph("whole critic"))
     folder = comfy.base / "output" / "apprentice" / "training" / "stopped critic"
-    assert "interrupted" in comfy.run_and_cancel(graph("stopped critic"), folder / "loss.jsonl")
-    steps = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
-    assert 0 < steps < 560
+    comfy.run_and_cancel(graph("stopped critic"), 30)
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 30
     comfy.run(graph("stopped critic"))
     whole, stopped = (load_file(comfy.base / "models" / "promptkd" / f"{n} critic.safetensors") for n in ("whole", "stopped"))
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import urllib.request
 from collections import Counter
 
+import comfy.ops
 import comfy.patcher_extension
+import comfy.utils
 import folder_paths
 import torch
 from aiohttp import web
@@ -23,6 +27,38 @@ async def counts(_request):
     found = dict(COUNTS)
     COUNTS.clear()
     return web.json_response(found)
+
+
+@PromptServer.instance.routes.post("/apprentice_test/cancel")
+async def cancel(request):
+    """Press cancel in the next prompt: once its bar has come to ``value``, after ``layers`` more layers of ComfyUI's networks.
+
+    At a place, not at a time, so that it is the same on every machine.
+    """
+    asked = await request.json()
+    left = {"layers": int(asked["layers"]), "armed": False}
+    update, every_op = comfy.utils.ProgressBar.update_absolute, comfy.ops.run_every_op
+
+    def press():
+        comfy.utils.ProgressBar.update_absolute, comfy.ops.run_every_op = update, every_op
+        pressed = urllib.request.Request(f"http://127.0.0.1:{PromptServer.instance.port}/interrupt", b"")
+        urllib.request.urlopen(pressed, timeout=60).close()
+
+    def updated(bar, value, *rest):
+        update(bar, value, *rest)
+        left["armed"] = left["armed"] or value >= int(asked["value"])
+        if left["armed"] and not left["layers"]:
+            press()
+
+    def op():
+        if left["armed"]:
+            left["layers"] -= 1
+            if left["layers"] <= 0:
+                press()
+        every_op()
+
+    comfy.utils.ProgressBar.update_absolute, comfy.ops.run_every_op = updated, op
+    return web.json_response({})
 
 
 class TestBoomModel:
@@ -98,8 +134,6 @@ def _oracle_class():
 
 def _subclasses():
     judge = nodes.NODE_CLASS_MAPPINGS["ApprenticeTinyWorld"]
-    import sys
-
     loader = sys.modules[judge.__module__].loader
     return [loader.TinyWorldOracle]
 
@@ -159,8 +193,6 @@ class TestCalibration:
 
     def make(self, oracle, scores):
         """The calibration, of the pack's own class."""
-        import sys
-
         module = sys.modules[nodes.NODE_CLASS_MAPPINGS["ApprenticeCombineOracles"].__module__]
         return (module.CalibrationData(tuple(float(s) for s in scores.split(",")), oracle.fingerprint()),)
 

@@ -143,7 +143,7 @@ def test_every_protocol_gives_the_same(path, protocol):
     assert_same(weights, {"model.weight": torch.arange(3.0), "model.freqs": torch.ones(2).half()})
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int64", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "int64", "bool"])
 def test_weights_keep_their_dtype_and_their_views(path, dtype):
     storage = torch.arange(24).to(getattr(torch, dtype))
     views = {"turned": storage.view(4, 6).t(), "part": storage[3:9], "empty": storage[:0], "one": storage[5]}
@@ -187,7 +187,7 @@ def test_the_averaged_network_is_preferred_and_the_rest_is_left_in_the_file(path
     assert loads == [{"map_location": "cpu", "weights_only": True}]
 
 
-@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_a_diffusers_unet_is_read_bit_for_bit(path, protocol):
     unet = tiny_unet().half()
     path.write_bytes(pickle.dumps({"ema": unet}, protocol))
@@ -287,7 +287,7 @@ def test_what_failed_downloads_leave_behind_gets_its_own_sentence(path, content,
     assert words in sentence(path)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.999, 0.99999])
+@pytest.mark.parametrize("share", [0.001, 0.5, 0.99999])
 def test_a_truncated_snapshot_is_called_cut_short(path, share):
     whole = GOLDEN.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
@@ -380,8 +380,9 @@ def test_the_hostile_goldens_are_refused(name, words):
     assert words in sentence(GOLDENS / name)
 
 
-@pytest.mark.parametrize("protocol", range(6))
-@pytest.mark.parametrize("where", ["root", "ema", "beside", "deep", "setting", "state", "source", "buffer"])
+@pytest.mark.parametrize(("where", "protocol"), [
+    ("root", 0), ("ema", 1), ("beside", 2), ("deep", 3), ("setting", 4), ("state", 5), ("source", 2), ("buffer", 4),
+])  # fmt: skip
 def test_a_command_is_not_run_wherever_it_is(path, protocol, where):
     class Hostile:
         def __reduce__(self):
@@ -422,56 +423,38 @@ def test_the_traps_of_these_tests_work():
     "posix system",
     "nt system",
     "builtins eval",
-    "builtins exec",
     "builtins getattr",
-    "builtins __import__",
     "builtins dict",
-    "builtins type",
     "__builtin__ eval",
     "functools partial",
-    "pickle loads",
     "torch load",
     "torch FloatStorage",
-    "torch.storage TypedStorage",
-    "torch._utils _rebuild_qtensor",
     "torch._utils _rebuild_sparse_tensor",
-    "torch._utils _rebuild_wrapper_subclass",
-    "torch._utils _rebuild_tensor_v2.__globals__",
     "torch._utils _rebuild_tensor_v2.__globals__.__getitem__",
-    "torch.storage _load_from_bytes.__globals__",
     "torch.storage io.open",
-    "torch.serialization os.system",
     "torch.nn.modules.linear Linear.__init__",
     "torch.nn.modules.linear Bilinear",
     "torch.nn.modules.container torch.load",
-    "torch.hub load",
     "torch.jit load",
     "collections OrderedDict.__init__",
-    "collections  OrderedDict",
     "collections OrderedDict ",
     "Collections OrderedDict",
-    "collections.abc OrderedDict",
     " OrderedDict",
     "collections ",
-    "numpy load",
     "numpy.core.multiarray fromfile",
     "numpy.core.multiarray scalar.__class__",
     "dnnlib.util open_url",
-    "dnnlib.util construct_class_by_name",
     "torch_utils.persistence _src_to_module",
-    "torch_utils.persistence import_hook",
-    "diffusers.configuration_utils FrozenDict.__init__",
     "diffusers.models.attention_processor LoRAAttnProcessor",
-    "copyreg __newobj__",
     "copyreg add_extension",
     "_codecs decode",
     "a\nb c",
     "\ud800 x",
 ])  # fmt: skip
-@pytest.mark.parametrize("called", [True, False])
-def test_only_names_of_the_table_may_be_asked_for(path, name, called):
-    path.write_bytes(snapshot_of(unused=call(name, text("touch PWND")) if called else named(name)))
-    assert "asks for " in sentence(path)
+def test_only_names_of_the_table_may_be_asked_for(path, name):
+    for asked in (named(name), call(name, text("touch PWND"))):
+        path.write_bytes(snapshot_of(unused=asked))
+        assert "asks for " in sentence(path)
     place, _, last = name.rpartition(" ")
     if "\n" not in name and name.isprintable() and last and place:
         path.write_bytes(snapshot_of(unused=b"c" + place.encode() + b"\n" + last.encode() + b"\n"))
@@ -523,22 +506,17 @@ ONES = saved(torch.ones(4))
     call("torch_utils.persistence _reconstruct_persistent_obj"),
     call("torch_utils.persistence _reconstruct_persistent_obj", b"N"),
     call("torch_utils.persistence _reconstruct_persistent_obj", b"}"),
-    call("torch_utils.persistence _reconstruct_persistent_obj", b"}", b"}"),
     call("torch.storage _load_from_bytes"),
-    call("torch.storage _load_from_bytes", b"N"),
     call("torch.storage _load_from_bytes", text("x")),
     call("torch._utils _rebuild_tensor_v2"),
     call("torch._utils _rebuild_tensor_v2", *([b"N"] * 6)),
     call("torch._utils _rebuild_tensor_v2", storage(ONES), b"K\x00", b"](K\x01e", b"](K\x01e", b"\x89", b"}"),
-    call("torch._utils _rebuild_parameter", b"N", b"\x88", b"}"),
     call("torch._utils _rebuild_parameter", storage(ONES), b"\x88", b"}"),
     call("torch._utils _rebuild_parameter", tensor(storage(ONES)), b"K\x01", b"}"),
     call("torch._utils _rebuild_parameter", tensor(storage(ONES)), b"\x88", mapping(hook=named(LINEAR))),
     call("numpy dtype", b"N", b"\x89", b"\x88"),
-    call("numpy dtype", text("f8")),
     call("numpy ndarray", b")"),
     call("numpy.core.multiarray scalar", F8),
-    call("numpy.core.multiarray scalar", F8, data(b"\0" * 7)),
     call("numpy.core.multiarray scalar", F8, data(b"\0" * 9)),
     call("numpy.core.multiarray scalar", call("numpy dtype", text("O8"), b"\x89", b"\x88"), data(b"\0" * 8)),
     call("numpy.core.multiarray scalar", text("f8"), data(b"\0" * 8)),
@@ -546,41 +524,28 @@ ONES = saved(torch.ones(4))
     call("numpy.core.multiarray _reconstruct", named("numpy ndarray"), numbers([1 << 40]), data(b"b")),
     call("builtins set", mapping(a=b"N")),
     call("builtins set", b"](" + b")" + b"e"),
-    call("builtins object"),
     call("_codecs encode", text("x"), text("rot13")),
     call("_codecs encode", text("PK\x03\x04"), text("latin1")),
     call("copyreg _reconstructor", named(LINEAR), named(LINEAR), b"N"),
-    call("copyreg _reconstructor", named(LINEAR), named("builtins object"), b"K\x01"),
     call("copyreg _reconstructor", named("builtins object"), named("builtins object"), b"N"),
     call(LINEAR, b"K\x01", b"K\x01"),
     named("collections OrderedDict") + b"]R",
-    text("collections.OrderedDict") + b")R",
     MADE + b")R",
     b"NNR",
     named(LINEAR) + b"K\x01\x85\x81",
     named("collections OrderedDict") + b")\x81",
-    named("torch.storage _load_from_bytes") + b")\x81",
     b"N)\x81",
     b"}}b",
-    b"N}b",
-    b"]}b",
     named(LINEAR) + mapping(forward=b"N") + b"b",
     tensor(storage(ONES)) + b"}b",
-    MADE + b"K\x01b",
     MADE + b"N}\x86b",
     MADE + mapping(a=b"N") + b"b" + mapping(a=b"N") + b"b",
     F8 + b"}b",
-    F8 + b")b",
     b"NK\x01a",
-    b"}K\x01a",
-    MADE + b"K\x01a",
     b"]" + text("a") + b"Ns",
-    MADE + text("a") + b"Ns",
     b"}(" + text("a") + b"u",
-    b"})Ns",
     b"}]Ns",
     b"}" + data(b"a") + b"Ns",
-    b"}(K\x01\x90",
     b"\x8f()\x90",
     b"N" + number(1 << 40_000) + b"s",
     row(storage(ONES)) + b"Q",
@@ -590,7 +555,7 @@ def test_operations_on_what_they_do_not_fit_are_refused(path, operations):
     assert "so it was not loaded" in sentence(path)
 
 
-@pytest.mark.parametrize("operation", [b"h\x63", b"j\xff\xff\xff\xff", *b"t|u|e|\x87|R|b||\x93|\x94|q\x00".split(b"|")])
+@pytest.mark.parametrize("operation", [b"h\x63", b"j\xff\xff\xff\xff", *b"t|u|\x87|R||\x94".split(b"|")])
 def test_a_stack_or_memo_that_lacks_what_it_needs_is_damage(path, operation):
     path.write_bytes(b"\x80\x04" + operation + b".")
     assert "cut short or damaged" in sentence(path)
@@ -603,34 +568,24 @@ BIG = 1 << 62
     (0, (5,), (1,)),
     (4, (1,), (1,)),
     (5, (0,), (1,)),
-    (1, (4,), (1,)),
-    (0, (2,), (4,)),
     (0, (2, 3), (2, 1)),
-    (0, (2, 2, 2), (1, 1, 1)),
     (0, (1 << 40,), (0,)),
-    (0, (5,), (0,)),
     (0, (BIG, BIG), (BIG, BIG)),
-    (0, (1 << 32, 1 << 32), (1 << 32, 1)),
-    (BIG, (1,), (1,)),
     (1 << 64, (1,), (1,)),
-    (0, (1 << 64,), (1,)),
     (0, (2,), (1 << 64,)),
     (0, (1 << 40_000,) * 9, (1,) * 9),
     (-1, (1,), (1,)),
-    (0, (-1,), (1,)),
     (0, (-2, -2), (1, 1)),
     (3, (2,), (-1,)),
-    (0, (2,), ()),
-    (0, (), (1,)),
     (0, (2,), (1, 1)),
     (0, (1,) * 100, (1,) * 100),
 ])  # fmt: skip
-@pytest.mark.parametrize("used", [True, False])
-def test_a_view_past_its_memory_is_refused_before_anything_is_made(path, offset, size, stride, used, monkeypatch):
+def test_a_view_past_its_memory_is_refused_before_anything_is_made(path, offset, size, stride, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
     view = tensor(storage(ONES), offset, size, stride)
-    path.write_bytes(snapshot_of(view) if used else snapshot_of(unused=view))
-    assert "has a tensor " in sentence(path)
+    for held in (snapshot_of(view), snapshot_of(unused=view)):
+        path.write_bytes(held)
+        assert "has a tensor " in sentence(path)
 
 
 def test_a_views_numbers_are_integers(path):
@@ -652,39 +607,31 @@ def claims(elements: int, held: bytes = b"\0" * 16, length: int | None = None, k
 
 @pytest.mark.parametrize("memory", [
     claims(5),
-    claims(3),
     claims(1 << 40),
-    claims(1 << 62),
     claims(1 << 64),
     claims(-1),
     claims(4, length=5),
     claims(5, length=4),
-    claims(4, length=-1),
     claims(4, key="1"),
     claims(4, held=b"\0" * 15),
     claims(4, held=b"\0" * 17),
-    claims(4, held=b""),
     ONES[:-1],
-    ONES[:100],
     ONES[:10],
     b"",
-    b"x",
     ONES + b"\0",
     saved({"a": torch.ones(4)}),
-    saved([1, 2]),
     saved(nn.Linear(1, 1)),
-    saved(torch.ones(4)).replace(b"FloatStorage", b"CFloatStorag"),
     saved(torch.ones(4)).replace(b"ctorch\nFloatStorage", b"cposix\nsystem\n12345"),
     saved(torch.ones(4)).replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"),
     pickle.dumps(os.system),
     b"cposix\nsystem\n(X\x0a\x00\x00\x00touch PWNDtR.",
     b"chostile_module\nanything\n.",
 ])  # fmt: skip
-@pytest.mark.parametrize("used", [True, False])
-def test_a_tensors_memory_must_be_what_it_claims_before_it_is_loaded(path, memory, used, monkeypatch):
+def test_a_tensors_memory_must_be_what_it_claims_before_it_is_loaded(path, memory, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was loaded"))
-    path.write_bytes(snapshot_of(tensor(storage(memory), size=(1,))) if used else snapshot_of(unused=storage(memory)))
-    sentence(path)
+    for held in (snapshot_of(tensor(storage(memory), size=(1,))), snapshot_of(unused=storage(memory))):
+        path.write_bytes(held)
+        sentence(path)
 
 
 def test_the_tests_own_claim_is_honest_where_it_is_right(path):
@@ -810,15 +757,12 @@ def test_a_pickle_of_too_many_steps_is_refused(path):
     b"\x8e" + struct.pack("<Q", 1 << 60) + b"x",
     b"\x8d" + struct.pack("<Q", (1 << 64) - 1) + b"x",
     b"B\xff\xff\xff\xffx",
-    b"X\xff\xff\xff\xffx",
     b"\x8b\xff\xff\xff\x7fx",
-    b"\x8b\xff\xff\xff\xffx",
     b"\x95" + struct.pack("<Q", (1 << 64) - 1) + b"\x8e" + struct.pack("<Q", 1 << 40),
     b"Nr\xff\xff\xff\xff",
     b"Np99999999999999999999\n",
     b"I" + b"9" * 100_000 + b"\n",
     b"I1e9\n",
-    b"Fone\n",
 ])  # fmt: skip
 def test_sizes_that_the_file_only_claims_are_not_believed(path, operations):
     path.write_bytes(b"\x80\x04" + operations)
