@@ -48,7 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
                                "cross_attention_dim": 64},
     "lcm": SD15 | {"time_cond_proj_dim": 256},
     "lcm_sdxl": SDXL | {"time_cond_proj_dim": 256},
-    "lcm_320": SD15 | {"time_cond_proj_dim": 256, "block_out_channels": (320, 640), "layers_per_block": 1},
+    "lcm_320": SD15 | {"time_cond_proj_dim": 256, "block_out_channels": (320, 320), "layers_per_block": 1},
 }  # fmt: skip
 KINDS["lcm_tiny"] = KINDS["lcm"] | {"cross_attention_dim": 128}
 # student -> kind, how it lies on the disk is the student's name
@@ -188,6 +188,7 @@ def in_comfy(home: Path, base: Path, jobs: dict[str, dict[str, Any]]) -> None:
             notes[name] = {"error": str(error)}
         except Exception as error:
             notes[name] = {"crash": repr(error)}
+        patcher = model = None  # else ComfyUI takes each for a leak and collects garbage, which is most of the time here
     (base / "notes.json").write_text(json.dumps(notes))
 
 

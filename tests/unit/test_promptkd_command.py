@@ -11,10 +11,9 @@ from comfyui_apprentice.oracles.clip_files import load_clip
 from comfyui_apprentice.oracles.promptkd import load_critic
 from comfyui_apprentice.training import promptkd as stages
 from comfyui_apprentice.training.loop import read_log
-from comfyui_apprentice.world.domain import domain_names, domain_pictures
+from comfyui_apprentice.world.domain import domain_names
 from comfyui_apprentice.world.weights import CLIPS_FOLDER
-from launching import launch
-from PIL import Image
+from icons import save_icons
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -23,16 +22,8 @@ LARGE, SMALL = (str(CLIPS_FOLDER / f"tiny world {size}.safetensors") for size in
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six classes of icons, four pictures each, in subfolders; and the list of their names."""
-    base = tmp_path_factory.mktemp("domain")
-    pictures, labels = domain_pictures(train=True, backgrounds=1)
-    names = domain_names()[:6]
-    for i, name in enumerate(names):
-        (base / "pictures" / name).mkdir(parents=True)
-        for n, row in enumerate((labels == i).nonzero()[:4, 0].tolist()):
-            Image.fromarray((pictures[row] * 255).byte().numpy()).save(base / "pictures" / name / f"{n}.png")
-    (base / "words.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
-    return base
+    """Six classes of icons in subfolders, and the list of their names."""
+    return save_icons(tmp_path_factory.mktemp("domain"))
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -78,21 +69,6 @@ def test_a_stopped_run_goes_on_to_the_same_critic(folder: Path, tmp_path: Path, 
     run(*distil(folder, tmp_path / "stopped.safetensors", "--save-every", "2"))
     whole, stopped = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[key], stopped[key]) for key in whole)
-
-
-def test_two_processes_make_the_critic_of_one(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    tokens = ["promptkd-teacher", LARGE, str(folder / "pictures"), "--epochs", "2", "--shots", "2"]
-    run(*tokens, "--out", str(tmp_path / "one tokens.safetensors"))
-    run(*distil(folder, tmp_path / "one.safetensors"))
-    run(*distil(folder, tmp_path / "other.safetensors", "--seed", "1"))
-    launch("-m", "comfyui_apprentice.cli", "distill", *tokens, "--out", str(tmp_path / "two tokens.safetensors"))
-    launch("-m", "comfyui_apprentice.cli", "distill", *distil(folder, tmp_path / "two.safetensors"))
-    one, two, other = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two", "other"))
-    assert all(torch.allclose(one[key], two[key], atol=1e-4) for key in one)
-    assert not all(torch.allclose(one[key], other[key], atol=1e-4) for key in one)
-    one, two = (load_file(tmp_path / f"{name} tokens.safetensors") for name in ("one", "two"))
-    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
 def test_what_is_wrong_is_told_in_words(folder: Path, tmp_path: Path) -> None:
