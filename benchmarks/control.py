@@ -97,8 +97,8 @@ def run_toy(quick: bool, plot: Path, say: Say) -> Figures:
     return figures
 
 
-def toy_frontier() -> dict[str, list[tuple[float, float]]]:
-    """Reward and spread of the exact laws: over alpha for each divergence, at equal rewards."""
+def toy_frontier(points: int = 14) -> dict[str, list[tuple[float, float]]]:
+    """Reward and spread of the exact laws: over alpha for each divergence, at equal rewards, ``points`` at most."""
     x = torch.linspace(-6, 6, 24_001, dtype=torch.float64)
     variance = toy.STDS.double() ** 2
     p = (toy.WEIGHTS.double() / variance.sqrt() * torch.exp(-((x[:, None] - toy.MEANS) ** 2) / (2 * variance))).sum(1)
@@ -107,7 +107,7 @@ def toy_frontier() -> dict[str, list[tuple[float, float]]]:
     samples = x[torch.searchsorted(p.cumsum(0), (torch.arange(800, dtype=torch.float64) + 0.5) / 800).clamp(max=len(x) - 1)]
     lines: dict[str, list[tuple[float, float]]] = {}
     for name in DIVERGENCES:
-        for target in np.linspace(0.3, 0.95, 14):
+        for target in np.linspace(0.3, 0.95, points):
             try:
                 alpha = alpha_for_reward(toy.reward(samples[:, None]), float(target), name)
                 q = p * solve_dual(r, alpha, name, p, bound=1.0).weights

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -32,9 +33,19 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
 
 
 @pytest.fixture(scope="session")
-def models(comfy: Comfy) -> Path:
-    """Its models folder, with a small checkpoint of the true SD 1.5 layout, a LoRA and a ControlNet; the weights are random."""
-    folder = comfy.base / "models"
-    script = Path(__file__).parent / "make_sd15.py"
-    subprocess.run([sys.executable, str(script), os.environ["COMFYUI_PATH"], str(folder)], check=True, cwd=comfy.base)
+def models(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its models folder, with a small checkpoint of the true SD 1.5 layout, a LoRA and a ControlNet; the weights are random.
+
+    Made once for all workers.
+    """
+    base = tmp_path_factory.getbasetemp()
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small_sd15"
+    script, folder = Path(__file__).parent / "make_sd15.py", comfy.base / "models"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            subprocess.run([sys.executable, str(script), os.environ["COMFYUI_PATH"], str(made)], check=True, cwd=comfy.base)
+    for file in made.rglob("*.safetensors"):
+        place = folder / file.relative_to(made)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, place)
     return folder

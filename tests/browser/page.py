@@ -9,6 +9,12 @@ from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
 
+# Generous: for a slow machine beside other work. They end what hangs, and judge nothing.
+PAGE_MILLISECONDS = 300_000.0
+"""Until the page, or something on it, is there."""
+RUN_SECONDS = 900.0
+"""Until a workflow has run."""
+
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -24,15 +30,16 @@ def open_page(url: str, chromium: str | None = None) -> Iterator[Page]:
         )
         page = context.pages[0] if context.pages else context.new_page()
         page.goto(url)
-        page.wait_for_function("() => window.app && window.app.graph && window.app.canvas", timeout=120_000)
-        page.wait_for_timeout(1500)
+        page.wait_for_function("() => window.app && window.app.graph && window.app.canvas", timeout=PAGE_MILLISECONDS)
+        page.locator("[data-testid=queue-button]").first.wait_for(timeout=PAGE_MILLISECONDS)
+        page.wait_for_timeout(500)  # dialogs that open by themselves
         try:
             yield page
         finally:
             context.close()
 
 
-def queue_and_wait(page: Page, seconds: float = 240) -> dict[str, Any]:
+def queue_and_wait(page: Page, seconds: float = RUN_SECONDS) -> dict[str, Any]:
     """Click the queue button and wait for the newest history entry."""
     before = _history(page)
     close_messages(page)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.page import close_messages, open_page, queue_and_wait
+from browser.page import PAGE_MILLISECONDS, close_messages, open_page, queue_and_wait
 from harness import ROOT, Comfy, comfyui
 
 FRONT_ENDS = {"stock": [], "1.58.1": ["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")]}
@@ -26,8 +27,12 @@ def front_end(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 def load(page, path: Path) -> None:
     """Open a workflow file as a user does."""
     page.locator("#comfy-file-input").set_input_files(str(path))
-    page.wait_for_function("() => window.app.graph._nodes.length > 3", timeout=30_000)
-    page.wait_for_timeout(500)
+    wait_for_nodes(page, len(json.loads(path.read_text())["nodes"]))
+    page.wait_for_timeout(500)  # messages, if there are any
+
+
+def wait_for_nodes(page, count: int) -> None:
+    page.wait_for_function(f"() => window.app.graph._nodes.length === {count}", timeout=PAGE_MILLISECONDS)
 
 
 def test_example_opens_is_queued_by_a_click_and_shows_its_pictures(front_end: Comfy, tmp_path: Path) -> None:
@@ -42,7 +47,7 @@ def test_example_opens_is_queued_by_a_click_and_shows_its_pictures(front_end: Co
         entry = queue_and_wait(page)
         assert entry["status"]["status_str"] == "success"
         page.wait_for_function(
-            "() => window.app.graph._nodes.filter((n) => n.imgs && n.imgs.length).length >= 2", timeout=60_000
+            "() => window.app.graph._nodes.filter((n) => n.imgs && n.imgs.length).length >= 2", timeout=PAGE_MILLISECONDS
         )
         shown = page.evaluate(
             "() => Object.fromEntries(window.app.graph._nodes.filter((n) => n.imgs).map((n) => [n.type, n.imgs.map("
@@ -60,8 +65,8 @@ def test_workflow_survives_saving_and_loading_in_the_browser(front_end: Comfy) -
     with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
         load(page, ROOT / "example_workflows" / "adaptive-modular.json")
         prompt = "() => window.app.graphToPrompt().then((p) => p.output)"
-        first = page.evaluate(prompt)
+        first, nodes = page.evaluate(prompt), page.evaluate("() => window.app.graph._nodes.length")
         page.evaluate("() => window.app.loadGraphData(JSON.parse(JSON.stringify(window.app.graph.serialize())))")
-        page.wait_for_timeout(1000)
+        wait_for_nodes(page, nodes)
         assert page.evaluate(prompt) == first
         assert first["7"]["inputs"]["threshold"] == "budget" and first["8"]["inputs"]["strategy"] == "regenerate"

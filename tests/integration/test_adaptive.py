@@ -128,14 +128,15 @@ def test_reported_nfe_is_what_went_through_the_networks(comfy: Comfy, sampler: s
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "ddim", "dpm_adaptive"])
 def test_a_picture_is_the_same_whichever_others_were_rejected_and_however_packed(comfy: Comfy, sampler: str) -> None:
     results = {}
-    for name, value, pack in (("everyone", 2.0, 0), ("some", 0.5, 0), ("singly", 0.5, 1), ("threes", 2.0, 3)):
+    ways = [("everyone", 2.0, 0), ("some", 0.5, 0), ("singly", 0.5, 1), ("threes", 2.0, 3)]
+    for name, value, pack in ways[:2] if sampler == "dpm_adaptive" else ways:  # which takes ten times the evaluations
         world = World(MIXED)
         world.modular(
             name, value=value, margin=-1.0, sampler_name=sampler, strategy="regenerate", teacher_steps=3, max_batch=pack
         )
         comfy.run(world.g)
         results[name] = comfy.tensors(name)["latent"]
-    for name in ("some", "singly", "threes"):
+    for name in results:
         for i in (1, 3):
             torch.testing.assert_close(results[name][i], results["everyone"][i], rtol=1e-3, atol=2e-3)
     assert not torch.allclose(results["everyone"][1], results["everyone"][3], atol=0.1)

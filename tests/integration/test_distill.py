@@ -156,7 +156,7 @@ def test_teachers_of_other_kinds_are_distilled_by_their_own_sampling(
 def test_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: Comfy) -> None:
     def graph(name: str) -> Graph:
         g = Graph()
-        tiny(g, name=name, pictures=16, save_every=1000)
+        tiny(g, name=name, pictures=8, batch_size=2, at_once=1, save_every=1000)
         g.add("TestSave", "save", name="pictures", image=["distil", 2])
         return g
 
