@@ -67,6 +67,12 @@ def warning(dtype: torch.dtype, device: str) -> str:
     )
 
 
+def warning_of(network: nn.Module, device: str) -> str:
+    """``warning`` for the half precision that weights of ``network`` are kept in; "" where there is none, or no need."""
+    kept = {parameter.dtype for parameter in network.parameters()} & {torch.bfloat16, torch.float16}
+    return next((said for dtype in kept if (said := warning(dtype, device))), "")
+
+
 @torch.inference_mode()
 def slowdown(dtype: torch.dtype) -> float:
     """CPU time of a convolution like those of U-Nets in ``dtype``, over that in float32."""

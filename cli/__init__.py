@@ -189,6 +189,18 @@ def sid(
 
 
 @bench.command()
+def bfloat16(
+    quick: Annotated[bool, typer.Option("--quick", help="A few seconds.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    threads: Threads = None,
+) -> None:
+    """What bfloat16 costs on this CPU, and on it without its newer instructions, over float32."""
+    figures = _benchmark("bfloat16", threads).run(quick, lambda text: typer.echo(text, err=True))
+    if json:
+        figures.save(json)
+
+
+@bench.command()
 def startup(json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     benchmark = _benchmark("startup")

@@ -126,7 +126,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision", options=types.COMBOS["training_precision"], default="auto",
-                    tooltip="auto: bfloat16 where the GPU has it, float32 elsewhere.",
+                    tooltip="auto: bfloat16 where the GPU or CPU has it natively, float32 elsewhere.",
                 ),  # fmt: skip
                 io.Boolean.Input(
                     "gradient_checkpointing", default=True, tooltip="Computes a third more and needs far less memory."

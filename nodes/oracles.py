@@ -18,7 +18,7 @@ from ..oracles.comparison_chart import comparison_chart
 from ..oracles.ensemble import WEIGHTED, Ensemble, Member
 from ..oracles.registry import detect, load
 from ..oracles.selection import agreement, best_of
-from ..precision import warning
+from ..precision import warning_of
 from ..samplers.comfy import INFO, on_device, prefers_half, show_text, take_latent, take_rows
 from ..samplers.schedules import AUTO
 from ..world import loader
@@ -104,15 +104,10 @@ class ApprenticeLoadOracle(io.ComfyNode):
         elif precision == "fp32":
             oracle.fingerprint()
             oracle.network.float()
-        show_text(f"{oracle.name}, {sum(p.numel() for p in oracle.network.parameters()) / 1e6:.0f} M parameters{_slow(oracle)}")
+        slow = warning_of(oracle.network, str(comfy.model_management.get_torch_device()))
+        size = sum(p.numel() for p in oracle.network.parameters()) / 1e6
+        show_text(f"{oracle.name}, {size:.0f} M parameters" + (slow and f". {slow}"))
         return io.NodeOutput(oracle)
-
-
-def _slow(oracle: OracleBase) -> str:
-    """What to know of weights that stay in bfloat16 (HPSv3's) where the machine is slow in it."""
-    kept = any(p.dtype == torch.bfloat16 for p in oracle.network.parameters())
-    slow = warning(torch.bfloat16, str(comfy.model_management.get_torch_device())) if kept else ""
-    return slow and f". {slow}"
 
 
 def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:

@@ -272,7 +272,7 @@ def _rate(default: float) -> io.Float.Input:
 def _precision() -> io.Combo.Input:
     return io.Combo.Input(
         "precision", options=types.COMBOS["training_precision"], default="auto",
-        tooltip="auto: bfloat16 where the GPU has it, float32 elsewhere.",
+        tooltip="auto: bfloat16 where the GPU or CPU has it natively, float32 elsewhere.",
     )  # fmt: skip
 
 

@@ -84,6 +84,14 @@ def sid_figures(results: dict[str, Any], speed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def bfloat16_figures(results: dict[str, Any]) -> str:
+    """What bfloat16 costs on several CPUs."""
+    whats = ("matrix", "convolution", "U-Net")
+    lines = ["| CPU | " + " | ".join(whats) + " |", "| --- |" + " --- |" * len(whats)]
+    lines += [f"| {row['CPU']} | " + " | ".join(row[what] for what in whats) + " |" for row in results["rows"]]
+    return "\n".join(lines)
+
+
 PROMPTKD_WORDS = {
     "base_gain": "base names, distilled minus zero-shot, points",
     "novel_gain": "novel names, distilled minus zero-shot, points",
@@ -170,6 +178,8 @@ def filled(readme: str) -> str:
     readme = _between(readme, begin, end, control_figures(read("control"), read("control-toy"), read("control-memory")))
     sid = sid_figures(read("sid"), read("sid-speed"))
     readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
+    begin, end = "<!-- figures: benchmarks/results/bfloat16.json -->", "<!-- end of bfloat16 -->"
+    readme = _between(readme, begin, end, bfloat16_figures(read("bfloat16")))
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())
 
 

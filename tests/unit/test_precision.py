@@ -14,7 +14,7 @@ import torch
 from comfyui_apprentice import precision
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.cli.running import LARGE, set_threads
-from comfyui_apprentice.precision import DTYPES, autocast, native_bfloat16, warning
+from comfyui_apprentice.precision import DTYPES, autocast, native_bfloat16, warning, warning_of
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +99,15 @@ def test_the_warning_says_how_slow_it_is_here() -> None:
         assert re.fullmatch(rf"This CPU has no native {name}: a convolution takes \d+ times as long .* Take fp32, .*\.", said)
 
 
+@pytest.mark.usefixtures("slow_cpu")
+def test_weights_that_stay_in_half_precision_are_told_of_and_wide_ones_are_not() -> None:
+    """HPSv3's, which are read as they are in the file."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    assert warning_of(network, "cpu") == ""
+    network[1].bfloat16()
+    assert "no native bfloat16" in warning_of(network, "cpu") and warning_of(network, "cuda:0") == ""
+
+
 def test_nothing_else_in_the_pack_decides_for_bfloat16() -> None:
     """One place is asked; the bridge's denoiser hands on what was chosen."""
     found = {
@@ -169,3 +178,32 @@ def test_every_command_that_computes_has_the_option() -> None:
     computing = [commands["finetune"], *commands["distill"].commands.values(), *commands["bench"].commands.values()]
     without = {command.name for command in computing if "threads" not in {p.name for p in command.params}}
     assert without == {"startup"}, "which measures another process"
+
+
+# ----------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_of_bfloat16_is_a_row_for_each_cpu_and_a_claim_for_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_apprentice.benchmarks import bfloat16
+
+    assert {"convolution", "U-Net"} <= bfloat16.calls().keys()
+    asked: list[str] = []
+
+    def run(_command: object, *, env: dict[str, str], **_options: object) -> object:
+        asked.append(env.get("ONEDNN_MAX_CPU_ISA", ""))
+        return subprocess.CompletedProcess([], 0, '{"convolution": [30.0, 20.0, 40.0], "U-Net": [2.0, 2.0, 2.0]}')
+
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(bfloat16.subprocess, "run", run)
+    figures = bfloat16.run(True, lambda _text: None)
+    assert asked == ["", "AVX512_CORE", "AVX2"]
+    assert figures.rows[2] == {"CPU": "AVX2", "convolution": "30.00 (20.00 to 40.00)", "U-Net": "2.00 (2.00 to 2.00)"}
+    assert (figures.claims["bfloat16_convolution_avx2"].value, figures.claims["bfloat16_unet_here"].hi) == (30.0, 2.0)
+
+
+def test_a_ratio_is_of_one_call_in_bfloat16_over_the_same_in_float32() -> None:
+    from comfyui_apprentice.benchmarks import bfloat16
+
+    seen: list[bool] = []
+    assert len(bfloat16.ratios(lambda: seen.append(torch.is_autocast_enabled("cpu")), 3)) == 3
+    assert seen == [True, False] * 4
