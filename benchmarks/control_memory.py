@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,13 +75,16 @@ def calls(problem: Problem, batch: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def run(quick: bool, say: Callable[[str], None]) -> Figures:
+def run(quick: bool, say: Callable[[str], None], counts: Sequence[int] = ()) -> Figures:
     """MiB for each algorithm and number of steps, and beside them what one picture's network and judge take.
+
+    Args:
+        counts: Numbers of steps, if not the usual ones.
 
     Raises:
         FileNotFoundError: The tiny world's weights are not there.
     """
-    counts, batch = ((4, 8) if quick else (10, 20, 40)), 4
+    counts, batch = counts or ((4, 8) if quick else (10, 20, 40)), 4
     tuned = Tuned(World(), 16, 0)
     figures = Figures("control-memory", {"steps": counts, "batch": batch})
     rows = torch.arange(batch)

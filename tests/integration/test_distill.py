@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_apprentice.precision import native_bfloat16
 from harness import Comfy, Graph, GraphError, Node
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -100,7 +101,7 @@ def test_sd15_student_goes_through_the_stock_loaders(comfy: Comfy, models: Path,
     name = f"sd15 {method}"
     made = distil(
         g, loader[0], loader[1], name=name, method=method, text="a castle\na (very:1.2) long road", kappa1=1.5, kappa2=1.5,
-        pictures=4, batch_size=2, at_once=1,
+        pictures=2, batch_size=2,
     )  # fmt: skip
     draw(g, made[0], loader[1], "made")
     draw(g, loader[0], loader[1], "teacher")
@@ -137,7 +138,7 @@ def test_teachers_of_other_kinds_are_distilled_by_their_own_sampling(
     loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
     teacher = g.add(patch[0], model=loader[0], **patch[1])
     made = distil(
-        g, teacher, loader[1], name=f"student {kind}", text="a castle\na road", pictures=4, batch_size=2, at_once=1, steps=2,
+        g, teacher, loader[1], name=f"student {kind}", text="a castle\na road", pictures=4, batch_size=2, steps=2,
     )  # fmt: skip
     once = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     draw(g, made[0], loader[1], "made", "KSampler", **once)
@@ -168,6 +169,24 @@ def test_cancelled_run_goes_on_where_it_was_and_ends_in_the_same_file(comfy: Com
     comfy.run(graph("stopped"))
     whole, resumed = (load_file(comfy.base / "models" / "loras" / f"{name}.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_auto_is_bfloat16_where_the_machine_has_it_natively_and_float32_elsewhere(comfy: Comfy) -> None:
+    """Whose log says so where bfloat16 was asked for and is slow. One file in three: which two are alike, tells."""
+    native, log = native_bfloat16(), comfy.base / "comfyui.log"
+    made = {}
+    for precision in ("auto", "bf16", "fp32"):
+        g, start = Graph(), log.stat().st_size
+        tiny(g, name=f"in {precision}", pictures=2, batch_size=2, precision=precision)
+        comfy.run(g)
+        made[precision] = load_file(comfy.base / "models" / "loras" / f"in {precision}.safetensors")
+        warned = b"This CPU has no native bfloat16" in log.read_bytes()[start:]
+        assert warned == (precision == "bf16" and not native)
+
+    def alike(a: str, b: str) -> bool:
+        return all(torch.equal(made[a][key], made[b][key]) for key in made[a])
+
+    assert alike("auto", "bf16") == native and alike("auto", "fp32") != native
 
 
 def test_run_with_other_settings_is_refused_in_one_sentence(comfy: Comfy) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -136,39 +135,39 @@ def test_a_command_that_is_asked_for_bfloat16_says_that_it_is_slow_and_obeys(tmp
 
 
 @pytest.fixture
-def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody has asked for a number, and PyTorch would take two."""
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers that PyTorch is told, while nobody has set ``OMP_NUM_THREADS``; this process stays at one."""
+    told: list[int] = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    return told
 
 
-@pytest.mark.usefixtures("threads")
-def test_small_networks_take_one_thread_on_a_cpu_and_large_ones_what_pytorch_takes() -> None:
+def test_small_networks_take_one_thread_on_a_cpu_and_large_ones_what_pytorch_takes(threads: list[int]) -> None:
     set_threads(None, "cpu", LARGE)
-    assert torch.get_num_threads() == 2
     set_threads(None, "cuda:0")
-    assert torch.get_num_threads() == 2
+    assert threads == []
     set_threads(None, "cpu", LARGE - 1)
-    assert torch.get_num_threads() == 1
     set_threads(3)
-    assert torch.get_num_threads() == 3
+    assert threads == [1, 3]
 
 
-@pytest.mark.usefixtures("threads")
-def test_what_omp_num_threads_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_omp_num_threads_says_stays_unless_the_option_says_otherwise(
+    threads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     set_threads(None)
-    assert torch.get_num_threads() == 2
+    assert threads == []
+    set_threads(4)
+    assert threads == [4]
 
 
-@pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize(("options", "expected"), [((), 1), (("--threads", "2"), 2)])
-def test_a_command_sets_its_threads(options: tuple[str, ...], expected: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("options", "expected"), [((), [1]), (("--threads", "2"), [2])])
+def test_a_command_sets_its_threads(
+    options: tuple[str, ...], expected: list[int], threads: list[int], tmp_path: Path
+) -> None:
     distil("--out", str(tmp_path / "a.safetensors"), *options)
-    assert torch.get_num_threads() == expected
+    assert threads == expected
 
 
 def test_every_command_that_computes_has_the_option() -> None:
