@@ -93,7 +93,7 @@ get_comfyui() {
 }
 
 install_comfyui_requirements() {
-    say "Installing what ComfyUI and the pack need: about 0.9 GB on disk…"
+    say "Installing what ComfyUI and the pack need: about 1.1 GB on disk…"
     grep -vE '^(torch|torchvision|torchaudio)[[:space:]]*$' "$COMFYUI_PATH/requirements.txt" >"$VENV/comfyui-requirements.txt"
     "$PYTHON" -m pip install -q -r "$VENV/comfyui-requirements.txt" -r "$ROOT/requirements.txt" requests
 }
