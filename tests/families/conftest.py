@@ -1,0 +1,11 @@
+"""ComfyUI in this process, for every family at tiny size."""
+
+from __future__ import annotations
+
+import pytest
+from families import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _comfyui() -> None:
+    tiny.start()
