@@ -25,12 +25,13 @@ def sid_levels(
     init_sigma (1 - i / steps) of an EDM one.
 
     Raises:
-        ValueError: It is a flow model, or a number is out of range.
+        ValueError: It is another kind of model, or a number is out of range.
     """
     kind = sampling_kind(model_sampling)
-    if kind == "flow":
+    if kind not in ("edm", "discrete"):
+        what = "a flow model" if kind == "flow" else f"of kind {kind}"
         raise ValueError(
-            "SiD Sampler is for EDM networks and Stable Diffusion, and this is a flow model: use Student Sampler or KSampler."
+            f"SiD Sampler is for EDM networks and Stable Diffusion, and this is {what}: use Student Sampler or KSampler."
         )
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"SiD draws in 1 to {MOST_STEPS} steps, not {steps}.")

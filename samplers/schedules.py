@@ -210,11 +210,20 @@ def timestep_sigma(timestep: float, model_sampling: Any = None) -> float:
     return float(np.exp(np.interp(timestep, np.arange(len(table)), table)))
 
 
+_KINDS = {"CONST": "flow", "COSMOS_RFLOW": "rflow", "StableCascadeSampling": "cascade", "ModelSamplingDiscreteEDM": "edm"}
+
+
 def sampling_kind(model_sampling: Any) -> str:
-    """"flow", "edm" or "discrete", from the classes that ComfyUI composes a model's sampling of."""
+    """What the noise levels of a model mean, from the classes that ComfyUI composes its sampling of.
+
+    Returns:
+        "discrete": of training timesteps 0..999; "flow": the flow time itself; "rflow": flow time t as t / (1 - t) (Cosmos,
+        Anima); "cascade": of a time 0..1 (Stable Cascade); "edm": any from sigma_min to sigma_max.
+    """
     classes = {cls.__name__ for cls in type(model_sampling).__mro__}
-    if "CONST" in classes:
-        return "flow"
+    for name, kind in _KINDS.items():
+        if name in classes:
+            return kind
     return "edm" if any("Continuous" in name for name in classes) else "discrete"
 
 
@@ -259,7 +268,7 @@ def rollback_sigma(rollback: float, model_sampling: Any) -> float:
     """The noise level to which a rejected draft is taken back (arXiv 2312.10835, Algorithm 1, line 8).
 
     ``rollback`` is a fraction, as the official code's ``strength``: of the training timesteps for discrete models, of the
-    flow time for flow models, of the way in ln sigma for EDM ones. 1 is exactly sigma_max, 0 exactly 0. (The paper's
+    flow time for flow models (Cosmos's too), of Stable Cascade's time, of the way in ln sigma for EDM ones. 1 is exactly sigma_max, 0 exactly 0. (The paper's
     algorithm writes a variance instead; a fraction means the same for every scheduler and number of steps.)
 
     Raises:
@@ -273,6 +282,11 @@ def rollback_sigma(rollback: float, model_sampling: Any) -> float:
     kind = sampling_kind(model_sampling)
     if kind == "flow":
         return rollback
+    if kind == "rflow":
+        time = rollback * high / (1 + high)
+        return time / (1 - time)
+    if kind == "cascade":
+        return float(model_sampling.sigma(torch.tensor(rollback)))
     if kind == "edm":
         return low ** (1 - rollback) * high**rollback
     last = getattr(model_sampling, "num_timesteps", TRAINING_TIMESTEPS) - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from families import tiny
+from comfyui_apprentice.benchmarks import tiny_families as tiny
 
 
 @pytest.fixture(scope="session", autouse=True)

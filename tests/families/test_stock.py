@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import tiny
+from comfyui_apprentice.benchmarks import tiny_families as tiny
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

@@ -214,7 +214,7 @@ def stock(
 
 
 class Count:
-    """Rows that go through a MODEL's network."""
+    """Rows that go through a MODEL, by a wrapper that every family calls."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -228,5 +228,5 @@ class Count:
             return executor(x, *given, **options)
 
         clone = patcher.clone()
-        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "count", wrapper)
+        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "count", wrapper)
         return clone

@@ -1,0 +1,227 @@
+"""Which families of models the pack draws rightly with, on the ComfyUI that is installed: each at tiny size, each check.
+
+The weights are random, so this says nothing of pictures. It says that the pack draws what the stock sampler draws on the
+family's own shapes, texts and noise levels: to the bit where the whole batch is drawn, to rounding where part of it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import tiny_families as tiny
+from .figures import Claim, Figures, print_table
+
+SEED, STEPS, CFG, PICTURES = 5, 3, 2.0, 3
+ROUNDING = 1e-4  # of the largest value of the latents
+
+
+@dataclass
+class Case:
+    """A family's models, texts and empty latents."""
+
+    family: str
+
+    @cached_property
+    def student(self) -> Any:
+        """A MODEL."""
+        return tiny.model(self.family, seed=1)
+
+    @cached_property
+    def teacher(self) -> Any:
+        """Another of the same family."""
+        return tiny.model(self.family)
+
+    @property
+    def positive(self) -> Any:
+        """A text for each picture."""
+        return tiny.text(self.family, PICTURES)
+
+    @property
+    def negative(self) -> Any:
+        """One text for all."""
+        return tiny.text(self.family, 1, seed=9)
+
+    @property
+    def latent(self) -> dict[str, Any]:
+        """Empty."""
+        return tiny.empty(self.family, PICTURES)
+
+    def drawing(self, cfg: float = CFG, sampler: str = "euler") -> Any:
+        """Settings of a stock sampler."""
+        from ..samplers.adaptive import Drawing
+
+        return Drawing(STEPS, cfg, sampler, "simple", SEED)
+
+    @cached_property
+    def drafts(self) -> dict[str, Any]:
+        """The student's, at the stock sampler's noise levels."""
+        from ..samplers.adaptive import draw_drafts
+        from ..samplers.schedules import CUSTOM
+
+        with torch.inference_mode():
+            return draw_drafts(self.student, self.positive, self.negative, self.latent, CUSTOM, self.drawing(1.0))
+
+    def improved(self, rows: list[int], strategy: str, teacher: Any = None, **latent: Any) -> Tensor:
+        """``rows`` of the drafts by the teacher."""
+        from ..samplers.adaptive import improve
+
+        with torch.inference_mode():
+            drafts = {**self.drafts, **latent}
+            found = improve(
+                teacher or self.teacher, self.positive, self.negative, drafts, rows, strategy, 0.6, self.drawing()
+            )
+        return found["samples"]
+
+    def stock(self, model: Any, cfg: float = CFG, **latent: Any) -> Tensor:
+        """The stock KSampler on the same inputs."""
+        whole = {**self.latent, **latent}
+        return tiny.stock(model, whole, self.positive, self.negative, seed=SEED, steps=STEPS, cfg=cfg)
+
+
+EVERYONE = list(range(PICTURES))
+
+
+def gate_open(case: Case) -> str:
+    """The drafts are the stock sampler's."""
+    return same(case.drafts["samples"], case.stock(case.student, 1.0))
+
+
+def gate_shut(case: Case) -> str:
+    """All redrawn is the stock sampler on the teacher."""
+    return same(case.improved(EVERYONE, "regenerate"), case.stock(case.teacher))
+
+
+def part(case: Case) -> str:
+    """Each picture redrawn alone is the one of the whole batch; the others stay drafts."""
+    whole = case.stock(case.teacher)
+    for row in EVERYONE:
+        found = case.improved([row], "regenerate")
+        others = [i for i in EVERYONE if i != row]
+        if wrong := close(found[row], whole[row]) or same(found[others], case.drafts["samples"][others]):
+            return wrong
+    return ""
+
+
+def refined(case: Case) -> str:
+    """All refined is the stock sampler from the drafts, from that noise level on; one refined is its row."""
+    import comfy.sample
+    import comfy.samplers
+
+    from ..samplers.comfy import stock_sigmas
+    from ..samplers.schedules import refine_sigmas, rollback_sigma
+
+    start = rollback_sigma(0.6, case.teacher.get_model_object("model_sampling"))
+    sigmas = refine_sigmas(stock_sigmas(case.teacher, "euler", "simple", STEPS, 1.0), start)
+    drafts = case.drafts["samples"]
+    with torch.inference_mode():
+        expected = comfy.sample.sample_custom(
+            case.teacher, comfy.sample.prepare_noise(drafts, SEED), CFG, comfy.samplers.sampler_object("euler"), sigmas,
+            case.positive, case.negative, drafts, seed=SEED,
+        )  # fmt: skip
+    if torch.equal(expected, drafts):
+        return "nothing was drawn"
+    return same(case.improved(EVERYONE, "refine"), expected) or close(case.improved([1], "refine")[1], expected[1])
+
+
+def masked(case: Case) -> str:
+    """Under a mask, all and one redrawn, as the stock sampler."""
+    latent = case.latent["samples"]
+    mask = torch.zeros(PICTURES, latent.shape[-2], latent.shape[-1])
+    for row in EVERYONE:
+        mask[row, : latent.shape[-2] * (row + 1) // PICTURES] = 1
+    whole = case.stock(case.teacher, noise_mask=mask)
+    found = case.improved(EVERYONE, "regenerate", noise_mask=mask)
+    return same(found, whole) or close(case.improved([1], "regenerate", noise_mask=mask)[1], whole[1])
+
+
+def evaluations(case: Case) -> str:
+    """The evaluations told in advance are those counted."""
+    from ..samplers.adaptive import teacher_evaluations
+
+    count = tiny.Count()
+    case.improved([0, 2], "regenerate", count.on(case.teacher))
+    told = teacher_evaluations(case.teacher, "regenerate", 0.6, case.drawing())
+    return "" if count.rows == 2 * told else f"{told:g} told, {count.rows / 2:g} counted"
+
+
+def presets(case: Case) -> str:
+    """Every preset for models of this kind draws, at levels that fall, with as many evaluations as steps."""
+    from ..samplers.adaptive import Drawing, draw_drafts
+    from ..samplers.schedules import CUSTOM, PRESETS, preset_sigmas, sampling_kind
+
+    sampling = case.student.get_model_object("model_sampling")
+    fitting = [name for name, preset in PRESETS.items() if name != CUSTOM and preset.kind == sampling_kind(sampling)]
+    for name in fitting:
+        sigmas, count = preset_sigmas(name, 0, sampling), tiny.Count()
+        if not bool((sigmas.diff() < 0).all()):
+            return f"{name}: the levels don't fall"
+        with torch.inference_mode():
+            drawn = draw_drafts(
+                count.on(case.student), case.positive, case.negative, case.latent, name, Drawing(0, 1.0, "euler", "simple", SEED)
+            )
+        if not bool(drawn["samples"].isfinite().all()) or count.rows != PICTURES * (len(sigmas) - 1):
+            return f"{name}: {count.rows} evaluations for {len(sigmas) - 1} steps"
+    return ""
+
+
+CHECKS: dict[str, Callable[[Case], str]] = {
+    "gate open": gate_open, "gate shut": gate_shut, "one of three": part, "refined": refined, "masked": masked,
+    "evaluations": evaluations, "presets": presets,
+}  # fmt: skip
+
+
+def same(found: Tensor, expected: Tensor) -> str:
+    """Why they differ in a bit; "" if they don't."""
+    if found.shape != expected.shape:
+        return f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
+    return "" if torch.equal(found, expected) else f"off by {float((found - expected).abs().max()):.2g}"
+
+
+def close(found: Tensor, expected: Tensor) -> str:
+    """Why they differ by more than rounding; "" if they don't."""
+    off = float((found - expected).abs().max() / expected.abs().max())
+    return "" if off <= ROUNDING else f"off by {off:.2g} of the largest"
+
+
+def checked(family: str, check: str) -> str:
+    """"" where it is right, else what is wrong; an error is told, not raised."""
+    try:
+        return CHECKS[check](Case(family))
+    except Exception as error:  # whatever a family brings must not end the table
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def run(say: Callable[[str], None] = print) -> Figures:
+    """Check everything in the ComfyUI of ``$COMFYUI_PATH`` and print the table.
+
+    Raises:
+        RuntimeError: There is no ComfyUI there.
+    """
+    home = Path(os.environ.get("COMFYUI_PATH", ""))
+    if not (home / "main.py").exists():
+        raise RuntimeError("Set COMFYUI_PATH to the folder of a ComfyUI; bash test.sh fetches one into .cache/ComfyUI.")
+    tiny.start()
+    import comfyui_version
+
+    figures = Figures("families", {"comfyui": comfyui_version.__version__, "rounding": ROUNDING})
+    wrong: list[str] = []
+    for family in tiny.FAMILIES:
+        say(family)
+        found = {check: checked(family, check) for check in CHECKS}
+        figures.rows.append({"family": family, **{check: "no" if why else "yes" for check, why in found.items()}})
+        wrong += [f"{family}, {check}: {why}" for check, why in found.items() if why]
+    figures.findings["wrong"] = wrong
+    right = sum(row[check] == "yes" for row in figures.rows for check in CHECKS) / (len(figures.rows) * len(CHECKS))
+    figures.claims["families_right"] = Claim(right, right, right)
+    print(f"ComfyUI {comfyui_version.__version__}")
+    print_table(figures.rows)
+    print(*wrong, sep="\n")
+    return figures

@@ -1,0 +1,27 @@
+"""The table of ``apprentice bench families``: every check, on every family."""
+
+from __future__ import annotations
+
+import pytest
+from comfyui_apprentice.benchmarks import families
+from comfyui_apprentice.benchmarks import tiny_families as tiny
+
+
+@pytest.mark.parametrize("check", families.CHECKS)
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_every_check_holds_in_every_family(name: str, check: str) -> None:
+    assert families.checked(name, check) == ""
+
+
+def test_the_checks_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of another seed, and rows of another picture."""
+    from comfyui_apprentice.samplers import adaptive
+
+    real = adaptive.sample_rows
+    monkeypatch.setattr(adaptive, "sample_rows", lambda *given, **named: real(*given, **{**named, "noise": -named["noise"]}))
+    assert {check for check in families.CHECKS if families.checked("sdxl", check)} >= {
+        "gate open", "gate shut", "one of three", "refined", "masked",
+    }  # fmt: skip
+    first = lambda model, latent, rows, **named: real(model, latent, [0] * len(rows), **named)  # noqa: E731
+    monkeypatch.setattr(adaptive, "sample_rows", first)
+    assert "off by" in families.checked("sdxl", "one of three")
