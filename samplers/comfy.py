@@ -27,8 +27,10 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
-Latent = dict[str, Any]
-Conditioning = list[list[Any]]
+from .rows import Conditioning as Conditioning
+from .rows import Latent as Latent
+from .rows import is_whole, take_conditioning, take_latent
+
 INFO = "apprentice"  # key in a LATENT for what later nodes need to know about the drafts
 CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with which preset it draws
 
@@ -129,55 +131,16 @@ class _RowsSampler(comfy.samplers.KSAMPLER):
 # ------------------------------------------------------------------------------------------ parts of a batch
 
 
-def take_rows(value: Any, rows: Sequence[int], total: int) -> Any:
-    """``value[rows]`` for a tensor that has one entry a picture of a batch of ``total``; a single entry holds for all.
+def tell_rows(model: comfy.model_patcher.ModelPatcher, rows: Sequence[int], total: int) -> None:
+    """Tell ``model``'s patches which pictures of a batch of ``total`` they are going to see.
 
-    A tensor with another count is repeated to ``total`` first, as ComfyUI does with masks, hints and conditionings.
+    ``ad_params`` is the protocol of AnimateDiff's windows, which IP-Adapter and its like follow; ``apprentice_rows`` is ours.
+    With the whole batch nothing is said.
     """
-    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) <= 1:
-        return value
-    index = torch.as_tensor(list(rows), device=value.device) % len(value)
-    return value[index]
-
-
-def take_latent(latent: Latent, rows: Sequence[int]) -> Latent:
-    """The latents, mask and indices of ``rows``."""
-    total = len(latent["samples"])
-    part = dict(latent)
-    part["samples"] = latent["samples"][list(rows)]
-    if "noise_mask" in latent:
-        part["noise_mask"] = take_rows(latent["noise_mask"], rows, total)
-    indices = latent.get("batch_index") or list(range(total))
-    part["batch_index"] = [indices[row] for row in rows]
-    return part
-
-
-def take_conditioning(conditioning: Conditioning, rows: Sequence[int], total: int) -> Conditioning:
-    """The conditioning of ``rows``: what holds one entry a picture is picked, everything else is kept.
-
-    That is the text (one prompt a picture), its companions, and the hints of ControlNets.
-    """
-    picked = []
-    for text, options in conditioning:
-        options = {key: take_rows(value, rows, total) if _per_picture(value, total) else value
-                   for key, value in options.items()}  # fmt: skip
-        if options.get("control") is not None:
-            options["control"] = _take_control(options["control"], rows, total)
-        picked.append([take_rows(text, rows, total), options])
-    return picked
-
-
-def _per_picture(value: Any, total: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 1 and len(value) == total > 1
-
-
-def _take_control(control: Any, rows: Sequence[int], total: int) -> Any:
-    part = control.copy()
-    if part.cond_hint_original is not None:
-        part.cond_hint_original = take_rows(part.cond_hint_original, rows, total)
-    if control.previous_controlnet is not None:
-        part.set_previous_controlnet(_take_control(control.previous_controlnet, rows, total))
-    return part
+    if not is_whole(rows, total):
+        options = model.model_options.setdefault("transformer_options", {})
+        options.setdefault("ad_params", {"sub_idxs": list(rows), "full_length": total, "context_length": len(rows)})
+        options["apprentice_rows"] = {"rows": list(rows), "total": total}
 
 
 # --------------------------------------------------------------------------------------------------- counting
@@ -253,9 +216,11 @@ def sample_rows(
         part_rows = rows[start : start + pack]
         part = take_latent(latent, part_rows)
         counter = Counter()
+        counted = counter.attach(model)
+        tell_rows(counted, part_rows, total)
         drawn = comfy.sample.sample_custom(
-            counter.attach(model), noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
-            take_conditioning(positive, part_rows, total), take_conditioning(negative, part_rows, total),
+            counted, noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
+            take_conditioning(positive, part_rows, total, noise.ndim), take_conditioning(negative, part_rows, total, noise.ndim),
             part["samples"], noise_mask=part.get("noise_mask"), callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
         )  # fmt: skip
