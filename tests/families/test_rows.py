@@ -249,3 +249,104 @@ def test_patches_that_go_by_place_are_told_the_rows(pictures: int) -> None:
     patcher.set_model_attn2_output_patch(tint)
     holds(patcher, tiny.empty("sd15", 4), tiny.text("sd15", 4), tiny.text("sd15", seed=9))
     assert ([3, 0], 4) in seen and "ad_params" not in patcher.model_options["transformer_options"]
+
+
+# ------------------------------------------------------------------------------------ latents changed on their way
+
+
+def changes(drafts: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What stock nodes between student and teacher make of ``drafts``."""
+    from comfy_extras.nodes_latent import LatentBatch, LatentMultiply
+
+    import nodes
+
+    mirrored = {**drafts, "samples": drafts["samples"].flip(0)}
+    return {
+        "upscaled": nodes.LatentUpscaleBy().upscale(drafts, "bilinear", 1.5)[0],
+        "flipped": nodes.LatentFlip().flip(drafts, "y-axis: horizontally")[0],
+        "rotated": nodes.LatentRotate().rotate(drafts, "90 degrees")[0],
+        "cropped": nodes.LatentCrop().crop(drafts, 48, 64, 0, 0)[0],
+        "composited": nodes.LatentComposite().composite(drafts, mirrored, 16, 16)[0],
+        "blended": nodes.LatentBlend().blend(drafts, mirrored, 0.5)[0],
+        "repeated": nodes.RepeatLatentBatch().repeat(drafts, 2)[0],
+        "joined": LatentBatch.execute(drafts, drafts)[0],
+        "multiplied": LatentMultiply.execute(drafts, 1.01)[0],
+        "reordered": mirrored,
+    }
+
+
+def improved(patcher: Any, drafts: dict[str, Any], strategy: str, rows: list[int] | None = None, **more: Any) -> Any:
+    from comfyui_apprentice.samplers.adaptive import Drawing, improve
+
+    rows = list(range(len(drafts["samples"]))) if rows is None else rows
+    with torch.inference_mode():
+        return improve(
+            patcher, tiny.text("sd15"), tiny.text("sd15", seed=9), drafts, rows, strategy, 1.0,
+            Drawing(2, 2.0, "euler", "simple", 1), **more,
+        )  # fmt: skip
+
+
+def drafted(patcher: Any, latent: dict[str, Any], denoise: float = 1.0) -> dict[str, Any]:
+    from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts
+
+    with torch.inference_mode():
+        drawing = Drawing(2, 2.0, "euler", "simple", 4, denoise)
+        return draw_drafts(patcher, tiny.text("sd15"), tiny.text("sd15", seed=9), latent, "custom", drawing)
+
+
+@pytest.mark.parametrize("over", ["nothing", "a picture"])
+def test_what_travels_with_latents_is_believed_only_while_they_are_the_same(over: str) -> None:
+    from comfyui_apprentice.samplers.adaptive import INFO, info_of
+
+    patcher, latent = tiny.model("sd15"), tiny.empty("sd15", 2)
+    if over == "a picture":
+        latent["samples"] = random(*latent["samples"].shape)
+    drafts = drafted(patcher, latent, 0.6 if over == "a picture" else 1.0)
+    assert info_of(drafts) is not None and info_of({**drafts, "samples": drafts["samples"].clone()}) is not None
+    for name, changed in changes(drafts).items():
+        assert info_of(changed) is None, name
+        # Regenerated from nothing at the size that they have now, not from what the drafts were drawn over.
+        new = improved(patcher, changed, "regenerate")
+        nothing = {**changed, "samples": torch.zeros_like(changed["samples"])}
+        assert torch.equal(new["samples"], tiny.stock(patcher, nothing, tiny.text("sd15"), tiny.text("sd15", seed=9))), name
+        assert ("without the picture" in new[INFO].note) == (over == "a picture"), name
+        refined = improved(patcher, changed, "refine")
+        assert torch.equal(refined["samples"], tiny.stock(patcher, changed, tiny.text("sd15"), tiny.text("sd15", seed=9))), name
+
+
+def test_latents_of_unknown_origin_belong_to_the_teacher_that_drew_them() -> None:
+    from comfyui_apprentice.nodes.sample import ApprenticeTeacher
+    from comfyui_apprentice.samplers.adaptive import INFO, family_of
+
+    patcher = tiny.model("sd15")
+    unknown = {"samples": random(2, 4, 8, 8)}
+    once = improved(patcher, unknown, "refine", [1])
+    assert once[INFO].family == family_of(once) == "SD15" and torch.equal(once["samples"][0], unknown["samples"][0])
+    for strategy in ("refine", "regenerate"):
+        twice = improved(patcher, once, strategy, [1])
+        assert twice[INFO].family == "SD15" and twice["samples"].isfinite().all()
+    nothing = {"samples": torch.zeros(2, 4, 8, 8)}
+    drawn = tiny.stock(patcher, nothing, tiny.text("sd15"), tiny.text("sd15", seed=9))
+    assert same(improved(patcher, once, "regenerate", [1])["samples"][1:], drawn[1:], drawn)
+    asked = ApprenticeTeacher.check_lazy_status(
+        verdict=SimpleNamespace(rejected=[1]), drafts=once, model=patcher, positive=[], negative=[], vae=None, teacher_vae=None
+    )
+    assert asked == []
+
+
+def test_a_change_does_not_hide_the_family_of_the_drafts() -> None:
+    """SD1.5 and SDXL have four channels each: flipped drafts of the one are still no latents of the other."""
+    drafts = drafted(tiny.model("sd15"), tiny.empty("sd15", 2))
+    for changed in changes(drafts).values():
+        with pytest.raises(ValueError, match="different latent spaces"):
+            improved(tiny.model("sdxl"), changed, "refine")
+
+
+def test_drafts_and_improvements_of_two_sizes_are_told_in_a_sentence() -> None:
+    from comfyui_apprentice.nodes.judge import replace_rows
+
+    small, large = {"samples": torch.zeros(2, 4, 8, 8)}, {"samples": torch.zeros(2, 4, 12, 12)}
+    with pytest.raises(ValueError, match=r"The drafts are 8 x 8 and the improved ones 12 x 12.*change both"):
+        replace_rows(small, large, torch.zeros(2, 64, 64, 3), torch.zeros(2, 96, 96, 3), [1])
+    with pytest.raises(ValueError, match="The draft images are 64 x 64 and the improved ones 96 x 96"):
+        replace_rows(small, small, torch.zeros(2, 64, 64, 3), torch.zeros(2, 96, 96, 3), [1])
