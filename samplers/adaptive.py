@@ -21,6 +21,7 @@ from .comfy import (
     Latent,
     as_sampler,
     batch_noise,
+    count_evaluations,
     family,
     fit_channels,
     model_fingerprint,
@@ -177,14 +178,11 @@ def schedule_in_words(preset: str, sampler: Any, sigmas: Tensor, cfg: float) -> 
     return f"{preset}, {name} at {levels}, CFG {cfg:g}"
 
 
-# Samplers that evaluate the network twice a step, but once in the last one, which ends at noise level 0.
-_SECOND_ORDER = frozenset({"heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_sde_gpu"})
-
-
 def teacher_evaluations(model: Any, strategy: str, rollback: float, drawing: Drawing) -> float:
-    """Network evaluations that ``improve`` will spend on one picture, from the noise levels of ``model`` alone.
+    """Network evaluations that ``improve`` will spend on one picture: counted with a stand-in for the network.
 
-    ``model`` may be the student, where it is of the teacher's family. An estimate for samplers that choose their own steps.
+    ``model`` may be the student, where it is of the teacher's family. An estimate for samplers that choose their own steps;
+    conditionings of several entries cost more.
 
     Raises:
         ValueError: ``rollback`` is not in 0..1.
@@ -192,9 +190,7 @@ def teacher_evaluations(model: Any, strategy: str, rollback: float, drawing: Dra
     sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, 1.0)
     if strategy == REFINE:
         sigmas = refine_sigmas(sigmas, rollback_sigma(rollback, model.get_model_object("model_sampling")))
-    steps = max(len(sigmas) - 1, 0)
-    evaluations = max(2 * steps - 1, 0) if drawing.sampler in _SECOND_ORDER else steps
-    return float(evaluations * (1 if drawing.cfg == 1 else 2))
+    return float(count_evaluations(model, drawing.sampler, sigmas, drawing.cfg))
 
 
 def improve(

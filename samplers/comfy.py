@@ -164,6 +164,76 @@ class Counter:
         return clone
 
 
+class _StandIn:
+    """Takes a model's place under a sampler: its noise levels and guidance, and for a network the best guess at random pictures.
+
+    It answers to what ComfyUI calls a guider, a model, and the model's patcher.
+    """
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, cfg: float) -> None:
+        self.model_patcher, self.cfg, self.rows = model, cfg, 0
+        self.model_sampling = model.get_model_object("model_sampling")
+        self.inner_model = self.current_patcher = self
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
+        positive: list[Any] = [{"model_conds": {}, "uuid": "positive"}]
+        negative: list[Any] = [{"model_conds": {}, "uuid": "negative"}]
+        options = dict(model_options)
+        options["sampler_post_cfg_function"] = [self._forgiving(f) for f in model_options.get("sampler_post_cfg_function", [])]
+        return comfy.samplers.sampling_function(self, x, sigma, negative, positive, self.cfg, options, seed)
+
+    def _forgiving(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function after guidance that wants what only the network leaves behind (SAG) evaluates it once."""
+
+        def call(given: dict[str, Any]) -> Any:
+            try:
+                return function(given)
+            except Exception:  # by strangers, on a network that isn't there
+                self.rows += len(given["input"])
+                return given["denoised"]
+
+        return call
+
+    def apply_model(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        self.rows += len(x)
+        level = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        ones, zeros = torch.ones_like(x), torch.zeros_like(x)
+        picture = self.model_sampling.noise_scaling(level, zeros, ones)
+        noise = self.model_sampling.noise_scaling(level, ones, zeros)
+        return x * picture / (picture**2 + noise**2)
+
+    def memory_required(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def prepare_state(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def apply_hooks(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+
+def count_evaluations(
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.KSAMPLER, sigmas: Tensor, cfg: float
+) -> int:
+    """Network evaluations that ``sampler`` spends on one picture, with guidance and its companions (PAG, SAG, skipped layers).
+
+    The sampler is run on a few numbers with a stand-in for the network. For one that chooses its own steps it is an estimate.
+    """
+    if len(sigmas) < 2:
+        return 0
+    stock = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+    kind = model.get_model_object("latent_format")
+    shape = (1, kind.latent_channels, *[8] * kind.latent_dimensions)
+    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    options.pop("model_function_wrapper", None)  # how the network is called, not how often
+    options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
+    network = _StandIn(model, cfg)
+    with torch.random.fork_rng(devices=[]):
+        noise, given = torch.randn(shape, generator=torch.Generator().manual_seed(0)), {"model_options": options, "seed": 0}
+        stock.sample(network, sigmas.cpu(), given, None, noise, torch.zeros(shape), disable_pbar=True)
+    return network.rows
+
+
 # --------------------------------------------------------------------------------------------------- sampling
 
 

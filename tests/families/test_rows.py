@@ -350,3 +350,65 @@ def test_drafts_and_improvements_of_two_sizes_are_told_in_a_sentence() -> None:
         replace_rows(small, large, torch.zeros(2, 64, 64, 3), torch.zeros(2, 96, 96, 3), [1])
     with pytest.raises(ValueError, match="The draft images are 64 x 64 and the improved ones 96 x 96"):
         replace_rows(small, small, torch.zeros(2, 64, 64, 3), torch.zeros(2, 96, 96, 3), [1])
+
+
+# ------------------------------------------------------------------------------------------------------ evaluations
+
+
+def told_and_counted(patcher: Any, name: str, sampler: str, cfg: float = 2.0, rollback: float = 0.6) -> tuple[float, float]:
+    """Evaluations as Teacher Cost tells them, and as they go through the network."""
+    from comfyui_apprentice.samplers.adaptive import Drawing, improve, teacher_evaluations
+
+    rows, drawing, counted = [], Drawing(5, cfg, sampler, "normal", 1), patcher.clone()
+
+    def count(network: Any, given: dict[str, Any]) -> Tensor:
+        rows.append(len(given["input"]))
+        return network(given["input"], given["timestep"], **given["c"])
+
+    counted.set_model_unet_function_wrapper(count)
+    drafts = {"samples": random(*tiny.empty(name, 2, height=16, width=16)["samples"].shape)}
+    with torch.inference_mode():
+        told = teacher_evaluations(patcher, "refine", rollback, drawing)
+        improve(counted, tiny.text(name), tiny.text(name, seed=9), drafts, [1], "refine", rollback, drawing)
+    return told, sum(rows)
+
+
+def samplers() -> list[str]:
+    tiny.start()
+    import comfy.samplers
+
+    return list(comfy.samplers.SAMPLER_NAMES)
+
+
+@pytest.mark.parametrize(("name", "cfg"), [("sd15", 2.0), ("flux", 1.0), ("wan21", 2.0), ("cascade", 1.0)])
+def test_evaluations_told_are_the_counted_ones_for_every_sampler(name: str, cfg: float) -> None:
+    patcher, wrong = tiny.model(name), []
+    for sampler in samplers():
+        if sampler != "dpm_adaptive":  # it chooses its steps by the network's answers, so what is told is an estimate
+            told, counted = told_and_counted(patcher, name, sampler, cfg)
+            if told != counted:
+                wrong.append((sampler, told, counted))
+    assert not wrong
+
+
+def guided(kind: str) -> tuple[str, Any]:
+    import comfy_extras.nodes_pag
+    import comfy_extras.nodes_sag
+    import comfy_extras.nodes_slg
+
+    if kind == "pag":
+        return "sd15", comfy_extras.nodes_pag.PerturbedAttentionGuidance.execute(tiny.model("sd15"), 3.0)[0]
+    if kind == "sag":
+        return "sd15", comfy_extras.nodes_sag.SelfAttentionGuidance.execute(tiny.model("sd15"), 0.5, 2.0)[0]
+    guidance = comfy_extras.nodes_slg
+    if kind == "slg":
+        return "sd3", guidance.SkipLayerGuidanceDiT.execute(tiny.model("sd3"), 3.0, 0.1, 0.6, "0", "0")[0]
+    return "sd3", guidance.SkipLayerGuidanceDiTSimple.execute(tiny.model("sd3"), 0.1, 0.6, "0", "0")[0]
+
+
+@pytest.mark.parametrize("kind", ["pag", "sag", "slg", "slg, simple"])
+def test_evaluations_told_include_the_passes_of_other_guidance(kind: str) -> None:
+    name, patcher = guided(kind)
+    for cfg in (2.0, 1.0):
+        told, counted = told_and_counted(patcher, name, "heun", cfg, rollback=1.0)
+        assert told == counted
