@@ -28,6 +28,7 @@ from .comfy import (
     predict_x0,
     progress,
     sample_rows,
+    step_cache,
     stock_sigmas,
 )
 from .schedules import AUTO, CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
@@ -234,6 +235,8 @@ def improve(
         start = _source(drafts, start, info, vaes if foreign else None)
         sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, denoise)
         note = f"regenerated in {max(len(sigmas) - 1, 0)} steps{_lost(drafts, info)}"
+    if cache := step_cache(model):
+        note += f" with {cache}, which skips steps by the batch: the pictures depend on which others were rejected"
     packs = -(-len(rows) // pack) if pack else 1
     drawn, evaluations = sample_rows(
         model, start, rows, noise=batch_noise(start, drawing.seed), sigmas=sigmas, sampler=drawing.sampler,

@@ -143,6 +143,11 @@ def tell_rows(model: comfy.model_patcher.ModelPatcher, rows: Sequence[int], tota
         options["apprentice_rows"] = {"rows": list(rows), "total": total}
 
 
+def step_cache(model: comfy.model_patcher.ModelPatcher) -> str:
+    """The cache (EasyCache, LazyCache) on ``model`` that skips steps by how little the batch as a whole changes; or ""."""
+    return str(getattr(model.model_options.get("transformer_options", {}).get("easycache"), "name", ""))
+
+
 # --------------------------------------------------------------------------------------------------- counting
 
 

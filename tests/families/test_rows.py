@@ -412,3 +412,24 @@ def test_evaluations_told_include_the_passes_of_other_guidance(kind: str) -> Non
     for cfg in (2.0, 1.0):
         told, counted = told_and_counted(patcher, name, "heun", cfg, rollback=1.0)
         assert told == counted
+
+
+def test_caches_that_skip_steps_by_the_batch_are_told_in_the_report() -> None:
+    from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+    from comfyui_apprentice.samplers.adaptive import INFO
+
+    drafts = {"samples": random(2, 4, 8, 8)}
+    for node in (EasyCacheNode, LazyCacheNode):
+        patcher = node.execute(tiny.model("sd15"), 0.2, 0.15, 0.95, False)[0]
+        note = improved(patcher, drafts, "refine", [1])[INFO].note
+        assert node.__name__.removesuffix("Node") in note and "depend on which others were rejected" in note
+    assert "depend" not in improved(tiny.model("sd15"), drafts, "refine", [1])[INFO].note
+
+
+def test_every_sampler_gives_each_row_the_noise_it_has_in_the_batch() -> None:
+    patcher, latent = tiny.model("sd15"), tiny.empty("sd15", 3)
+    for sampler in samplers():
+        whole = part(patcher, latent, [0, 1, 2], tiny.text("sd15", 3), tiny.text("sd15", seed=9), sampler=sampler)
+        for pack in (0, 1):
+            drawn = part(patcher, latent, [2, 1], tiny.text("sd15", 3), tiny.text("sd15", seed=9), sampler=sampler, pack=pack)
+            assert same(drawn, whole[[2, 1]], whole), sampler
