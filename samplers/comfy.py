@@ -291,11 +291,13 @@ def sample_rows(
         part_rows = rows[start : start + pack]
         part = take_latent(latent, part_rows)
         counter = Counter()
+        controls: dict[Any, Any] = {}
         counted = counter.attach(model)
         tell_rows(counted, part_rows, total)
         drawn = comfy.sample.sample_custom(
             counted, noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
-            take_conditioning(positive, part_rows, total, noise.ndim), take_conditioning(negative, part_rows, total, noise.ndim),
+            take_conditioning(positive, part_rows, total, noise.ndim, controls),
+            take_conditioning(negative, part_rows, total, noise.ndim, controls),
             part["samples"], noise_mask=part.get("noise_mask"), callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
         )  # fmt: skip

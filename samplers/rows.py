@@ -29,8 +29,8 @@ _REPEATED = frozenset({
 })  # fmt: skip
 # Those that it spreads evenly over the pictures.
 _SPREAD = frozenset({"concat_latent_image", "concat_mask", "concat_image"})
-# Those of which every entry goes to every picture.
-_SHARED = frozenset({"gligen", "unclip_conditioning"})
+# Those of which every entry goes to every picture, and what is no tensor.
+_SHARED = frozenset({"gligen", "unclip_conditioning", "control"})
 
 
 def is_whole(rows: Sequence[int], total: int) -> bool:
@@ -72,17 +72,28 @@ def take_latent(latent: Latent, rows: Sequence[int]) -> Latent:
     return part
 
 
-def take_conditioning(conditioning: Conditioning, rows: Sequence[int], total: int, ndim: int = 4) -> Conditioning:
+def take_conditioning(
+    conditioning: Conditioning, rows: Sequence[int], total: int, ndim: int = 4, controls: dict[Any, Any] | None = None
+) -> Conditioning:
     """The conditioning of ``rows``, wherever it holds one entry a picture: texts and their companions, references, masks, hints.
 
     A conditioning of fewer texts than pictures gives each row what it gets in the whole batch.
 
     Args:
         ndim: Dimensions of the latents that it is for.
+        controls: ControlNets taken so far. Those that share one, as positive and negative do, must go on sharing it, or ComfyUI
+            runs it for each: hand the same dictionary to both.
     """
     if is_whole(rows, total):
         return conditioning
-    return [[take_rows(text, rows, total), _take_options(text, options, rows, total, ndim)] for text, options in conditioning]
+    controls = {} if controls is None else controls
+    picked = []
+    for text, options in conditioning:
+        taken = _take_options(text, options, rows, total, ndim)
+        if options.get("control") is not None:
+            taken["control"] = _take_control(options["control"], rows, total, controls)
+        picked.append([take_rows(text, rows, total), taken])
+    return picked
 
 
 def _take_options(text: Any, options: dict[str, Any], rows: Sequence[int], total: int, ndim: int) -> dict[str, Any]:
@@ -91,8 +102,6 @@ def _take_options(text: Any, options: dict[str, Any], rows: Sequence[int], total
     for key, value in options.items():
         if key in _SHARED or value is None:
             taken[key] = value
-        elif key == "control":
-            taken[key] = _take_control(value, rows, total)
         elif key == "mask":
             taken[key] = _take_area_mask(value, rows, total, ndim, options)
         elif key == "clip_vision_output":
@@ -157,9 +166,12 @@ def _take_area_mask(mask: Tensor, rows: Sequence[int], total: int, ndim: int, op
     return taken
 
 
-def _take_control(control: Any, rows: Sequence[int], total: int) -> Any:
-    """A ControlNet and those before it, with the hints of ``rows``."""
+def _take_control(control: Any, rows: Sequence[int], total: int, taken: dict[Any, Any]) -> Any:
+    """A ControlNet and those before it, with the hints of ``rows``; or what was ``taken`` for it."""
+    if control in taken:
+        return taken[control]
     part, hint = control.copy(), control.cond_hint_original
+    taken[control] = part
     if hasattr(part, "sub_idxs"):  # Advanced-ControlNet picks for itself, as it does for AnimateDiff's windows
         part.sub_idxs, part.full_latent_length, part.context_length = list(rows), total, len(rows)
     elif isinstance(hint, Tensor) and getattr(control.vae, "latent_dim", 2) != 3:  # a VAE for video makes frames of them
@@ -168,5 +180,5 @@ def _take_control(control: Any, rows: Sequence[int], total: int) -> Any:
         places = [_repeated(row, len(hint), total) if len(hint) > 1 else 0 for row in rows]
         part.extra_concat_orig = [take_rows(extra, places, max(len(hint), 2)) for extra in control.extra_concat_orig]
     if control.previous_controlnet is not None:
-        part.set_previous_controlnet(_take_control(control.previous_controlnet, rows, total))
+        part.set_previous_controlnet(_take_control(control.previous_controlnet, rows, total, taken))
     return part

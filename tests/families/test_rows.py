@@ -194,6 +194,21 @@ def test_hints_of_control_nets_and_what_is_joined_to_them(hints: int, extras: in
     assert net.cond_hint_original is before and len(net.extra_concat_orig) == len(extra)
 
 
+def test_control_nets_that_positive_and_negative_share_stay_shared() -> None:
+    """So that both go through the network, and through the ControlNet, in one batch."""
+    net, sizes = control(random(4, 3, 64, 64)), []
+    patcher = tiny.model("sd15")
+
+    def count(network: Any, given: dict[str, Any]) -> Tensor:
+        sizes.append(len(given["input"]))
+        return network(given["input"], given["timestep"], **given["c"])
+
+    patcher.set_model_unet_function_wrapper(count)
+    positive, negative = (tiny.text("sd15", 4, seed=seed, control=net) for seed in (1, 2))
+    part(patcher, tiny.empty("sd15", 4), [1, 2, 3], positive, negative)
+    assert sizes == [6, 6]
+
+
 def test_advanced_control_nets_are_told_the_rows() -> None:
     from comfyui_apprentice.samplers.rows import take_conditioning
 
