@@ -298,12 +298,22 @@ def sample_rows(
             counted, noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
             take_conditioning(positive, part_rows, total, noise.ndim, controls),
             take_conditioning(negative, part_rows, total, noise.ndim, controls),
-            part["samples"], noise_mask=part.get("noise_mask"), callback=callback,
+            _among(part["samples"], latent["samples"]), noise_mask=part.get("noise_mask"), callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
         )  # fmt: skip
         samples.append(drawn)
         evaluations += [counter.rows / len(part_rows)] * len(part_rows)
     return torch.cat(samples) if samples else latent["samples"][:0], evaluations
+
+
+def _among(part: Tensor, whole: Tensor) -> Tensor:
+    """``part`` as ComfyUI takes it in ``whole``: empty latents stay unshifted only where the whole batch is empty.
+
+    Empty rows among others get the smallest number there is, which vanishes in the shift.
+    """
+    if torch.count_nonzero(part) or not torch.count_nonzero(whole):
+        return part
+    return part + torch.finfo(part.dtype).tiny
 
 
 def progress(model: comfy.model_patcher.ModelPatcher, steps: int, packs: int = 1) -> Any:

@@ -170,11 +170,11 @@ def _take_control(control: Any, rows: Sequence[int], total: int, taken: dict[Any
     """A ControlNet and those before it, with the hints of ``rows``; or what was ``taken`` for it."""
     if control in taken:
         return taken[control]
-    part, hint = control.copy(), control.cond_hint_original
+    part, hint = control.copy(), getattr(control, "cond_hint_original", None)
     taken[control] = part
     if hasattr(part, "sub_idxs"):  # Advanced-ControlNet picks for itself, as it does for AnimateDiff's windows
         part.sub_idxs, part.full_latent_length, part.context_length = list(rows), total, len(rows)
-    elif isinstance(hint, Tensor) and getattr(control.vae, "latent_dim", 2) != 3:  # a VAE for video makes frames of them
+    elif isinstance(hint, Tensor) and getattr(getattr(control, "vae", None), "latent_dim", 2) != 3:  # a video VAE: frames
         part.cond_hint_original = take_rows(hint, rows, total)
         # What is joined to a hint has as many rows as the hint.
         places = [_repeated(row, len(hint), total) if len(hint) > 1 else 0 for row in rows]

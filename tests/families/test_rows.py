@@ -129,6 +129,18 @@ def test_masks_of_conditionings() -> None:
     holds(tiny.model("wan21"), tiny.empty("wan21", 3, frames=3), positive, tiny.text("wan21", seed=9))
 
 
+@pytest.mark.parametrize("name", ["sdxl", "flux", "wan21"])
+def test_an_empty_row_among_pictures_is_drawn_over_what_it_is_there(name: str) -> None:
+    """ComfyUI shifts latents into the model's space unless all are empty."""
+    latent = tiny.empty(name, 3)
+    latent["samples"][::2] = random(*latent["samples"][::2].shape)
+    latent["noise_mask"] = torch.ones(3, 1, *latent["samples"].shape[-2:])
+    latent["noise_mask"][..., :4] = 0
+    patcher = tiny.model(name)
+    whole = tiny.stock(patcher, latent, tiny.text(name), tiny.text(name, seed=9))
+    assert same(part(patcher, latent, [1], tiny.text(name), tiny.text(name, seed=9)), whole[[1]], whole)
+
+
 # ------------------------------------------------------------------------------------------- references and hints
 
 
