@@ -170,7 +170,8 @@ def _take_control(control: Any, rows: Sequence[int], total: int, taken: dict[Any
     """A ControlNet and those before it, with the hints of ``rows``; or what was ``taken`` for it."""
     if control in taken:
         return taken[control]
-    part, hint = control.copy(), getattr(control, "cond_hint_original", None)
+    part = control.copy() if hasattr(control, "copy") else copy.copy(control)
+    hint = getattr(control, "cond_hint_original", None)
     taken[control] = part
     if hasattr(part, "sub_idxs"):  # Advanced-ControlNet picks for itself, as it does for AnimateDiff's windows
         part.sub_idxs, part.full_latent_length, part.context_length = list(rows), total, len(rows)
@@ -179,6 +180,6 @@ def _take_control(control: Any, rows: Sequence[int], total: int, taken: dict[Any
         # What is joined to a hint has as many rows as the hint.
         places = [_repeated(row, len(hint), total) if len(hint) > 1 else 0 for row in rows]
         part.extra_concat_orig = [take_rows(extra, places, max(len(hint), 2)) for extra in control.extra_concat_orig]
-    if control.previous_controlnet is not None:
+    if getattr(control, "previous_controlnet", None) is not None:
         part.set_previous_controlnet(_take_control(control.previous_controlnet, rows, total, taken))
     return part
