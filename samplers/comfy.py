@@ -222,7 +222,8 @@ def count_evaluations(
 ) -> int:
     """Network evaluations that ``sampler`` spends on one picture, with guidance and its companions (PAG, SAG, skipped layers).
 
-    The sampler is run on a few numbers with a stand-in for the network. For one that chooses its own steps it is an estimate.
+    The sampler is run on a few numbers with a stand-in for the network. It is an estimate for one that chooses its own steps, and
+    for one that looks into the network: one evaluation a step, two with guidance.
     """
     if len(sigmas) < 2:
         return 0
@@ -235,7 +236,10 @@ def count_evaluations(
     network = _StandIn(model, cfg)
     with torch.random.fork_rng(devices=[]):
         noise, given = torch.randn(shape, generator=torch.Generator().manual_seed(0)), {"model_options": options, "seed": 0}
-        stock.sample(network, sigmas.cpu(), given, None, noise, torch.zeros(shape), disable_pbar=True)
+        try:
+            stock.sample(network, sigmas.cpu(), given, None, noise, torch.zeros(shape), disable_pbar=True)
+        except Exception:  # by strangers, on a network that isn't there
+            return (len(sigmas) - 1) * (1 if cfg == 1 else 2)
     return network.rows
 
 

@@ -441,6 +441,17 @@ def test_evaluations_told_include_the_passes_of_other_guidance(kind: str) -> Non
         assert told == counted
 
 
+def test_evaluations_of_a_sampler_that_looks_into_the_network_are_estimated() -> None:
+    import comfy.samplers
+    from comfyui_apprentice.samplers.comfy import count_evaluations
+
+    def curious(model: Any, x: Tensor, sigmas: Tensor, **_: Any) -> Tensor:
+        return x * len(list(model.inner_model.inner_model.diffusion_model.parameters()))
+
+    sampler, sigmas = comfy.samplers.KSAMPLER(curious), torch.tensor([9.0, 3.0, 1.0, 0.0])
+    assert [count_evaluations(tiny.model("sd15"), sampler, sigmas, cfg) for cfg in (1.0, 2.0)] == [3, 6]
+
+
 def test_caches_that_skip_steps_by_the_batch_are_told_in_the_report() -> None:
     from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
     from comfyui_apprentice.samplers.adaptive import INFO
