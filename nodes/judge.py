@@ -219,10 +219,24 @@ class ApprenticeKeepBetter(io.ComfyNode):
 def replace_rows(
     drafts: dict[str, Any], improved: dict[str, Any], draft_images: Tensor, improved_images: Tensor | None, rows: list[int]
 ) -> tuple[dict[str, Any], Tensor]:
-    """Latents and pictures of the drafts, with ``rows`` from the improved ones."""
+    """Latents and pictures of the drafts, with ``rows`` from the improved ones.
+
+    Raises:
+        ValueError: They differ in size.
+    """
     latent = {key: value for key, value in drafts.items() if key != INFO}
     if not rows or improved_images is None:
         return latent, draft_images
+    _same_size("drafts", drafts["samples"].shape[-2:], improved["samples"].shape[-2:])
+    _same_size("draft images", draft_images.shape[1:3], improved_images.shape[1:3])
     samples, images = drafts["samples"].clone(), draft_images.clone()
     samples[rows], images[rows] = improved["samples"][rows].to(samples), improved_images[rows].to(images)
     return {**latent, "samples": samples}, images
+
+
+def _same_size(what: str, before: Any, after: Any) -> None:
+    if tuple(before) != tuple(after):
+        raise ValueError(
+            f"The {what} are {before[1]} x {before[0]} and the improved ones {after[1]} x {after[0]}, so they can't be in one "
+            f"batch: change both alike before Keep Better, or the result after it."
+        )

@@ -19,7 +19,8 @@ from ..oracles.ensemble import WEIGHTED, Ensemble, Member
 from ..oracles.registry import detect, load
 from ..oracles.selection import agreement, best_of
 from ..precision import warning_of
-from ..samplers.comfy import INFO, on_device, prefers_half, show_text, take_latent, take_rows
+from ..samplers.comfy import INFO, on_device, prefers_half, show_text
+from ..samplers.rows import take_latent, take_rows
 from ..samplers.schedules import AUTO
 from ..world import loader
 from . import folders
@@ -276,7 +277,7 @@ def _masks_of(masks: list[Tensor], rows: list[int], total: int) -> Tensor:
     Raises:
         ValueError: There is neither one nor one for each picture.
     """
-    joined = torch.cat([m if m.ndim == 3 else m[None] for m in masks])
+    joined = torch.cat([m.reshape(-1, *m.shape[-2:]) for m in masks])
     if len(joined) not in (1, total):
         raise ValueError(f"There are {len(joined)} masks for {total} pictures; give one for all, or one for each.")
     taken: Tensor = take_rows(joined, rows, total)

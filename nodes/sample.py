@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import Drawing, draw_drafts, improve, info_of, teacher_evaluations
+from ..samplers.adaptive import Drawing, draw_drafts, family_of, improve, teacher_evaluations
 from ..samplers.comfy import INFO, family, fast_decode, show_text
 from . import types
 from .types import CATEGORY, Verdict
@@ -178,8 +178,7 @@ class ApprenticeTeacher(io.ComfyNode):
         missing: list[str] = [name for name in ("model", "positive", "negative") if name in inputs and inputs[name] is None]
         if missing or inputs.get("model") is None:
             return missing
-        info = info_of(drafts)
-        if info is not None and info.family == family(inputs["model"]):
+        if family_of(drafts) == family(inputs["model"]):
             return []
         return [name for name in ("vae", "teacher_vae") if name in inputs and inputs[name] is None]
 

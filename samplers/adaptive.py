@@ -6,8 +6,9 @@ family of models; between families they go through pixels.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from .comfy import (
     Latent,
     as_sampler,
     batch_noise,
+    count_evaluations,
     family,
     fit_channels,
     model_fingerprint,
     predict_x0,
     progress,
     sample_rows,
+    step_cache,
     stock_sigmas,
 )
 from .schedules import AUTO, CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
@@ -60,6 +63,7 @@ class Info:
         note: For people.
         student: Fingerprint of the student that drew it; empty where the teacher did.
         schedule: The student's noise levels and guidance in words; likewise.
+        mark: ``mark_of`` the samples that all this is true of.
     """
 
     nfe: tuple[float, ...]
@@ -70,12 +74,32 @@ class Info:
     note: str = ""
     student: str = ""
     schedule: str = ""
+    mark: str = ""
+
+
+def mark_of(samples: Tensor) -> str:
+    """Sixteen hex digits that change with every value and the shape of ``samples``."""
+    values: Any = samples.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    digest = hashlib.blake2b(repr(tuple(samples.shape)).encode(), digest_size=8)
+    digest.update(values)
+    return digest.hexdigest()
+
+
+def with_info(latent: Latent, samples: Tensor, info: Info) -> Latent:
+    """``latent`` with new ``samples``, and what is known of them."""
+    return {**latent, "samples": samples, INFO: replace(info, mark=mark_of(samples))}
 
 
 def info_of(latent: Latent) -> Info | None:
-    """What is known of ``latent``, unless a node in between has changed the number of pictures."""
+    """What is known of ``latent``, unless a node in between has changed it: upscaled, flipped, cropped, composited, repeated."""
     info = latent.get(INFO)
-    return info if isinstance(info, Info) and len(info.nfe) == len(latent["samples"]) else None
+    return info if isinstance(info, Info) and info.mark == mark_of(latent["samples"]) else None
+
+
+def family_of(latent: Latent) -> str:
+    """The latent family of ``latent``, "" where nobody knows. Alone of what travels it outlives a change that keeps channels."""
+    info = latent.get(INFO)
+    return info.family if isinstance(info, Info) and info.source.shape[1] == latent["samples"].shape[1] else ""
 
 
 def draw_drafts(
@@ -111,7 +135,7 @@ def draw_drafts(
         tuple(nfe), drawing.seed, latent["samples"], drawing.denoise, family(model), student=student,
         schedule=schedule_in_words(preset, sampler, sigmas, drawing.cfg),
     )  # fmt: skip
-    return {**latent, "samples": samples, INFO: info}
+    return with_info(latent, samples, info)
 
 
 def known_preset(model: Any, preset: str) -> str:
@@ -155,14 +179,11 @@ def schedule_in_words(preset: str, sampler: Any, sigmas: Tensor, cfg: float) -> 
     return f"{preset}, {name} at {levels}, CFG {cfg:g}"
 
 
-# Samplers that evaluate the network twice a step, but once in the last one, which ends at noise level 0.
-_SECOND_ORDER = frozenset({"heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_sde_gpu"})
-
-
 def teacher_evaluations(model: Any, strategy: str, rollback: float, drawing: Drawing) -> float:
-    """Network evaluations that ``improve`` will spend on one picture, from the noise levels of ``model`` alone.
+    """Network evaluations that ``improve`` will spend on one picture: counted with a stand-in for the network.
 
-    ``model`` may be the student, where it is of the teacher's family. An estimate for samplers that choose their own steps.
+    ``model`` may be the student, where it is of the teacher's family. An estimate for samplers that choose their own steps;
+    conditionings of several entries cost more.
 
     Raises:
         ValueError: ``rollback`` is not in 0..1.
@@ -170,9 +191,7 @@ def teacher_evaluations(model: Any, strategy: str, rollback: float, drawing: Dra
     sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, 1.0)
     if strategy == REFINE:
         sigmas = refine_sigmas(sigmas, rollback_sigma(rollback, model.get_model_object("model_sampling")))
-    steps = max(len(sigmas) - 1, 0)
-    evaluations = max(2 * steps - 1, 0) if drawing.sampler in _SECOND_ORDER else steps
-    return float(evaluations * (1 if drawing.cfg == 1 else 2))
+    return float(count_evaluations(model, drawing.sampler, sigmas, drawing.cfg))
 
 
 def improve(
@@ -205,7 +224,7 @@ def improve(
     if strategy not in STRATEGIES:
         raise ValueError(f"The strategy is one of {', '.join(STRATEGIES)}, not '{strategy}'.")
     info = info_of(drafts)
-    foreign = _is_foreign(model, drafts, info)
+    foreign = _is_foreign(model, drafts)
     start = _through_pixels(drafts, vaes) if foreign else drafts
     if strategy == REFINE:
         sigma = rollback_sigma(rollback, model.get_model_object("model_sampling"))
@@ -215,7 +234,9 @@ def improve(
         denoise = info.denoise if info else 1.0
         start = _source(drafts, start, info, vaes if foreign else None)
         sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, denoise)
-        note = f"regenerated in {max(len(sigmas) - 1, 0)} steps"
+        note = f"regenerated in {max(len(sigmas) - 1, 0)} steps{_lost(drafts, info)}"
+    if cache := step_cache(model):
+        note += f" with {cache}, which skips steps by the batch: the pictures depend on which others were rejected"
     packs = -(-len(rows) // pack) if pack else 1
     drawn, evaluations = sample_rows(
         model, start, rows, noise=batch_noise(start, drawing.seed), sigmas=sigmas, sampler=drawing.sampler,
@@ -224,25 +245,26 @@ def improve(
     )  # fmt: skip
     if foreign and vaes:
         drawn = vaes[0].encode(vaes[1].decode(drawn)[..., :3])
-    return _replaced(drafts, rows, drawn, evaluations, drawing, info, note)
+    known = info or Info((), 0, _unknown_source(drafts), 1.0, family_of(drafts) or ("" if foreign else family(model)))
+    return _replaced(drafts, rows, drawn, evaluations, drawing, known, note)
 
 
 def _replaced(
-    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, info: Info | None, note: str
+    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, known: Info, note: str
 ) -> Latent:
     samples = drafts["samples"].clone()
     samples[list(rows)] = drawn.to(samples)
     nfe = [0.0] * len(samples)
     for row, count in zip(rows, evaluations, strict=True):
         nfe[row] = count
-    source, denoise, kin = (info.source, info.denoise, info.family) if info else (samples, 1.0, "")
-    return {**drafts, "samples": samples, INFO: Info(tuple(nfe), drawing.seed, source, denoise, kin, note)}
+    info = Info(tuple(nfe), drawing.seed, known.source, known.denoise, known.family, note)
+    return with_info(drafts, samples, info)
 
 
-def _is_foreign(model: Any, drafts: Latent, info: Info | None) -> bool:
+def _is_foreign(model: Any, drafts: Latent) -> bool:
     """Whether drafts and teacher live in different latent spaces: by name where known, else by channels."""
-    if info is not None:
-        return info.family != family(model)
+    if origin := family_of(drafts):
+        return origin != family(model)
     return drafts["samples"].shape[1] != model.get_model_object("latent_format").latent_channels
 
 
@@ -256,15 +278,25 @@ def _through_pixels(latent: Latent, vaes: tuple[Any, Any] | None) -> Latent:
 
 
 def _source(drafts: Latent, start: Latent, info: Info | None, vaes: tuple[Any, Any] | None) -> Latent:
-    """What the student's drafts were drawn over: an empty batch, or the encoded picture of img2img and inpainting.
-
-    Of drafts by another sampler nothing is known; then it is an empty batch, or under a mask the drafts themselves, whose
-    kept part is the picture's.
-    """
+    """What the student's drafts were drawn over: an empty batch, or the encoded picture of img2img and inpainting."""
     if info is None:
-        keep = drafts.get("noise_mask") is not None
-        return start if keep else {**start, "samples": torch.zeros_like(start["samples"])}
+        return {**start, "samples": _unknown_source(start)}
     if torch.count_nonzero(info.source) == 0:
         return {**start, "samples": torch.zeros_like(start["samples"])}
     source = {**drafts, "samples": info.source}
     return _through_pixels(source, vaes) if vaes else source
+
+
+def _unknown_source(latent: Latent) -> Tensor:
+    """What latents by another sampler, or changed since, may count as drawn over: an empty batch, or under a mask they
+    themselves, whose kept part is the picture's."""
+    samples: Tensor = latent["samples"]
+    return torch.zeros_like(samples) if latent.get("noise_mask") is None else samples
+
+
+def _lost(drafts: Latent, info: Info | None) -> str:
+    """For the note, that drafts over a picture were changed, so that the picture is no longer theirs."""
+    once = drafts.get(INFO)
+    if info is not None or not isinstance(once, Info) or drafts.get("noise_mask") is not None:
+        return ""
+    return " without the picture they were drawn over, as they were changed since" if torch.count_nonzero(once.source) else ""

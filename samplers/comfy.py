@@ -27,8 +27,10 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
-Latent = dict[str, Any]
-Conditioning = list[list[Any]]
+from .rows import Conditioning as Conditioning
+from .rows import Latent as Latent
+from .rows import is_whole, take_conditioning, take_latent
+
 INFO = "apprentice"  # key in a LATENT for what later nodes need to know about the drafts
 CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with which preset it draws
 
@@ -129,55 +131,21 @@ class _RowsSampler(comfy.samplers.KSAMPLER):
 # ------------------------------------------------------------------------------------------ parts of a batch
 
 
-def take_rows(value: Any, rows: Sequence[int], total: int) -> Any:
-    """``value[rows]`` for a tensor that has one entry a picture of a batch of ``total``; a single entry holds for all.
+def tell_rows(model: comfy.model_patcher.ModelPatcher, rows: Sequence[int], total: int) -> None:
+    """Tell ``model``'s patches which pictures of a batch of ``total`` they are going to see.
 
-    A tensor with another count is repeated to ``total`` first, as ComfyUI does with masks, hints and conditionings.
+    ``ad_params`` is the protocol of AnimateDiff's windows, which IP-Adapter and its like follow; ``apprentice_rows`` is ours.
+    With the whole batch nothing is said.
     """
-    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) <= 1:
-        return value
-    index = torch.as_tensor(list(rows), device=value.device) % len(value)
-    return value[index]
+    if not is_whole(rows, total):
+        options = model.model_options.setdefault("transformer_options", {})
+        options.setdefault("ad_params", {"sub_idxs": list(rows), "full_length": total, "context_length": len(rows)})
+        options["apprentice_rows"] = {"rows": list(rows), "total": total}
 
 
-def take_latent(latent: Latent, rows: Sequence[int]) -> Latent:
-    """The latents, mask and indices of ``rows``."""
-    total = len(latent["samples"])
-    part = dict(latent)
-    part["samples"] = latent["samples"][list(rows)]
-    if "noise_mask" in latent:
-        part["noise_mask"] = take_rows(latent["noise_mask"], rows, total)
-    indices = latent.get("batch_index") or list(range(total))
-    part["batch_index"] = [indices[row] for row in rows]
-    return part
-
-
-def take_conditioning(conditioning: Conditioning, rows: Sequence[int], total: int) -> Conditioning:
-    """The conditioning of ``rows``: what holds one entry a picture is picked, everything else is kept.
-
-    That is the text (one prompt a picture), its companions, and the hints of ControlNets.
-    """
-    picked = []
-    for text, options in conditioning:
-        options = {key: take_rows(value, rows, total) if _per_picture(value, total) else value
-                   for key, value in options.items()}  # fmt: skip
-        if options.get("control") is not None:
-            options["control"] = _take_control(options["control"], rows, total)
-        picked.append([take_rows(text, rows, total), options])
-    return picked
-
-
-def _per_picture(value: Any, total: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 1 and len(value) == total > 1
-
-
-def _take_control(control: Any, rows: Sequence[int], total: int) -> Any:
-    part = control.copy()
-    if part.cond_hint_original is not None:
-        part.cond_hint_original = take_rows(part.cond_hint_original, rows, total)
-    if control.previous_controlnet is not None:
-        part.set_previous_controlnet(_take_control(control.previous_controlnet, rows, total))
-    return part
+def step_cache(model: comfy.model_patcher.ModelPatcher) -> str:
+    """The cache (EasyCache, LazyCache) on ``model`` that skips steps by how little the batch as a whole changes; or ""."""
+    return str(getattr(model.model_options.get("transformer_options", {}).get("easycache"), "name", ""))
 
 
 # --------------------------------------------------------------------------------------------------- counting
@@ -199,6 +167,80 @@ class Counter:
         clone = model.clone()
         clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "apprentice_count", self)
         return clone
+
+
+class _StandIn:
+    """Takes a model's place under a sampler: its noise levels and guidance, and for a network the best guess at random pictures.
+
+    It answers to what ComfyUI calls a guider, a model, and the model's patcher.
+    """
+
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, cfg: float) -> None:
+        self.model_patcher, self.cfg, self.rows = model, cfg, 0
+        self.model_sampling = model.get_model_object("model_sampling")
+        self.inner_model = self.current_patcher = self
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
+        positive: list[Any] = [{"model_conds": {}, "uuid": "positive"}]
+        negative: list[Any] = [{"model_conds": {}, "uuid": "negative"}]
+        options = dict(model_options)
+        options["sampler_post_cfg_function"] = [self._forgiving(f) for f in model_options.get("sampler_post_cfg_function", [])]
+        return comfy.samplers.sampling_function(self, x, sigma, negative, positive, self.cfg, options, seed)
+
+    def _forgiving(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function after guidance that wants what only the network leaves behind (SAG) evaluates it once."""
+
+        def call(given: dict[str, Any]) -> Any:
+            try:
+                return function(given)
+            except Exception:  # by strangers, on a network that isn't there
+                self.rows += len(given["input"])
+                return given["denoised"]
+
+        return call
+
+    def apply_model(self, x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+        self.rows += len(x)
+        level = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        ones, zeros = torch.ones_like(x), torch.zeros_like(x)
+        picture = self.model_sampling.noise_scaling(level, zeros, ones)
+        noise = self.model_sampling.noise_scaling(level, ones, zeros)
+        return x * picture / (picture**2 + noise**2)
+
+    def memory_required(self, *_: Any, **__: Any) -> int:
+        return 0
+
+    def prepare_state(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def apply_hooks(self, *_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+
+def count_evaluations(
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.KSAMPLER, sigmas: Tensor, cfg: float
+) -> int:
+    """Network evaluations that ``sampler`` spends on one picture, with guidance and its companions (PAG, SAG, skipped layers).
+
+    The sampler is run on a few numbers with a stand-in for the network. It is an estimate for one that chooses its own steps, and
+    for one that looks into the network: one evaluation a step, two with guidance.
+    """
+    if len(sigmas) < 2:
+        return 0
+    stock = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+    kind = model.get_model_object("latent_format")
+    shape = (1, kind.latent_channels, *[8] * kind.latent_dimensions)
+    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    options.pop("model_function_wrapper", None)  # how the network is called, not how often
+    options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
+    network = _StandIn(model, cfg)
+    with torch.random.fork_rng(devices=[]):
+        noise, given = torch.randn(shape, generator=torch.Generator().manual_seed(0)), {"model_options": options, "seed": 0}
+        try:
+            stock.sample(network, sigmas.cpu(), given, None, noise, torch.zeros(shape), disable_pbar=True)
+        except Exception:  # by strangers, on a network that isn't there
+            return (len(sigmas) - 1) * (1 if cfg == 1 else 2)
+    return network.rows
 
 
 # --------------------------------------------------------------------------------------------------- sampling
@@ -253,15 +295,29 @@ def sample_rows(
         part_rows = rows[start : start + pack]
         part = take_latent(latent, part_rows)
         counter = Counter()
+        controls: dict[Any, Any] = {}
+        counted = counter.attach(model)
+        tell_rows(counted, part_rows, total)
         drawn = comfy.sample.sample_custom(
-            counter.attach(model), noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
-            take_conditioning(positive, part_rows, total), take_conditioning(negative, part_rows, total),
-            part["samples"], noise_mask=part.get("noise_mask"), callback=callback,
+            counted, noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
+            take_conditioning(positive, part_rows, total, noise.ndim, controls),
+            take_conditioning(negative, part_rows, total, noise.ndim, controls),
+            _among(part["samples"], latent["samples"]), noise_mask=part.get("noise_mask"), callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
         )  # fmt: skip
         samples.append(drawn)
         evaluations += [counter.rows / len(part_rows)] * len(part_rows)
     return torch.cat(samples) if samples else latent["samples"][:0], evaluations
+
+
+def _among(part: Tensor, whole: Tensor) -> Tensor:
+    """``part`` as ComfyUI takes it in ``whole``: empty latents stay unshifted only where the whole batch is empty.
+
+    Empty rows among others get the smallest number there is, which vanishes in the shift.
+    """
+    if torch.count_nonzero(part) or not torch.count_nonzero(whole):
+        return part
+    return part + torch.finfo(part.dtype).tiny
 
 
 def progress(model: comfy.model_patcher.ModelPatcher, steps: int, packs: int = 1) -> Any:

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from ..networks import edm
 from ..networks.edm_pickle import UNET, read_edm
-from .adaptive import Info, schedule_in_words
-from .comfy import INFO, Conditioning, Latent, batch_noise, family, fit_channels, model_fingerprint, progress, sample_rows
+from .adaptive import Info, schedule_in_words, with_info
+from .comfy import Conditioning, Latent, batch_noise, family, fit_channels, model_fingerprint, progress, sample_rows
 from .edm import sid_sigmas, start_scale
 from .schedules import INIT_SIGMA, INIT_TIMESTEP
 
@@ -314,7 +314,7 @@ def draw_sid(
         tuple(nfe), seed, latent["samples"], 1.0, family(model), student=model_fingerprint(model),
         schedule=schedule_in_words("sid", _RENOISING, sigmas, 1.0),
     )  # fmt: skip
-    return {**latent, "samples": samples, INFO: info}
+    return with_info(latent, samples, info)
 
 
 def _renoising(latent: Latent, seed: int) -> comfy.samplers.KSAMPLER:
