@@ -142,7 +142,7 @@ FAMILIES: dict[str, Family] = {
     "wan21": Family(("WAN21_T2V",), _WAN, channels=16, video=True),
     "wan22": Family(("WAN22_T2V",), {**_WAN, "in_dim": 48, "out_dim": 48}, channels=48, video=True),
     "cascade": Family(("Stable_Cascade_C",), _CASCADE, text=1280, pooled=1280, channels=16),
-    "pixart": Family(("PixArtSigma",), _PIXART, side=64),
+    "pixart": Family(("PixArtSigma",), _PIXART, side=34),
 }
 
 
@@ -163,7 +163,7 @@ def fill(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def model(name: str, seed: int = 0) -> Any:
-    """The family's MODEL."""
+    """The family's MODEL, new at each call: what outlives its MODEL is a leak to ComfyUI, which then collects garbage."""
     start()
     import comfy.model_base
     import comfy.model_management

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import tiny
+from comfyui_apprentice.benchmarks import tiny_families as tiny
 from torch import Tensor, nn
 
 ROWS = ([1], [1, 2, 3], [3, 0])
