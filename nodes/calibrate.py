@@ -22,6 +22,7 @@ from ..oracles.calibration import Maker
 from ..oracles.calibration_chart import chart
 from ..samplers.adaptive import REGENERATE, Drawing, draw_drafts, improve, schedule_in_words, student_schedule
 from ..samplers.comfy import model_fingerprint, model_name, on_device, show_text, step_reports
+from ..samplers.pixels import to_pixels
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle
 from .world import stack_conditionings
@@ -138,7 +139,7 @@ def encode(clip: Any, prompts: list[str]) -> Any:
 
 def decode(vae: Any, latent: dict[str, Any]) -> Tensor:
     """Pictures [B, H, W, C] as the stock VAE Decode makes them."""
-    images = vae.decode(latent["samples"])
+    images = to_pixels(vae, latent["samples"])
     # In the judge's memory layout, so that the oracle's scores are the judge's to the last bit.
     return images.reshape(-1, *images.shape[-3:]).contiguous()
 

@@ -15,6 +15,7 @@ from ..oracles.clip_files import load_clip
 from ..oracles.promptkd import Critic as CriticData
 from ..oracles.promptkd import PromptKDOracle, base_of, load_critic
 from ..samplers.comfy import on_device, show_text
+from ..samplers.pixels import as_pictures
 from ..samplers.schedules import AUTO
 from ..training import critic as critics
 from ..training.critic import Teacher
@@ -146,7 +147,7 @@ class ApprenticeClassify(io.ComfyNode):
 def _probabilities(critic: CriticData, images: Tensor) -> Tensor:
     """[B, C] of pictures [B, H, W, C]."""
     with on_device(critic.network):
-        return critic.probabilities(images[..., :3])
+        return critic.probabilities(as_pictures(images))
 
 
 class ApprenticeSort(io.ComfyNode):

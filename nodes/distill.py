@@ -19,6 +19,7 @@ from ..files import save_safetensors_atomically
 from ..samplers import comfy_train as bridge
 from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, show_text
 from ..samplers.edm import sid_sigmas
+from ..samplers.pixels import to_pixels
 from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
@@ -329,7 +330,7 @@ class _Run:
         student = self._save(average)
         curve = loss_chart(read_log(self.recipe.folder.log), PANELS)
         latents = self._draw().float()
-        samples = self.vae.decode(latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
+        samples = to_pixels(self.vae, latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
         show_text(f"Saved {self.recipe.file.name} after {self.settings.schedule.steps * self.settings.batch:,} images.")
         return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.recipe.file.name)
 

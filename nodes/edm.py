@@ -14,6 +14,7 @@ from ..oracles.checkpoints import read_metadata
 from ..samplers.comfy import show_text
 from ..samplers.comfy_edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
 from ..samplers.edm import MOST_STEPS, sid_levels, tile
+from ..samplers.pixels import to_pixels
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, sampling_kind
 from . import folders, types
 from .types import CATEGORY
@@ -205,7 +206,7 @@ def _levels_in_words(model: Any, steps: int, init_sigma: float, init_timestep: i
 def _grid(model: Any, drawn: dict[str, Any], vae: Any, columns: int) -> Any:
     """The grid; where it can't be made, whoever wants it is told why, and the latents go on."""
     if vae is not None:
-        return tile(vae.decode(drawn["samples"]), columns)
+        return tile(to_pixels(vae, drawn["samples"]), columns)
     if draws_pixels(model):
         return tile(pixels(drawn["samples"]), columns)
     return ExecutionBlocker("The grid of SiD Sampler needs a VAE with this model: connect the model's VAE to vae.")

@@ -19,6 +19,7 @@ from ..oracles.verdict import IMPROVED, summary, table
 from ..oracles.verdict import Verdict as VerdictData
 from ..samplers.adaptive import info_of
 from ..samplers.comfy import INFO, on_device, show_text
+from ..samplers.pixels import as_pictures
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
@@ -31,7 +32,7 @@ def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]
     key = content_name(images, prompts, oracle.fingerprint())
     if key not in _MEMORY:
         with on_device(oracle.network):
-            _MEMORY[key] = oracle.score(images[..., :3], prompts).tolist()
+            _MEMORY[key] = oracle.score(as_pictures(images), prompts).tolist()
         while len(_MEMORY) > _REMEMBERED:
             _MEMORY.popitem(last=False)
     _MEMORY.move_to_end(key)

@@ -20,6 +20,7 @@ from ..oracles.registry import detect, load
 from ..oracles.selection import agreement, best_of
 from ..precision import warning_of
 from ..samplers.comfy import INFO, on_device, prefers_half, show_text
+from ..samplers.pixels import as_pictures
 from ..samplers.rows import take_latent, take_rows
 from ..samplers.schedules import AUTO
 from ..world import loader
@@ -170,7 +171,7 @@ def uncertainty(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[
     if tell is None:
         return [0.0] * len(images)
     with on_device(oracle.network):
-        return [float(value) for value in tell(images[..., :3], prompts)]
+        return [float(value) for value in tell(as_pictures(images), prompts)]
 
 
 def score_table(name: str, scores: list[float], prompts: list[str], unsure: list[float]) -> str:

@@ -13,6 +13,7 @@ from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each
 from ..samplers.adaptive import Drawing, draw_drafts
 from ..samplers.comfy import batch_noise, fit_channels, show_text
+from ..samplers.pixels import require_tensor, to_pixels
 from ..training.control import tilted_choice
 from . import types
 from .judge import score
@@ -120,6 +121,7 @@ class ApprenticeTiltedStart(io.ComfyNode):
         sampler_name: list[str] | None = None,
         scheduler: list[str] | None = None,
     ) -> io.NodeOutput:
+        require_tensor(latent_image[0])
         latent = fit_channels(model[0], latent_image[0])
         prompts = one_prompt_each(prompt, len(latent["samples"]))
         seeds = [(seed[0] + k) % 2**64 for k in range(candidates[0])]
@@ -129,7 +131,7 @@ class ApprenticeTiltedStart(io.ComfyNode):
             show_text(f"candidate {number + 1} of {len(seeds)}")
             drawing = Drawing(steps[0], cfg[0], *ways, one)
             drafts = draw_drafts(model[0], positive[0], negative[0], latent, preset[0], drawing)
-            scores.append(score(oracle[0], vae[0].decode(drafts["samples"]), prompts))
+            scores.append(score(oracle[0], to_pixels(vae[0], drafts["samples"]), prompts))
         promised = torch.tensor(scores, dtype=torch.float64).T
         picked = tilted_choice(promised, alpha[0], torch.Generator().manual_seed(seed[0])).tolist()
         whole = {k: batch_noise(latent, seeds[k]) for k in set(picked)}

@@ -30,7 +30,9 @@ from .comfy import (
     sample_rows,
     step_cache,
     stock_sigmas,
+    without_ratios,
 )
+from .pixels import pad_mask, require_tensor, spatial_ratio, to_latents, to_pixels
 from .schedules import AUTO, CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
 from .students import sample_tcd
 
@@ -120,6 +122,7 @@ def draw_drafts(
         ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
     """
     preset = known_preset(model, preset)
+    require_tensor(latent)
     latent = fit_channels(model, latent)
     rows = range(len(latent["samples"]))
     noise = batch_noise(latent, drawing.seed)
@@ -223,16 +226,18 @@ def improve(
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"The strategy is one of {', '.join(STRATEGIES)}, not '{strategy}'.")
+    require_tensor(drafts)
+    drafts = without_ratios(drafts)
     info = info_of(drafts)
     foreign = _is_foreign(model, drafts)
-    start = _through_pixels(drafts, vaes) if foreign else drafts
+    start = _through_pixels(drafts, drafts["samples"], rows, vaes) if foreign else drafts
     if strategy == REFINE:
         sigma = rollback_sigma(rollback, model.get_model_object("model_sampling"))
         sigmas = refine_sigmas(stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, 1.0), sigma)
         note = f"refined from rollback {rollback:g}, sigma {sigma:.4g}, in {max(len(sigmas) - 1, 0)} steps"
     else:
         denoise = info.denoise if info else 1.0
-        start = _source(drafts, start, info, vaes if foreign else None)
+        start = _source(drafts, start, info, rows, vaes if foreign else None)
         sigmas = stock_sigmas(model, drawing.sampler, drawing.scheduler, drawing.steps, denoise)
         note = f"regenerated in {max(len(sigmas) - 1, 0)} steps{_lost(drafts, info)}"
     if cache := step_cache(model):
@@ -243,8 +248,8 @@ def improve(
         cfg=drawing.cfg, positive=positive, negative=negative, seed=drawing.seed, pack=pack,
         callback=callback or progress(model, max(len(sigmas) - 1, 1), packs),
     )  # fmt: skip
-    if foreign and vaes:
-        drawn = vaes[0].encode(vaes[1].decode(drawn)[..., :3])
+    if foreign and vaes and len(drawn):
+        drawn = _back_through_pixels(drawn, drafts["samples"], vaes)
     known = info or Info((), 0, _unknown_source(drafts), 1.0, family_of(drafts) or ("" if foreign else family(model)))
     return _replaced(drafts, rows, drawn, evaluations, drawing, known, note)
 
@@ -265,26 +270,42 @@ def _is_foreign(model: Any, drafts: Latent) -> bool:
     """Whether drafts and teacher live in different latent spaces: by name where known, else by channels."""
     if origin := family_of(drafts):
         return origin != family(model)
-    return drafts["samples"].shape[1] != model.get_model_object("latent_format").latent_channels
+    kind, samples = model.get_model_object("latent_format"), drafts["samples"]
+    return (samples.shape[1], samples.ndim - 2) != (kind.latent_channels, kind.latent_dimensions)
 
 
-def _through_pixels(latent: Latent, vaes: tuple[Any, Any] | None) -> Latent:
+def _through_pixels(latent: Latent, samples: Tensor, rows: Sequence[int], vaes: tuple[Any, Any] | None) -> Latent:
+    """``latent`` with its ``rows`` of ``samples`` in the teacher's space; the other rows, which nobody draws, are empty."""
     if vaes is None or vaes[0] is None or vaes[1] is None:
         raise ValueError(
             "Student and teacher draw in different latent spaces, so the drafts must go through pixels: connect the "
             "student's VAE to vae and the teacher's VAE to teacher_vae."
         )
-    return {**latent, "samples": vaes[1].encode(vaes[0].decode(latent["samples"])[..., :3])}
+    pictures = to_pixels(vaes[0], samples[list(rows)])
+    encoded = to_latents(vaes[1], pictures)
+    whole = encoded.new_zeros(len(samples), *encoded.shape[1:])
+    whole[list(rows)] = encoded
+    mask, size = latent.get("noise_mask"), (pictures.shape[1], pictures.shape[2])
+    masked = {} if mask is None else {"noise_mask": pad_mask(mask, size, spatial_ratio(vaes[1]))}
+    return {**latent, **masked, "samples": whole}
 
 
-def _source(drafts: Latent, start: Latent, info: Info | None, vaes: tuple[Any, Any] | None) -> Latent:
+def _back_through_pixels(drawn: Tensor, drafts: Tensor, vaes: tuple[Any, Any]) -> Tensor:
+    """What the teacher drew, in the student's space and in the drafts' size."""
+    ratio = spatial_ratio(vaes[0])
+    height, width = (side * ratio for side in drafts.shape[-2:])
+    return to_latents(vaes[0], to_pixels(vaes[1], drawn)[:, :height, :width])
+
+
+def _source(
+    drafts: Latent, start: Latent, info: Info | None, rows: Sequence[int], vaes: tuple[Any, Any] | None
+) -> Latent:
     """What the student's drafts were drawn over: an empty batch, or the encoded picture of img2img and inpainting."""
     if info is None:
         return {**start, "samples": _unknown_source(start)}
     if torch.count_nonzero(info.source) == 0:
         return {**start, "samples": torch.zeros_like(start["samples"])}
-    source = {**drafts, "samples": info.source}
-    return _through_pixels(source, vaes) if vaes else source
+    return _through_pixels(drafts, info.source, rows, vaes) if vaes else {**drafts, "samples": info.source}
 
 
 def _unknown_source(latent: Latent) -> Tensor:

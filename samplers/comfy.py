@@ -27,10 +27,12 @@ import latent_preview
 import torch
 from torch import Tensor, nn
 
+from .pixels import require_tensor
 from .rows import Conditioning as Conditioning
 from .rows import Latent as Latent
 from .rows import is_whole, take_conditioning, take_latent
 
+RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 INFO = "apprentice"  # key in a LATENT for what later nodes need to know about the drafts
 CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with which preset it draws
 
@@ -348,17 +350,27 @@ def step_reports(model: comfy.model_patcher.ModelPatcher, report: Callable[[int,
 def fit_channels(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Latent:
     """``latent`` with the model's number of channels where it is empty, as the stock sampler does it.
 
+    Newer ComfyUIs note in an empty latent how many pixels a latent was taken for, so that it can be made as large as it was
+    asked for; like the stock sampler this hands that on to ComfyUI and takes it off.
+
     Raises:
         ValueError: It isn't empty and belongs to another kind of model.
     """
     wanted = model.get_model_object("latent_format").latent_channels
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    taken = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {key: latent[key] for key in RATIOS if key in latent and key in taken}
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
     if samples.shape[1] != wanted:
         raise ValueError(
             f"These latents have {samples.shape[1]} channels, but the model draws in {wanted}: they come from another "
             f"family of models. Encode the picture with this model's VAE, or connect both VAEs."
         )
-    return {**latent, "samples": samples}
+    return {**without_ratios(latent), "samples": samples}
+
+
+def without_ratios(latent: Latent) -> Latent:
+    """``latent`` without what an empty latent notes of its size in pixels."""
+    return {key: value for key, value in latent.items() if key not in RATIOS}
 
 
 def predict_x0(model: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
@@ -454,7 +466,9 @@ def fast_decode(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Tens
         ValueError: The model's family has neither.
     """
     kind = model.get_model_object("latent_format")
-    samples = kind.process_in(latent["samples"])
+    samples = kind.process_in(require_tensor(latent))
+    if samples.ndim == 5:  # a video's frames are pictures
+        samples = samples.movedim(2, 1).flatten(0, 1)
     if (path := _taesd_file(kind)) is not None:
         network = _taesd(path, kind.latent_channels)
         with on_device(network) as device:
@@ -468,8 +482,9 @@ def fast_decode(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Tens
         kind.latent_rgb_factors, kind.latent_rgb_factors_bias, getattr(kind, "latent_rgb_factors_reshape", None)
     )
     reshape = previewer.latent_rgb_factors_reshape or (lambda x: x)
-    bias = previewer.latent_rgb_factors_bias
-    small = nn.functional.linear(reshape(samples.float()).movedim(1, -1), previewer.latent_rgb_factors.float(), bias)
+    factors, bias = previewer.latent_rgb_factors.to(samples.device, torch.float32), previewer.latent_rgb_factors_bias
+    bias = None if bias is None else bias.to(samples.device, torch.float32)
+    small = nn.functional.linear(reshape(samples.float()).movedim(1, -1), factors, bias)
     scale = getattr(kind, "spacial_downscale_ratio", 8)
     size = (samples.shape[-2] * scale, samples.shape[-1] * scale)
     shown = nn.functional.interpolate(small.movedim(-1, 1), size, mode="bicubic").movedim(1, -1)

@@ -1,11 +1,7 @@
-"""ComfyUI in this process, for every family at tiny size."""
+"""ComfyUI in this process, for every family at tiny size: there before the tests' own imports of it."""
 
 from __future__ import annotations
 
-import pytest
-from comfyui_apprentice.benchmarks import tiny_families as tiny
+from comfyui_apprentice.benchmarks import tiny_families
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _comfyui() -> None:
-    tiny.start()
+tiny_families.start()
