@@ -23,9 +23,9 @@ from ..oracles.calibration_chart import chart
 from ..samplers.adaptive import REGENERATE, Drawing, draw_drafts, improve, schedule_in_words, student_schedule
 from ..samplers.comfy import model_fingerprint, model_name, on_device, show_text, step_reports
 from ..samplers.pixels import to_pixels
+from ..samplers.prompts import join
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle
-from .world import stack_conditionings
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Teacher:
 
 def encode(clip: Any, prompts: list[str]) -> Any:
     """A conditioning with one row a prompt."""
-    return stack_conditionings([clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts])
+    return join([clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts])
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> Tensor:

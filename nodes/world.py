@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import torch
 from comfy_api.v0_0_2 import io
 
+from ..samplers.prompts import join
 from ..world import loader
 from .types import CATEGORY, Oracle
 
@@ -90,20 +89,5 @@ class ApprenticePrompts(io.ComfyNode):
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] or [""]
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        return io.NodeOutput(stack_conditionings(encoded), prompts, len(prompts))
+        return io.NodeOutput(join(encoded), prompts, len(prompts))
 
-
-def stack_conditionings(encoded: list[list[list[Any]]]) -> list[list[Any]]:
-    """Conditionings of single prompts as one with a row a prompt.
-
-    Texts of different length are repeated to their least common multiple, as ComfyUI does when it batches them.
-    """
-    texts = [conditioning[0][0] for conditioning in encoded]
-    length = math.lcm(*(text.shape[1] for text in texts))
-    options = dict(encoded[0][0][1])
-    for key, first in options.items():
-        if isinstance(first, torch.Tensor) and first.ndim > 0 and first.shape[0] == 1:
-            values = [conditioning[0][1].get(key) for conditioning in encoded]
-            if all(isinstance(v, torch.Tensor) and v.shape == first.shape for v in values):
-                options[key] = torch.cat(values)
-    return [[torch.cat([text.repeat(1, length // text.shape[1], 1) for text in texts]), options]]

@@ -28,9 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from .pixels import require_tensor
+from .prompts import for_rows, groups
 from .rows import Conditioning as Conditioning
 from .rows import Latent as Latent
-from .rows import is_whole, take_conditioning, take_latent
+from .rows import is_whole, take_latent
 
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 INFO = "apprentice"  # key in a LATENT for what later nodes need to know about the drafts
@@ -274,7 +275,8 @@ def sample_rows(
 ) -> tuple[Tensor, list[float]]:
     """Sample the pictures ``rows`` of a batch, each with the noise that it has in the whole batch.
 
-    With all rows in one pack this is ``comfy.sample.sample_custom`` on the batch, to the bit.
+    With all rows in one pack this is ``comfy.sample.sample_custom`` on the batch, to the bit. Prompts with texts of
+    different lengths are drawn in a pack for each length (``samplers.prompts``).
 
     Args:
         latent: The whole batch: ``samples`` [B, C, H, W], and mask and indices where there are any.
@@ -292,9 +294,9 @@ def sample_rows(
     stock = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
     # Its step size follows the error of the whole batch, so only alone is a picture independent of the others.
     pack = 1 if name == "dpm_adaptive" else pack or max(len(rows), 1)
-    samples, evaluations = [], []
-    for start in range(0, len(rows), pack):
-        part_rows = rows[start : start + pack]
+    parts = [group[i : i + pack] for group in groups((positive, negative), rows) for i in range(0, len(group), pack)]
+    samples, evaluations = dict[int, Tensor](), dict[int, float]()
+    for part_rows in parts:
         part = take_latent(latent, part_rows)
         counter = Counter()
         controls: dict[Any, Any] = {}
@@ -302,14 +304,16 @@ def sample_rows(
         tell_rows(counted, part_rows, total)
         drawn = comfy.sample.sample_custom(
             counted, noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
-            take_conditioning(positive, part_rows, total, noise.ndim, controls),
-            take_conditioning(negative, part_rows, total, noise.ndim, controls),
+            for_rows(positive, part_rows, total, noise.ndim, controls),
+            for_rows(negative, part_rows, total, noise.ndim, controls),
             _among(part["samples"], latent["samples"]), noise_mask=part.get("noise_mask"), callback=callback,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
         )  # fmt: skip
-        samples.append(drawn)
-        evaluations += [counter.rows / len(part_rows)] * len(part_rows)
-    return torch.cat(samples) if samples else latent["samples"][:0], evaluations
+        samples |= dict(zip(part_rows, drawn, strict=True))
+        evaluations |= dict.fromkeys(part_rows, counter.rows / len(part_rows))
+    if not rows:
+        return latent["samples"][:0], []
+    return torch.stack([samples[row] for row in rows]), [evaluations[row] for row in rows]
 
 
 def _among(part: Tensor, whole: Tensor) -> Tensor:
