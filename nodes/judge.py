@@ -87,7 +87,7 @@ class ApprenticeJudge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, threshold: Any) -> bool | str:
+    def validate_inputs(cls, threshold: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(threshold=threshold[0] if isinstance(threshold, list) else threshold)
 

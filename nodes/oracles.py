@@ -75,16 +75,16 @@ class ApprenticeLoadOracle(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str, kind: str = AUTO, clip: str = AUTO, precision: str = AUTO) -> bool | str:
+    def validate_inputs(cls, name: Any = None, kind: Any = None, clip: Any = None, precision: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if name != WORLD and folders.model_file(name, folders.ORACLES) is None:
+        if name != WORLD and folders.is_missing(name, folders.ORACLES):
             return f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull', or put it there."
-        if clip != AUTO and folders.model_file(clip, folders.ORACLES, "clip_vision") is None:
+        if clip != AUTO and folders.is_missing(clip, folders.ORACLES, "clip_vision"):
             return f"There is no file '{clip}' in models/oracles or models/clip_vision; choose CLIP ViT-L/14."
         return check_combos(kind=kind, precision=precision)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, name: Any = None, **_: Any) -> str:
         """Another file under the same name is another oracle."""
         return folders.stamp(name, folders.ORACLES)
 
@@ -223,7 +223,7 @@ class ApprenticeBestOf(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, order: Any) -> bool | str:
+    def validate_inputs(cls, order: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return check_combos(order=order[0] if isinstance(order, list) else order)
 
@@ -311,7 +311,7 @@ class ApprenticeCombineOracles(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, combination: str) -> bool | str:
+    def validate_inputs(cls, combination: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return check_combos(combination=combination)
 

@@ -1,0 +1,88 @@
+"""Lists, wires and other packs: samplers that come later, values over a link, lists of batches."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import tiny
+
+tiny.start()
+
+import comfy.samplers  # noqa: E402
+from comfyui_apprentice import comfy_entrypoint  # noqa: E402
+from comfyui_apprentice.nodes import folders, types  # noqa: E402
+from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens, save_png  # noqa: E402
+from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E402
+
+NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
+CHECKED = [node for node in NODES if "validate_inputs" in vars(node)]
+
+
+@pytest.mark.parametrize("node", CHECKED, ids=lambda node: node.__name__)
+def test_what_is_connected_or_missing_has_no_value_yet_and_is_not_checked(node: Any) -> None:
+    names = list(inspect.signature(node.validate_inputs).parameters)
+    assert names and node.validate_inputs() is True
+    for none in (None, [None]) if node.GET_SCHEMA().is_input_list else (None,):
+        assert node.validate_inputs(**dict.fromkeys(names, none)) is True
+    for name in set(names) - {"filename_prefix"}:
+        assert isinstance(node.validate_inputs(**{name: "no such thing/:"}), str), f"{name} is not checked"
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)
+def test_a_fingerprint_is_made_without_values(node: Any) -> None:
+    if "fingerprint_inputs" in vars(node):
+        names = [p.name for p in inspect.signature(node.fingerprint_inputs).parameters.values() if p.kind != p.VAR_KEYWORD]
+        node.fingerprint_inputs()
+        node.fingerprint_inputs(**dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(("name", "known"), [("sampler_name", "SAMPLER_NAMES"), ("scheduler", "SCHEDULER_NAMES")])
+def test_samplers_and_schedulers_of_packs_that_load_later_are_known(name: str, known: str, monkeypatch: Any) -> None:
+    assert "added later" in str(types.check_combos(**{name: "added later"})) and name in str(types.check_combos(**{name: "x"}))
+    monkeypatch.setattr(comfy.samplers, known, [*getattr(comfy.samplers, known), "added later"])
+    assert types.check_combos(**{name: "added later"}) is True
+    inputs = {item.id: item for item in ApprenticeStudentSampler.define_schema().inputs}
+    assert "added later" in inputs[name].options
+
+
+NOW = time.struct_time((2026, 3, 4, 5, 6, 7, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("%date:yyyy-MM-dd%/a", "2026-03-04/a"),
+        ("%date:d.M.yy hh:mm:ss%", "4.3.26 05_06_07"),
+        ("a:b", "a_b"),
+        ("%width%_%batch_num%", "%width%_%batch_num%"),
+        ("%KSampler.seed%", "42"),
+        ("%My loader.name%", "sub_model.safetensors"),
+        ("%Renamed.seed%", "43"),
+        ("%KSampler.model% %None.seed%", "%KSampler.model% %None.seed%"),
+    ],
+)
+def test_tokens_of_the_front_end_are_filled_in(prefix: str, expected: str) -> None:
+    prompt = {
+        "1": {"class_type": "KSampler", "inputs": {"seed": 42, "model": ["2", 0]}},
+        "2": {"class_type": "Loader", "inputs": {"name": "sub/model.safetensors"}, "_meta": {"title": "My loader"}},
+        "3": {"class_type": "Other", "inputs": {"seed": 43}},
+    }
+    workflow = {"workflow": {"nodes": [{"id": 3, "properties": {"Node name for S&R": "Renamed"}}]}}
+    assert fill_tokens(prefix, prompt, workflow, NOW) == expected
+
+
+def test_names_are_measured_in_bytes_before_work_starts(tmp_path: Path) -> None:
+    for room, form in ((244, "{}"), (255, "{}/a")):
+        assert ApprenticeSaveImages.validate_inputs(form.format("x" * room)) is True
+        assert "bytes" in str(ApprenticeSaveImages.validate_inputs(form.format("é" * (room // 2 + 1))))
+    with pytest.raises(ValueError, match="bytes"):
+        folders.check_name("猫" * 67, "run")
+    assert folders.check_name("猫" * 66, "run")
+    save_png(torch.zeros(8, 8, 3), tmp_path / ("é" * 122 + "_00001_.png"), {})
+    assert len(list(tmp_path.iterdir())) == 1
