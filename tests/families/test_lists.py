@@ -17,8 +17,12 @@ tiny.start()
 import comfy.samplers  # noqa: E402
 from comfyui_apprentice import comfy_entrypoint  # noqa: E402
 from comfyui_apprentice.nodes import folders, types  # noqa: E402
+from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
+from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeScore  # noqa: E402
 from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens, save_png  # noqa: E402
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E402
+from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
+from comfyui_apprentice.samplers.adaptive import INFO, Info  # noqa: E402
 
 NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
 CHECKED = [node for node in NODES if "validate_inputs" in vars(node)]
@@ -86,3 +90,58 @@ def test_names_are_measured_in_bytes_before_work_starts(tmp_path: Path) -> None:
     assert folders.check_name("猫" * 66, "run")
     save_png(torch.zeros(8, 8, 3), tmp_path / ("é" * 122 + "_00001_.png"), {})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+class Brightness(Oracle):
+    """The mean of the picture; tells the prompts that it was asked with."""
+
+    name, network = "brightness", torch.nn.Linear(1, 1)
+
+    def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return images.mean((1, 2, 3)) + torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    def fingerprint(self) -> str:
+        return "brightness"
+
+
+def grey(values: list[float], height: int = 8, width: int = 8) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None, None].expand(-1, height, width, 3).contiguous()
+
+
+def drafts(values: list[float], nfe: float, seed: int, student: str = "s") -> dict[str, Any]:
+    samples = torch.tensor(values)[:, None, None, None].expand(-1, 4, 2, 2).contiguous()
+    return {"samples": samples, INFO: Info((nfe,) * len(values), seed, samples, 1.0, "SD15", "", student, "x")}
+
+
+def test_a_judge_joins_a_list_of_drafts() -> None:
+    latents = [drafts([0.1, 0.5], 4.0, 7), drafts([0.3], 8.0, 9)]
+    images = [grey([0.1, 0.5]), grey([0.3], 8, 16)]
+    verdict = ApprenticeJudge.execute([Brightness()], images, ["a", "b", "c"], ["absolute"], [1.2], drafts=latents)[0]
+    assert [round(j.score, 4) for j in verdict] == [1.1, 1.5, 1.3] and verdict.rejected == [0]
+    assert [j.nfe for j in verdict] == [4.0, 4.0, 8.0] and [j.seed for j in verdict] == [7, 7, 9]
+    with pytest.raises(ValueError, match="different students"):
+        ApprenticeJudge.execute(
+            [Brightness()], images, ["a"], ["absolute"], [1.2], drafts=[latents[0], drafts([0.3], 8.0, 9, "other")]
+        )
+
+
+def test_pictures_of_different_sizes_are_scored_each_alone() -> None:
+    images = [grey([0.1, 0.5]), grey([0.3], 8, 16), grey([0.2])]
+    scores = ApprenticeScore.execute([Brightness()], images, ["", "ab", "", ""])[0]
+    assert scores == pytest.approx([0.1, 2.5, 0.3, 0.2])
+
+
+def test_the_best_of_a_list_of_batches() -> None:
+    images, latents = [grey([0.1, 0.5]), grey([0.3], 8, 16), grey([0.9])], [drafts([0.1, 0.5], 4.0, 7), drafts([0.3], 8.0, 9)]
+    latents.append({"samples": torch.full((1, 4, 2, 2), 0.9)})
+    masks = [grey([0.1, 0.5])[..., 0], grey([0.3], 8, 16)[..., 0], grey([0.9])[..., 0]]
+    best, latent, mask, _, scores, rows = ApprenticeBestOf.execute(
+        [Brightness()], images, [""], [2], [False], ["best first"], latents, masks
+    ).result
+    assert rows == [3, 1] and scores == pytest.approx([0.9, 0.5])
+    assert torch.equal(best, grey([0.9, 0.5])) and torch.equal(mask, best[..., 0])
+    assert latent["samples"][:, 0, 0, 0].tolist() == pytest.approx([0.9, 0.5]) and latent["batch_index"] == [0, 1]
+    with pytest.raises(ValueError, match="different sizes"):
+        ApprenticeBestOf.execute([Brightness()], images, [""], [3], [False], ["best first"])
+    with pytest.raises(ValueError, match="3 latents for 4 pictures"):
+        ApprenticeBestOf.execute([Brightness()], images, [""], [1], [False], ["best first"], latents[:2])
