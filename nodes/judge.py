@@ -13,7 +13,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import one_prompt_each
+from ..oracles.base import empty_prompts, one_prompt_each
 from ..oracles.controller import FileController
 from ..oracles.gate import Situation, gate_scores, judge, keep_better
 from ..oracles.verdict import IMPROVED, summary, table
@@ -158,6 +158,7 @@ class ApprenticeJudge(io.ComfyNode):
         )  # fmt: skip
         if running is not None:
             folders.written(running.path)
+        gate = replace(gate, note=f"{gate.note} {empty_prompts(oracle[0], prompts)}".strip())
         verdict = judge(
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
             seed=info.seed if info else None, nfe=info.nfe if info else None,

@@ -11,7 +11,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import one_prompt_each
+from ..oracles.base import empty_prompts, one_prompt_each
 from ..oracles.calibration import Calibration as CalibrationData
 from ..oracles.checkpoints import read_weights
 from ..oracles.comparison_chart import comparison_chart
@@ -160,7 +160,11 @@ class ApprenticeScore(io.ComfyNode):
         scores = score_list(oracle[0], images, prompts)
         rest = iter(prompts)
         unsure = [value for batch in images for value in uncertainty(oracle[0], batch, [next(rest) for _ in batch])]
-        return io.NodeOutput(scores, score_table(oracle[0].name, scores, prompts, unsure), unsure)
+        text = score_table(oracle[0].name, scores, prompts, unsure)
+        if warning := empty_prompts(oracle[0], prompts):
+            show_text(warning)
+            text += f"\n\n{warning}"
+        return io.NodeOutput(scores, text, unsure)
 
 
 def uncertainty(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
@@ -253,8 +257,9 @@ class ApprenticeBestOf(io.ComfyNode):
         if len({pictures[row].shape for row in rows}) > 1:
             raise ValueError("The best pictures have different sizes, and one batch holds one size; keep one (count 1).")
         latent = latents_of_list(latents, rows, len(pictures)) if latents else None
+        warning = empty_prompts(oracle[0], prompts)
         mask = _masks_of(masks, rows, len(pictures)) if masks else None
-        show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows))
+        show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows) + (warning and f". {warning}"))
         best = torch.stack([pictures[row] for row in rows]) if rows else images[0][:0]
         return io.NodeOutput(best, latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
 

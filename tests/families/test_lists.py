@@ -21,7 +21,10 @@ from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
 from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeScore  # noqa: E402
 from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens, save_png  # noqa: E402
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E402
+from comfyui_apprentice.oracles.aesthetic import Aesthetic  # noqa: E402
 from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
+from comfyui_apprentice.oracles.clip_iqa import ClipIqa  # noqa: E402
+from comfyui_apprentice.oracles.verdict import summary  # noqa: E402
 from comfyui_apprentice.samplers.adaptive import INFO, Info  # noqa: E402
 
 NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
@@ -145,3 +148,22 @@ def test_the_best_of_a_list_of_batches() -> None:
         ApprenticeBestOf.execute([Brightness()], images, [""], [3], [False], ["best first"])
     with pytest.raises(ValueError, match="3 latents for 4 pictures"):
         ApprenticeBestOf.execute([Brightness()], images, [""], [1], [False], ["best first"], latents[:2])
+
+
+@pytest.mark.parametrize(("share", "word"), [(0.5, "rejects"), (0.3, "accepts")])
+def test_a_share_of_one_picture_is_explained(share: float, word: str) -> None:
+    verdict, text = ApprenticeJudge.execute([Brightness()], [grey([0.1])], ["a"], ["worst share"], [share]).result
+    assert f"{share} {word} it" in verdict.note and "running" in verdict.note
+    assert summary(verdict).startswith("1 picture: ") and "inf" not in text
+    two = ApprenticeJudge.execute([Brightness()], [grey([0.1, 0.2])], ["a"], ["worst share"], [share])[0]
+    assert two.note == "" and summary(two).startswith("2 pictures: ")
+
+
+def test_an_oracle_asked_nothing_says_so() -> None:
+    oracle, images = Brightness(), [grey([0.1, 0.2])]
+    assert "The prompt is empty" in ApprenticeJudge.execute([oracle], images, [" "], ["absolute"], [0.0])[0].note
+    assert "1 of 2 prompts" in ApprenticeScore.execute([oracle], images, ["a", ""])[1]
+    assert "empty" not in ApprenticeScore.execute([oracle], images, ["a"])[1]
+    oracle.reads_prompts = False
+    assert "empty" not in ApprenticeScore.execute([oracle], images, [""])[1]
+    assert not Aesthetic.reads_prompts and not ClipIqa.reads_prompts
