@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,11 +35,17 @@ def refuse_impostors(file: Path) -> None:
         raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
 
 
+NAME_BYTES = 255
+"""The longest name of a file or folder that file systems take."""
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    if len(os.fsencode(temporary.name)) > NAME_BYTES:  # a name that fits must not fail by its temporary one
+        temporary = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{os.getpid()}.part")
     try:
         write(temporary)
         with temporary.open("rb+") as file:

@@ -88,12 +88,12 @@ class ApprenticeSampler(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        preset: str,
-        threshold: str,
-        strategy: str,
-        sampler_name: str,
-        scheduler: str,
-        look: str = types.FULL_DECODE,
+        preset: Any = None,
+        threshold: Any = None,
+        strategy: Any = None,
+        sampler_name: Any = None,
+        scheduler: Any = None,
+        look: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(

@@ -249,12 +249,12 @@ class ApprenticeCalibrate(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls,
-        prompts: str,
-        preset: str,
-        name: str,
-        sampler_name: str = "euler",
-        scheduler: str = "normal",
-        strategy: str = "refine",
+        prompts: Any = None,
+        preset: Any = None,
+        name: Any = None,
+        sampler_name: Any = None,
+        scheduler: Any = None,
+        strategy: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "calibration", prompts)
@@ -374,7 +374,7 @@ class ApprenticeLoadCalibration(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         known = folders.known_calibrations()
         return not isinstance(name, str) or name in known or f"There is no calibration '{name}'; choose: {', '.join(known)}."

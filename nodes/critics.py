@@ -57,16 +57,16 @@ class ApprenticeLoadPromptKD(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, clip: str) -> bool | str:
+    def validate_inputs(cls, file: Any = None, clip: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if folders.model_file(file, folders.CRITICS) is None:
+        if folders.is_missing(file, folders.CRITICS):
             return f"There is no file '{file}' in models/promptkd; make a critic with PromptKD Distill."
-        if clip != AUTO and folders.whole_clip(clip) is None:
+        if clip != AUTO and isinstance(clip, str) and folders.whole_clip(clip) is None:
             return f"There is no file '{clip}' in models/promptkd_clips, models/oracles or models/clip_vision; choose a CLIP."
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, clip: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, file: Any = None, clip: Any = None, **_: Any) -> str:
         """Another file under the same name is another critic."""
         return f"{folders.stamp(file, folders.CRITICS)} {folders.stamp(clip, folders.CLIPS, folders.ORACLES, 'clip_vision')}"
 
@@ -265,7 +265,7 @@ class ApprenticePromptKDOracle(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, measure: str) -> bool | str:
+    def validate_inputs(cls, measure: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(measure=measure)
 

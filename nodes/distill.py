@@ -160,7 +160,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompts: str, name: str, method: str, precision: str) -> bool | str:
+    def validate_inputs(cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "student", prompts)
         return wrong or types.check_combos(method=method, training_precision=precision)

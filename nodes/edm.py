@@ -72,16 +72,16 @@ class ApprenticeLoadEDM(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, network: str, label: str = class_names.IN_TURN) -> bool | str:
+    def validate_inputs(cls, network: Any = None, label: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if folders.model_file(network, folders.EDM) is None:
+        if folders.is_missing(network, folders.EDM):
             return f"There is no file '{network}' in models/edm; put a snapshot (.pkl) or its converted .safetensors there."
-        if not class_names.is_choice(label):
+        if isinstance(label, str) and not class_names.is_choice(label):
             return f"label is '{label}', which is neither 'each in turn', 'random', 'by number' or 'none', nor a class."
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, network: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, network: Any = None, **_: Any) -> str:
         """Another file under the same name is another network."""
         return folders.stamp(network, folders.EDM)
 

@@ -146,7 +146,14 @@ class ApprenticeRewardFinetune(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, prompts: str, name: str, algorithm: str, divergence: str, strength: str, precision: str, scheduler: str
+        cls,
+        prompts: Any = None,
+        name: Any = None,
+        algorithm: Any = None,
+        divergence: Any = None,
+        strength: Any = None,
+        precision: Any = None,
+        scheduler: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "model", prompts)
@@ -370,7 +377,7 @@ class ApprenticeRewardCurve(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run: Any) -> str:
+    def fingerprint_inputs(cls, run: Any = None) -> str:
         """A run that went on has another curve."""
         try:
             return folders.digest(folders.run_folder(folders.check_name(str(run), "run")).log)

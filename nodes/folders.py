@@ -19,6 +19,7 @@ ORACLES = "oracles"
 EDM = "edm"
 CRITICS, TEACHERS, CLIPS = "promptkd", "promptkd_teachers", "promptkd_clips"
 BUNDLED = "bundled"
+_OWN_BYTES = 200  # of a name; leaves room in 255 for what is written after it
 
 # Path -> (digest of the content that we know, how often it was found changed).
 _SEEN: dict[Path, tuple[str, int]] = {}
@@ -48,6 +49,8 @@ def check_name(name: str, what: str) -> str:
     plain = name.strip().removesuffix(".json")
     if not re.fullmatch(r"\w[\w .()+-]{0,99}", plain) or plain.endswith("."):
         raise ValueError(f"The {what}'s name '{name}' can't be a file name; take letters, digits, '-', '_' and blanks.")
+    if len(plain.encode()) > _OWN_BYTES:
+        raise ValueError(f"The {what}'s name '{name}' has {len(plain.encode())} bytes; take a name of at most {_OWN_BYTES}.")
     return plain
 
 
@@ -142,7 +145,12 @@ def model_file(name: str, *kinds: str) -> Path | None:
     return None
 
 
-def stamp(name: str, *kinds: str) -> str:
+def is_missing(name: Any, *kinds: str) -> bool:
+    """For ``validate_inputs``: whether a file is named that isn't there. What is connected has no value yet (None)."""
+    return isinstance(name, str) and model_file(name, *kinds) is None
+
+
+def stamp(name: str | None, *kinds: str) -> str:
     """For ``fingerprint_inputs`` of a loader: another file under the same name is another input."""
     path = model_file(name, *kinds) if isinstance(name, str) else None  # what is connected has no value yet
     return f"{path} {path.stat().st_mtime_ns}" if path else str(name)

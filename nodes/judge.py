@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,12 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import one_prompt_each
+from ..oracles.base import empty_prompts, one_prompt_each
 from ..oracles.controller import FileController
 from ..oracles.gate import Situation, gate_scores, judge, keep_better
 from ..oracles.verdict import IMPROVED, summary, table
 from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import info_of
+from ..samplers.adaptive import Info, info_of
 from ..samplers.comfy import INFO, on_device, show_text
 from ..samplers.pixels import as_pictures
 from . import folders, types
@@ -39,6 +40,28 @@ def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]
     return _MEMORY[key]
 
 
+def score_list(oracle: OracleBase, batches: list[Tensor], prompts: list[str]) -> list[float]:
+    """Scores of all pictures of a list of batches [B, H, W, C], each of its own size; ``prompts`` has one a picture."""
+    if len({batch.shape[1:] for batch in batches}) == 1:
+        return score(oracle, torch.cat(batches), prompts)
+    rest = iter(prompts)
+    return [value for batch in batches for value in score(oracle, batch, [next(rest) for _ in batch])]
+
+
+def join_info(drafts: list[dict[str, Any]], total: int) -> Info | None:
+    """What is known of a list of batches of drafts, as of one batch; None unless it is known of each, and of ``total``.
+
+    Raises:
+        ValueError: Students or schedules differ.
+    """
+    infos = [info for latent in drafts if (info := info_of(latent)) is not None]
+    if not infos or len(infos) != len(drafts) or sum(len(info.nfe) for info in infos) != total:
+        return None
+    if len({(info.student, info.schedule) for info in infos}) > 1:
+        raise ValueError("The drafts in the list come from different students or schedules; judge those of one together.")
+    return replace(infos[0], nfe=tuple(cost for info in infos for cost in info.nfe))
+
+
 def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
     """64 hex digits: the same pixels, prompts and oracle have the same ones."""
     digest = hashlib.sha256(repr((fingerprint, tuple(pixels.shape), asked)).encode())
@@ -46,7 +69,7 @@ def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
     return digest.hexdigest()
 
 
-def picture_keys(images: Tensor, prompts: list[str], fingerprint: str) -> list[str]:
+def picture_keys(images: Iterable[Tensor], prompts: list[str], fingerprint: str) -> list[str]:
     """A name for each picture [H, W, C] of a batch: the same picture, prompt and oracle have the same one."""
     return [content_name(image, prompt, fingerprint)[:16] for image, prompt in zip(images, prompts, strict=True)]
 
@@ -88,7 +111,7 @@ class ApprenticeJudge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, threshold: Any) -> bool | str:
+    def validate_inputs(cls, threshold: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(threshold=threshold[0] if isinstance(threshold, list) else threshold)
 
@@ -114,11 +137,11 @@ class ApprenticeJudge(io.ComfyNode):
         controller: list[str] | None = None,
         confidence: list[float] | None = None,
     ) -> io.NodeOutput:
-        pictures = join_batches(images)
+        pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
-        scores = score(oracle[0], pictures, prompts)
+        scores = score_list(oracle[0], images, prompts)
         fingerprint = oracle[0].fingerprint()
-        info = info_of(drafts[0]) if drafts else None
+        info = join_info(drafts, len(pictures)) if drafts else None
         if calibration:
             calibration[0].require_oracle(fingerprint, oracle[0].name)
             calibration[0].require_student(info.student if info else "", info.schedule if info else "")
@@ -136,10 +159,14 @@ class ApprenticeJudge(io.ComfyNode):
         )  # fmt: skip
         if running is not None:
             folders.written(running.path)
+        gate = replace(gate, note=f"{gate.note} {empty_prompts(oracle[0], prompts)}".strip())
         verdict = judge(
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
             seed=info.seed if info else None, nfe=info.nfe if info else None,
         )  # fmt: skip
+        if info and drafts and len(drafts) > 1:
+            seeds = [info_of(latent).seed for latent in drafts for _ in latent["samples"]]  # type: ignore[union-attr]
+            verdict = replace(verdict, judgements=tuple(replace(j, seed=s) for j, s in zip(verdict, seeds, strict=True)))
         show_text(summary(verdict))
         return io.NodeOutput(verdict, table(verdict))
 

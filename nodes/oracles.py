@@ -11,7 +11,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import one_prompt_each
+from ..oracles.base import empty_prompts, one_prompt_each
 from ..oracles.calibration import Calibration as CalibrationData
 from ..oracles.checkpoints import read_weights
 from ..oracles.comparison_chart import comparison_chart
@@ -25,7 +25,7 @@ from ..samplers.rows import take_latent, take_rows
 from ..samplers.schedules import AUTO
 from ..world import loader
 from . import folders
-from .judge import join_batches, score
+from .judge import join_batches, score, score_list
 from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
 WORLD = "tiny world"
@@ -77,16 +77,16 @@ class ApprenticeLoadOracle(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, name: str, kind: str = AUTO, clip: str = AUTO, precision: str = AUTO) -> bool | str:
+    def validate_inputs(cls, name: Any = None, kind: Any = None, clip: Any = None, precision: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if name != WORLD and folders.model_file(name, folders.ORACLES) is None:
+        if name != WORLD and folders.is_missing(name, folders.ORACLES):
             return f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull', or put it there."
-        if clip != AUTO and folders.model_file(clip, folders.ORACLES, "clip_vision") is None:
+        if clip != AUTO and folders.is_missing(clip, folders.ORACLES, "clip_vision"):
             return f"There is no file '{clip}' in models/oracles or models/clip_vision; choose CLIP ViT-L/14."
         return check_combos(kind=kind, precision=precision)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, name: Any = None, **_: Any) -> str:
         """Another file under the same name is another oracle."""
         return folders.stamp(name, folders.ORACLES)
 
@@ -158,11 +158,15 @@ class ApprenticeScore(io.ComfyNode):
 
     @classmethod
     def execute(cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str]) -> io.NodeOutput:
-        pictures = join_batches(images)
-        prompts = one_prompt_each(prompt, len(pictures))
-        scores = score(oracle[0], pictures, prompts)
-        unsure = uncertainty(oracle[0], pictures, prompts)
-        return io.NodeOutput(scores, score_table(oracle[0].name, scores, prompts, unsure), unsure)
+        prompts = one_prompt_each(prompt, sum(map(len, images)))
+        scores = score_list(oracle[0], images, prompts)
+        rest = iter(prompts)
+        unsure = [value for batch in images for value in uncertainty(oracle[0], batch, [next(rest) for _ in batch])]
+        text = score_table(oracle[0].name, scores, prompts, unsure)
+        if warning := empty_prompts(oracle[0], prompts):
+            show_text(warning)
+            text += f"\n\n{warning}"
+        return io.NodeOutput(scores, text, unsure)
 
 
 def uncertainty(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
@@ -225,7 +229,7 @@ class ApprenticeBestOf(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, order: Any) -> bool | str:
+    def validate_inputs(cls, order: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return check_combos(order=order[0] if isinstance(order, list) else order)
 
@@ -241,21 +245,50 @@ class ApprenticeBestOf(io.ComfyNode):
         latents: list[dict[str, Any]] | None = None,
         masks: list[Tensor] | None = None,
     ) -> io.NodeOutput:
-        pictures = join_batches(images)
+        pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
         if not per_prompt[0] and not oracle[0].comparable_across_prompts and len(set(prompts)) > 1:
             raise ValueError(
                 f"Scores of {oracle[0].name} mean nothing between different prompts, so there is no best of them all; switch "
                 f"per_prompt on."
             )
-        scores = score(oracle[0], pictures, prompts)
+        scores = score_list(oracle[0], images, prompts)
         rows = best_of(scores, count[0], prompts if per_prompt[0] else None)
         if order[0] == "batch order":
             rows.sort()
-        latent = latents_of(latents[0], rows, len(pictures)) if latents else None
+        if len({pictures[row].shape for row in rows}) > 1:
+            raise ValueError("The best pictures have different sizes, and one batch holds one size; keep one (count 1).")
+        latent = latents_of_list(latents, rows, len(pictures)) if latents else None
+        warning = empty_prompts(oracle[0], prompts)
         mask = _masks_of(masks, rows, len(pictures)) if masks else None
-        show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows))
-        return io.NodeOutput(pictures[rows], latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
+        show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows) + (warning and f". {warning}"))
+        best = torch.stack([pictures[row] for row in rows]) if rows else images[0][:0]
+        return io.NodeOutput(best, latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
+
+
+def latents_of_list(latents: list[dict[str, Any]], rows: list[int], total: int) -> dict[str, Any]:
+    """The latents of ``rows``, counted through a list of batches.
+
+    Raises:
+        ValueError: There isn't one for each picture, or those wanted can't be one batch.
+    """
+    if len(latents) == 1:
+        return latents_of(latents[0], rows, total)
+    places = [(batch, row) for batch, latent in enumerate(latents) for row in range(len(latent["samples"]))]
+    if len(places) != total:
+        raise ValueError(f"There are {len(places)} latents for {total} pictures; connect the batches they were decoded from.")
+    parts = [latents_of(latents[batch], [row], len(latents[batch]["samples"])) for batch, row in (places[row] for row in rows)]
+    joined = dict(parts[0])
+    try:
+        joined["samples"] = torch.cat([part["samples"] for part in parts])
+        if any("noise_mask" in part for part in parts):
+            if not all("noise_mask" in part for part in parts):
+                raise ValueError("Some of the best pictures' latents have a mask and some have none; give all or none a mask.")
+            joined["noise_mask"] = torch.cat([part["noise_mask"] for part in parts])
+    except RuntimeError as error:
+        raise ValueError("The best pictures' latents have different sizes and can't be one batch; keep one (count 1).") from error
+    joined["batch_index"] = [index for part in parts for index in part["batch_index"]]
+    return joined
 
 
 def latents_of(latent: dict[str, Any], rows: list[int], total: int) -> dict[str, Any]:
@@ -278,11 +311,15 @@ def _masks_of(masks: list[Tensor], rows: list[int], total: int) -> Tensor:
     Raises:
         ValueError: There is neither one nor one for each picture.
     """
-    joined = torch.cat([m.reshape(-1, *m.shape[-2:]) for m in masks])
-    if len(joined) not in (1, total):
-        raise ValueError(f"There are {len(joined)} masks for {total} pictures; give one for all, or one for each.")
-    taken: Tensor = take_rows(joined, rows, total)
-    return taken
+    each = [row for m in masks for row in m.reshape(-1, *m.shape[-2:])]
+    if len(each) not in (1, total):
+        raise ValueError(f"There are {len(each)} masks for {total} pictures; give one for all, or one for each.")
+    if len(each) == 1 or not rows:
+        taken: Tensor = take_rows(each[0][None], rows, total)
+        return taken
+    if len({each[row].shape for row in rows}) > 1:
+        raise ValueError("The best pictures' masks have different sizes and can't be one batch; keep one (count 1).")
+    return torch.stack([each[row] for row in rows])
 
 
 class ApprenticeCombineOracles(io.ComfyNode):
@@ -313,7 +350,7 @@ class ApprenticeCombineOracles(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, combination: str) -> bool | str:
+    def validate_inputs(cls, combination: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return check_combos(combination=combination)
 

@@ -84,16 +84,18 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, clip: str, tokens: str, labelled: str, name: Any, precision: str) -> bool | str:
+    def validate_inputs(
+        cls, clip: Any = None, tokens: Any = None, labelled: Any = None, name: Any = None, precision: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if tokens != NONE and folders.model_file(tokens, folders.TEACHERS) is None:
+        if tokens != NONE and folders.is_missing(tokens, folders.TEACHERS):
             return f"There is no file '{tokens}' in models/promptkd_teachers; choose one of those listed."
-        if tokens != NONE and labelled != NONE:
+        if None not in (tokens, labelled) and NONE not in (tokens, labelled):
             return "tokens and labelled are both given: read tokens from a file, or learn them from labelled pictures."
         return _wrong(clip, labelled, name, precision)
 
     @classmethod
-    def fingerprint_inputs(cls, clip: str, tokens: str, labelled: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, clip: Any = None, tokens: Any = None, labelled: Any = None, **_: Any) -> str:
         """Another file under the same name, or other pictures in the folder, are another teacher."""
         return " ".join((_clip_stamp(clip), folders.stamp(tokens, folders.TEACHERS), _folder_stamp(labelled)))
 
@@ -205,12 +207,12 @@ class ApprenticePromptKDDistill(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, clip: str, pictures: str, name: Any, precision: str) -> bool | str:
+    def validate_inputs(cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return _wrong(clip, pictures, name, precision)
 
     @classmethod
-    def fingerprint_inputs(cls, clip: str, pictures: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, clip: Any = None, pictures: Any = None, **_: Any) -> str:
         """Another file under the same name, or other pictures in the folder, make another critic."""
         return f"{_clip_stamp(clip)} {_folder_stamp(pictures)}"
 
@@ -279,7 +281,7 @@ def _precision() -> io.Combo.Input:
 # --------------------------------------------------------------------------------------------------------- inputs
 
 
-def _wrong(clip: str, folder: str, name: Any, precision: str) -> bool | str:
+def _wrong(clip: Any, folder: Any, name: Any, precision: Any) -> bool | str:
     if isinstance(clip, str) and folders.whole_clip(clip) is None:
         return f"There is no file '{clip}' in models/promptkd_clips, models/oracles or models/clip_vision; choose a CLIP."
     if isinstance(folder, str) and folder not in (NONE, ICONS, *folders.picture_folders()):
@@ -291,14 +293,14 @@ def _wrong(clip: str, folder: str, name: Any, precision: str) -> bool | str:
     return types.check_combos(training_precision=precision)
 
 
-def _clip_stamp(clip: str) -> str:
+def _clip_stamp(clip: str | None) -> str:
     return folders.stamp(clip, folders.CLIPS, folders.ORACLES, "clip_vision")
 
 
-def _folder_stamp(folder: str) -> str:
+def _folder_stamp(folder: str | None) -> str:
     """Changes with the files in a folder of pictures."""
-    if folder in (NONE, ICONS):
-        return folder
+    if folder is None or folder in (NONE, ICONS):
+        return str(folder)
     try:
         found = [(str(p), p.stat().st_mtime_ns) for p in pictures_in(folders.picture_folder(folder))]
     except (ValueError, OSError) as error:  # it is told when the node runs

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import NAME_BYTES, write_atomically
 from ..oracles.contact_sheet import contact_sheet
 from ..oracles.verdict import Judgement, table
 from ..oracles.verdict import Verdict as VerdictData
@@ -74,11 +77,19 @@ class ApprenticeSaveImages(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: Any = None) -> bool | str:
+        """A name that no file can have is refused before anything is drawn. What is connected has no value yet."""
+        return True if not isinstance(filename_prefix, str) else too_long(filename_prefix) or True
+
+    @classmethod
     def execute(cls, images: Tensor, verdict: VerdictData, filename_prefix: str) -> io.NodeOutput:
         verdict.require_batch(len(images), "images")
         height, width = images.shape[1:3]
+        prefix = fill_tokens(filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, time.localtime())
+        if (wrong := too_long(prefix)) is not None:
+            raise ValueError(wrong)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory(), width, height
+            prefix, folder_paths.get_output_directory(), width, height
         )
         saved = []
         for judgement, image in zip(verdict, images, strict=True):
@@ -86,6 +97,63 @@ class ApprenticeSaveImages(io.ComfyNode):
             save_png(image, Path(folder) / file, metadata_of(judgement, verdict, cls.hidden))
             saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
         return io.NodeOutput(ui={"images": saved})
+
+
+def fill_tokens(prefix: str, prompt: Any, extra: Any, now: time.struct_time) -> str:
+    """``prefix`` with the tokens that ComfyUI's front end fills in for its own nodes: dates and other nodes' widgets.
+
+    Args:
+        prefix: May hold %date:FORMAT% (d, M, h, m, s once or twice, yy, yyyy) and %NODE.WIDGET%.
+        prompt: The graph that runs, as ComfyUI hands it to nodes; None where it is hidden.
+        extra: What goes with it; its ``workflow`` knows names for search and replace.
+
+    What names no node or widget stays as it is. No colon is left.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1].startswith("date:"):
+            return _date(match[1].removeprefix("date:"), now)
+        node, dot, widget = match[1].partition(".")
+        value = _widget(node, widget, prompt or {}, extra or {}) if dot else None
+        return match[0] if value is None else re.sub(r"[/\\]", "_", str(value))
+
+    drive, rest = os.path.splitdrive(re.sub("%([^%]+)%", fill, prefix))
+    return drive + re.sub(r'[?<>:*|"\x00-\x1f\x7f]', "_", rest)
+
+
+def _date(form: str, now: time.struct_time) -> str:
+    parts = {"d": now.tm_mday, "M": now.tm_mon, "h": now.tm_hour, "m": now.tm_min, "s": now.tm_sec}
+
+    def fill(match: re.Match[str]) -> str:
+        if match[0][0] == "y":
+            return {2: f"{now.tm_year % 100:02}", 4: str(now.tm_year)}.get(len(match[0]), match[0])
+        return str(parts[match[0][0]]).zfill(len(match[0]))
+
+    return re.sub("dd?|MM?|hh?|mm?|ss?|yyy?y?", fill, form)
+
+
+def _widget(name: str, widget: str, prompt: dict[str, Any], extra: dict[str, Any]) -> Any:
+    """The value of a node's widget; the node's name for search and replace goes before its title, as in the front end."""
+    known = (extra.get("workflow") or {}).get("nodes") or []
+    called = {str(node.get("id")): (node.get("properties") or {}).get("Node name for S&R") for node in known}
+    by_name = [node for key, node in prompt.items() if (called.get(key) or node.get("class_type")) == name]
+    by_title = [node for node in prompt.values() if (node.get("_meta") or {}).get("title") == name]
+    for node in by_name or by_title:
+        value = node.get("inputs", {}).get(widget)
+        return None if isinstance(value, list | dict) else value
+    return None
+
+
+def too_long(prefix: str) -> str | None:
+    """What to say of a prefix that no file or folder can be named by, or None. A prefix with tokens is judged when filled."""
+    if "%" in prefix:
+        return None
+    *folders, name = re.split(r"[/\\]", prefix)
+    for part, room in (*((folder, 0) for folder in folders), (name, len("_00000_.png"))):
+        size = len(os.fsencode(part))
+        if size + room > NAME_BYTES:
+            return f"filename_prefix has a name of {size} bytes, '{part[:40]}…'; take at most {NAME_BYTES - room}."
+    return None
 
 
 def metadata_of(judgement: Judgement, verdict: VerdictData, hidden: Any) -> dict[str, str]:

@@ -40,7 +40,7 @@ class ApprenticeStudentSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: str, sampler_name: str = "euler", scheduler: str = "normal") -> bool | str:
+    def validate_inputs(cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler)
 
@@ -111,7 +111,7 @@ class ApprenticeTeacherCost(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strategy: str, sampler_name: str, scheduler: str) -> bool | str:
+    def validate_inputs(cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
@@ -163,7 +163,7 @@ class ApprenticeTeacher(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strategy: str, sampler_name: str, scheduler: str) -> bool | str:
+    def validate_inputs(cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 

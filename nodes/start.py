@@ -97,7 +97,7 @@ class ApprenticeTiltedStart(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: Any, sampler_name: Any = "euler", scheduler: Any = "normal") -> bool | str:
+    def validate_inputs(cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         given = {"preset": preset, "sampler_name": sampler_name, "scheduler": scheduler}
         return types.check_combos(**{name: value[0] if isinstance(value, list) else value for name, value in given.items()})

@@ -83,19 +83,22 @@ class ApprenticeLoadStudent(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, student: str, weight_dtype: str = "default") -> bool | str:
+    def validate_inputs(cls, student: Any = None, weight_dtype: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if weight_dtype not in DTYPES:
+        if isinstance(weight_dtype, str) and weight_dtype not in DTYPES:
             return f"weight_dtype is '{weight_dtype}', which is not one of: {', '.join(DTYPES)}."
         try:
-            _find(student)
+            if isinstance(student, str):
+                _find(student)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, student: str, **_: Any) -> str:
+    def fingerprint_inputs(cls, student: Any = None, **_: Any) -> str:
         """Other files under the same name are another student."""
+        if not isinstance(student, str):
+            return ""
         try:
             files = unets.find_files(_find(student))
         except ValueError:

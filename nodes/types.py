@@ -26,16 +26,12 @@ PromptKDTeacher = io.Custom("PROMPTKD_TEACHER")
 Critic = io.Custom("CRITIC")
 
 FULL_DECODE, FAST_DECODE = "full decode", "fast decode"
-SAMPLERS: list[str] = list(comfy.samplers.SAMPLER_NAMES)
-SCHEDULERS: list[str] = list(comfy.samplers.SCHEDULER_NAMES)
 
 # The combos of our nodes, for ``check_combos``: ComfyUI does not check the values of V3 combos itself.
 COMBOS: dict[str, list[str]] = {
     "preset": [*PRESETS, CUSTOM, AUTO],
     "threshold": list(MODES),
     "strategy": list(STRATEGIES),
-    "sampler_name": SAMPLERS,
-    "scheduler": SCHEDULERS,
     "look": [FULL_DECODE, FAST_DECODE],
     "kind": [AUTO, *KINDS],
     "precision": [AUTO, "fp32", "fp16"],
@@ -50,11 +46,21 @@ COMBOS: dict[str, list[str]] = {
 }
 
 
+def choices(name: str) -> list[str]:
+    """What a combo offers now: packs that load after this one add samplers and schedulers to ComfyUI's lists."""
+    if name == "sampler_name":
+        return list(comfy.samplers.SAMPLER_NAMES)
+    return list(comfy.samplers.SCHEDULER_NAMES) if name == "scheduler" else COMBOS[name]
+
+
 def check_combos(**values: Any) -> bool | str:
-    """``validate_inputs`` for combos: True, or a sentence that names the input and the choices."""
+    """``validate_inputs`` for combos: True, or a sentence that names the input and the choices.
+
+    What is connected has no value yet (None) and is not checked.
+    """
     for name, value in values.items():
-        if isinstance(value, str) and value not in COMBOS[name]:
-            return f"{name} is '{value}', which is not one of: {', '.join(COMBOS[name])}."
+        if isinstance(value, str) and value not in choices(name):
+            return f"{name} is '{value}', which is not one of: {', '.join(choices(name))}."
     return True
 
 
@@ -175,14 +181,14 @@ def teacher_steps(name: str = "steps") -> io.Int.Input:
 def sampler_name(optional: bool = False) -> io.Combo.Input:
     """A stock sampler."""
     return io.Combo.Input(
-        "sampler_name", options=SAMPLERS, default="dpmpp_2m", optional=optional, tooltip="ComfyUI's sampler."
+        "sampler_name", options=choices("sampler_name"), default="dpmpp_2m", optional=optional, tooltip="ComfyUI's sampler."
     )
 
 
 def scheduler(optional: bool = False) -> io.Combo.Input:
     """A stock scheduler."""
     return io.Combo.Input(
-        "scheduler", options=SCHEDULERS, default="karras", optional=optional, tooltip="ComfyUI's noise schedule."
+        "scheduler", options=choices("scheduler"), default="karras", optional=optional, tooltip="ComfyUI's noise schedule."
     )
 
 

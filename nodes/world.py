@@ -41,10 +41,12 @@ class ApprenticeTinyWorld(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, student: str) -> bool | str:
+    def validate_inputs(cls, student: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         known = loader.students()
-        return student in known or f"The tiny world has no student '{student}'; choose one of: {', '.join(known)}."
+        if not isinstance(student, str) or student in known:
+            return True
+        return f"The tiny world has no student '{student}'; choose one of: {', '.join(known)}."
 
     @classmethod
     def execute(cls, student: str) -> io.NodeOutput:

@@ -48,6 +48,7 @@ class Aesthetic(Oracle):
 
     differentiable = True
     comparable_across_prompts = True
+    reads_prompts = False
     batch = 16
 
     def __init__(

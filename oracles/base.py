@@ -18,12 +18,14 @@ class Oracle(ABC):
         network: Everything that holds weights.
         differentiable: Whether ``reward`` passes gradients to the pictures.
         comparable_across_prompts: Whether one threshold means the same for every prompt.
+        reads_prompts: Whether scores depend on the prompt.
     """
 
     name: str
     network: nn.Module
     differentiable: bool = False
     comparable_across_prompts: bool = True
+    reads_prompts: bool = True
     batch: int = 32
 
     @abstractmethod
@@ -105,6 +107,15 @@ class TwoTowerOracle(Oracle):
     def cosine(self, images: Tensor, prompts: list[str]) -> Tensor:
         """Cosines [B] between pictures and prompts."""
         return (self.image_features(images) * self.text_features(prompts)).sum(-1)
+
+
+def empty_prompts(oracle: Oracle, prompts: list[str]) -> str:
+    """What to say of prompts that ask nothing of an oracle that reads them; nothing where all is well."""
+    count = sum(not prompt.strip() for prompt in prompts)
+    if not count or not oracle.reads_prompts:
+        return ""
+    which = "The prompt is" if count == len(prompts) else f"{count} of {len(prompts)} prompts are"
+    return f"{which} empty: {oracle.name} scores how well a picture shows its prompt, so give it the text that was drawn."
 
 
 def one_prompt_each(prompts: list[str], pictures: int) -> list[str]:

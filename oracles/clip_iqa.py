@@ -22,6 +22,7 @@ class ClipIqa(OpenClipOracle):
     """
 
     comparable_across_prompts = True
+    reads_prompts = False
 
     def __init__(self, weights: Weights, name: str = "CLIP-IQA", quick_gelu: bool = True, **options: Any) -> None:
         # OpenAI's weights, which the authors took, need OpenAI's activation.

@@ -76,6 +76,7 @@ class Ensemble(Oracle):
         self.network = nn.ModuleList(m.oracle.network for m in members)
         self.batch = min(m.oracle.batch for m in members)
         self.differentiable = combination == WEIGHTED and all(m.oracle.differentiable for m in members)
+        self.reads_prompts = any(m.oracle.reads_prompts for m in members)
         self.comparable_across_prompts = all(m.oracle.comparable_across_prompts for m in members)
         self.name = f"{combination} of " + ", ".join(f"{m.oracle.name} ({m.weight:g})" for m in members)
 

@@ -243,6 +243,7 @@ class PromptKDOracle(Oracle):
         self.name = f"{critic.name} ({measure} of {judged})"
         # A probability is one whichever class it is of; logits and cosines have another level for every text.
         self.comparable_across_prompts = measure == "probability" or self.chosen is not None
+        self.reads_prompts = self.chosen is None
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """See ``Oracle.reward``."""

@@ -58,7 +58,13 @@ def worst_share(scores: Sequence[float], share: float) -> Gate:
     rejected = set(order[:count]) | {i for i, score in enumerate(scores) if math.isnan(score)}
     kept = [scores[i] for i in range(len(scores)) if i not in rejected]
     threshold = min(kept) if kept else math.inf
-    return Gate(threshold, tuple(i not in rejected for i in range(len(scores))))
+    note = ""
+    if len(scores) == 1 and 0 < share < 1:
+        note = (
+            f"A share of one picture is all or nothing: {share:g} {'rejects' if count else 'accepts'} it whatever it scores; "
+            "for single pictures take running, percentile with a calibration, or absolute."
+        )
+    return Gate(threshold, tuple(i not in rejected for i in range(len(scores))), note)
 
 
 def percentile(scores: Sequence[float], k: float, reference: Sequence[float]) -> Gate:

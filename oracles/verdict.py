@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -104,7 +105,8 @@ def table(verdict: Verdict) -> str:
     rows: list[tuple[str, ...]] = [("picture", "score", "threshold", "decision", "NFE", "seed", "prompt")]
     for j in verdict:
         nfe, seed = "?" if j.nfe is None else f"{j.nfe:g}", "?" if j.seed is None else str(j.seed)
-        rows.append((str(j.index), f"{j.score:.4g}", f"{j.threshold:.4g}", j.decision, nfe, seed, " ".join(j.prompt.split())))
+        limit = "-" if math.isinf(j.threshold) else f"{j.threshold:.4g}"  # nobody, or everybody, passes
+        rows.append((str(j.index), f"{j.score:.4g}", limit, j.decision, nfe, seed, " ".join(j.prompt.split())))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, tuple("-" * width for width in widths))
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
@@ -115,7 +117,7 @@ def summary(verdict: Verdict) -> str:
     """The totals in one line."""
     counts = {word: sum(j.decision == word for j in verdict) for word in (ACCEPTED, REJECTED, IMPROVED, KEPT)}
     parts = [f"{count} {word}" for word, count in counts.items() if count]
-    text = f"{len(verdict)} pictures: " + (", ".join(parts) or "none")
+    text = f"{len(verdict)} picture{'s' * (len(verdict) != 1)}: " + (", ".join(parts) or "none")
     text += f"; {verdict.oracle}, {verdict.mode} {verdict.value:g}"
     if verdict.mean_nfe is not None:
         text += f"; {verdict.mean_nfe:.4g} network evaluations a picture"

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
 from ..oracles.preprocess import normalise, resize_and_crop, round_half_even
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Left by macOS and Jupyter beside pictures, like everything whose name begins with a dot.
+_NOT_PICTURES = ("__MACOSX",)
+_TEXT_LIMIT = 256 * 2**20  # bytes of text in one PNG
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,21 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give one with pictures of your domain.")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+    known = picture_extensions()
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known and not _hidden(p, folder) and p.is_file())
     if not found:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}).")
+        raise ValueError(f"{folder} holds no pictures ({', '.join(known)}).")
     return found
+
+
+def picture_extensions() -> list[str]:
+    """Extensions of the files that are taken for pictures: all raster formats that the installed Pillow reads."""
+    known = Image.registered_extensions()
+    return sorted(e for e, kind in known.items() if kind in Image.OPEN and kind not in ("PDF", "EPS", "MPEG", "HDF5", "WMF"))
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") or part in _NOT_PICTURES for part in path.relative_to(folder).parts)
 
 
 def labelled_folder(folder: Path) -> tuple[tuple[str, ...], list[Item]]:
@@ -68,7 +82,7 @@ def labelled_folder(folder: Path) -> tuple[tuple[str, ...], list[Item]]:
     """
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}; give one with a subfolder for each class.")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not _hidden(p, folder))
     if not names:
         raise ValueError(f"{folder} has no subfolders: put the pictures of each class in a folder of the class's name.")
     return tuple(names), [Item(p, i, name) for i, name in enumerate(names) for p in pictures_in(folder / name)]
@@ -217,18 +231,39 @@ def folder_split(root: Path) -> Split:
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
-def read_picture(path: Path) -> Image.Image:
-    """A picture in RGB, upright.
+def read_picture(path: Path, mode: str = "RGB") -> Image.Image:
+    """A picture in ``mode`` ("RGB" or "L"), upright, eight bits a channel; a PNG of any amount of text.
 
     Raises:
         ValueError: It is missing, no picture, or damaged.
     """
     try:
-        with Image.open(path) as opened:
-            upright: Image.Image = ImageOps.exif_transpose(opened).convert("RGB")
+        with _any_text(), Image.open(path) as opened:
+            upright: Image.Image = _eight_bits(ImageOps.exif_transpose(opened)).convert(mode)
             return upright
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is missing, no picture, or damaged: delete it, or put a good one in its place.") from error
+
+
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """Have Pillow read PNGs with more text than its own limits, such as a long workflow.
+
+    The text is no larger than the limits set here, which keeps a stranger's file from filling the memory.
+    """
+    before = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _TEXT_LIMIT
+    try:
+        yield
+    finally:
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = before
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """16-bit grey scaled to eight bits; Pillow's own conversion would clip it to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
 
 
 def crop_box(width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -28,6 +28,7 @@ from ..samplers.edm import tile
 from ..samplers.schedules import sid_edm_sigmas
 from .augment import LABELS
 from .distill import PRESETS, Preset, Settings, Task, card
+from .domain_data import pictures_in, read_picture
 from .sid import Denoise, Labels, Players, edm_denoise, edm_players, generate
 
 PRECISIONS = tuple(DTYPES)
@@ -36,8 +37,6 @@ HALF_EPS = 1e-6
 
 EDM_PRESETS: dict[str, Preset] = {name: preset for name, preset in PRESETS.items() if not name.startswith("sd")}
 """The published runs on EDM's networks."""
-
-PICTURES = (".png", ".jpg", ".jpeg")
 
 
 # ------------------------------------------------------------------------------------------------ the networks
@@ -143,7 +142,7 @@ class RealPictures:
     """Real pictures for the adversarial loss, read from a folder and those below it as they are needed.
 
     Args:
-        folder: With PNG and JPEG files; any size, cropped to a square at the centre.
+        folder: With pictures of any format that ``pictures_in`` takes; any size, cropped to a square at the centre.
         channels: 1 for grey, 3 for RGB.
         size: Height and width of the network's pictures.
         classes: Of the network; a folder has none.
@@ -157,10 +156,8 @@ class RealPictures:
             raise ValueError("The network draws by class, and pictures in a folder have none: leave --real out.")
         if channels not in (1, 3):
             raise ValueError(f"The network draws in {channels} channels, which pictures in files don't have.")
-        self.files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+        self.files = pictures_in(folder)
         self.mode, self.size = "RGB" if channels == 3 else "L", size
-        if not self.files:
-            raise ValueError(f"There are no pictures ({', '.join(PICTURES)}) in {folder}.")
 
     def __call__(self, rng: torch.Generator, batch: int) -> Tensor:
         """``batch`` of them [B, C, H, W] in -1..1."""
@@ -176,11 +173,7 @@ class RealPictures:
         import numpy as np
         from PIL import Image, ImageOps
 
-        try:
-            with Image.open(path) as opened:
-                fitted = ImageOps.fit(opened.convert(self.mode), (self.size, self.size), Image.Resampling.LANCZOS)
-        except OSError as error:
-            raise ValueError(f"{path.name} is no picture, or damaged: delete it or leave --real out.") from error
+        fitted = ImageOps.fit(read_picture(path, self.mode), (self.size, self.size), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32) / 127.5 - 1)
         return pixels[None] if self.mode == "L" else pixels.movedim(-1, 0)
 

@@ -254,10 +254,10 @@ def test_the_adversarial_loss_trains_with_real_pictures(tmp_path: Path) -> None:
 def test_real_pictures_that_cannot_serve_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="draws by class"):
         RealPictures(pictures(tmp_path / "a"), 3, 8, classes=10)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no folder"):
         RealPictures(tmp_path / "nowhere", 3, 8)
     (tmp_path / "a" / "a.png").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"a\.png is no picture"):
+    with pytest.raises(ValueError, match=r"a\.png is missing, no picture"):
         RealPictures(tmp_path / "a", 3, 8)(torch.Generator().manual_seed(0), 20)
 
 
