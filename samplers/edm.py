@@ -25,13 +25,15 @@ def sid_levels(
     init_sigma (1 - i / steps) of an EDM one.
 
     Raises:
-        ValueError: It is a flow model, or a number is out of range.
+        ValueError: It is a flow model or Stable Cascade, or a number is out of range.
     """
     kind = sampling_kind(model_sampling)
     if kind == "flow":
         raise ValueError(
             "SiD Sampler is for EDM networks and Stable Diffusion, and this is a flow model: use Student Sampler or KSampler."
         )
+    if kind == "cascade":
+        raise ValueError("SiD Sampler is for EDM networks and Stable Diffusion, and this is Stable Cascade: use KSampler.")
     if not 1 <= steps <= MOST_STEPS:
         raise ValueError(f"SiD draws in 1 to {MOST_STEPS} steps, not {steps}.")
     if kind == "edm":

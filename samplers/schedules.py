@@ -203,7 +203,7 @@ def _stable_diffusion_log_sigmas() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def timestep_sigma(timestep: float, model_sampling: Any = None) -> float:
-    """The noise level of a training timestep (0..999), interpolated in ln sigma between whole ones."""
+    """The noise level of a training timestep (0..999; of Stable Cascade 0..1), interpolated in ln sigma between whole ones."""
     if model_sampling is not None:
         return float(model_sampling.sigma(torch.tensor(float(timestep))))
     table = _stable_diffusion_log_sigmas()
@@ -211,11 +211,24 @@ def timestep_sigma(timestep: float, model_sampling: Any = None) -> float:
 
 
 def sampling_kind(model_sampling: Any) -> str:
-    """"flow", "edm" or "discrete", from the classes that ComfyUI composes a model's sampling of."""
+    """"flow", "edm", "cascade" or "discrete", from the classes that ComfyUI composes a model's sampling of.
+
+    Raises:
+        ValueError: It is none of them.
+    """
     classes = {cls.__name__ for cls in type(model_sampling).__mro__}
     if "CONST" in classes:
         return "flow"
-    return "edm" if any("Continuous" in name for name in classes) else "discrete"
+    if "StableCascadeSampling" in classes:  # derived from the discrete one, but its timesteps are 0..1 and not 0..999
+        return "cascade"
+    if any("Continuous" in name for name in classes) or "ModelSamplingDiscreteEDM" in classes:  # timesteps are ln(sigma) / 4
+        return "edm"
+    if hasattr(model_sampling, "num_timesteps"):
+        return "discrete"
+    raise ValueError(
+        f"What a part of the noise means is not known for {type(model_sampling).__name__}; use a model of a kind that ComfyUI has "
+        "(discrete, flow, EDM or Stable Cascade)."
+    )
 
 
 def preset_sigmas(
@@ -275,7 +288,7 @@ def rollback_sigma(rollback: float, model_sampling: Any) -> float:
         return rollback
     if kind == "edm":
         return low ** (1 - rollback) * high**rollback
-    last = getattr(model_sampling, "num_timesteps", TRAINING_TIMESTEPS) - 1
+    last = 1 if kind == "cascade" else model_sampling.num_timesteps - 1
     return timestep_sigma(rollback * last, model_sampling)
 
 
