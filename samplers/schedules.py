@@ -80,6 +80,16 @@ def shifted_flow(shift: float) -> Rule:
     return _tail(grid)
 
 
+def normal_flow(shift: float) -> Rule:
+    """ComfyUI's scheduler "normal" on a flow model: evenly from its highest to its lowest of 1000 levels, shifted (once more)."""
+    lowest = shift * 0.001 / (1 + (shift - 1) * 0.001)
+
+    def grid(steps: int) -> list[float]:
+        return [shift * t / (1 + (shift - 1) * t) for t in np.linspace(1, lowest, steps).tolist()]
+
+    return _tail(grid)
+
+
 def tiny_world_sigmas(steps: int) -> list[float]:
     """80, then from 6 down to 0.4 in equal ratios: where the embedded student's sheets look best."""
     if steps <= 2:
@@ -140,6 +150,9 @@ PRESETS: dict[str, Preset] = {
     "sd35-large-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "stabilityai/stable-diffusion-3.5-large-turbo, as ComfyUI draws it (diffusers shifts its end point once more)"),
     "z-image-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 8, 16, "Tongyi-MAI/Z-Image-Turbo"),
     "qwen-image-lightning/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "lightx2v/Qwen-Image-Lightning (base_shift = ln 3)"),
+    "z-image-turbo/res-multistep": Preset("flow", shifted_flow(3.0), "res_multistep", 9, 16, "ComfyUI's template image_z_image_turbo (9 steps, simple, shift 3)"),
+    "hidream-i1-fast/shift3": Preset("flow", normal_flow(3.0), "lcm", 16, 32, "ComfyUI's template hidream_i1_fast (normal, shift 3)"),
+    "hidream-i1-dev/shift6": Preset("flow", normal_flow(6.0), "lcm", 28, 50, "ComfyUI's template hidream_i1_dev (normal, shift 6)"),
 }  # fmt: skip
 CUSTOM = "custom"  # the artist's own sampler and scheduler
 AUTO = "auto"  # the preset that the model's card names
@@ -166,6 +179,8 @@ _ALIASES = {
     "sd35-turbo": "sd35-large-turbo/shift3",
     "z-image-turbo": "z-image-turbo/shift3",
     "qwen-image-lightning": "qwen-image-lightning/shift3",
+    "hidream-i1-fast": "hidream-i1-fast/shift3",
+    "hidream-i1-dev": "hidream-i1-dev/shift6",
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.samplers.edm import sid_levels
-from comfyui_apprentice.samplers.schedules import preset_sigmas, rollback_sigma
+from comfyui_apprentice.samplers.schedules import PRESETS, preset_sigmas, rollback_sigma
 
 FRACTIONS = [0.05, 0.25, 0.5, 0.75, 0.95]
 
@@ -65,3 +65,21 @@ def test_a_kind_that_cannot_be_told_is_refused() -> None:
     unknown = SimpleNamespace(sigma_min=torch.tensor(0.1), sigma_max=torch.tensor(9.0))
     with pytest.raises(ValueError, match="not known for SimpleNamespace"):
         rollback_sigma(0.5, unknown)
+
+
+@pytest.mark.parametrize(
+    ("preset", "sampler", "scheduler", "steps", "shift"),
+    [
+        ("z-image-turbo/res-multistep", "res_multistep", "simple", 9, 3.0),
+        ("hidream-i1-fast/shift3", "lcm", "normal", 16, 3.0),
+        ("hidream-i1-dev/shift6", "lcm", "normal", 28, 6.0),
+    ],
+)
+def test_presets_are_the_templates_schedules(preset: str, sampler: str, scheduler: str, steps: int, shift: float) -> None:
+    import comfy.samplers
+
+    model = sampling("ModelSamplingDiscreteFlow", "CONST", shift=shift)
+    wanted = comfy.samplers.calculate_sigmas(model, scheduler, steps)
+    assert PRESETS[preset].sampler == sampler
+    # "simple" rounds to one of 1000 levels
+    torch.testing.assert_close(preset_sigmas(preset, None, model), wanted, rtol=0, atol=2e-3 if scheduler == "simple" else 1e-5)
