@@ -65,7 +65,7 @@ def join_info(drafts: list[dict[str, Any]], total: int) -> Info | None:
 def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
     """64 hex digits: the same pixels, prompts and oracle have the same ones."""
     digest = hashlib.sha256(repr((fingerprint, tuple(pixels.shape), asked)).encode())
-    digest.update(pixels.detach().cpu().contiguous().numpy().tobytes())
+    digest.update(pixels.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
@@ -165,7 +165,7 @@ class ApprenticeJudge(io.ComfyNode):
             seed=info.seed if info else None, nfe=info.nfe if info else None,
         )  # fmt: skip
         if info and drafts and len(drafts) > 1:
-            seeds = [info_of(latent).seed for latent in drafts for _ in latent["samples"]]  # type: ignore[union-attr]
+            seeds = [known.seed for latent in drafts if (known := info_of(latent)) for _ in known.nfe]
             verdict = replace(verdict, judgements=tuple(replace(j, seed=s) for j, s in zip(verdict, seeds, strict=True)))
         show_text(summary(verdict))
         return io.NodeOutput(verdict, table(verdict))

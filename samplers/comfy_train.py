@@ -116,7 +116,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
 
 
 def noise_levels(model: comfy.model_patcher.ModelPatcher) -> tuple[str, Tensor]:
-    """The kind of the model's sampling ("discrete", "flow", "edm"), and its training levels [timesteps], rising."""
+    """The kind of the model's sampling ("discrete", "flow", "edm", "cascade"), and its training levels [timesteps], rising."""
     sampling = model.get_model_object("model_sampling")
     return sampling_kind(sampling), sampling.sigmas.detach().float().cpu().clone()
 

@@ -29,7 +29,7 @@ def sid_levels(
     """
     kind = sampling_kind(model_sampling)
     if kind not in ("edm", "discrete"):
-        what = "a flow model" if kind == "flow" else f"of kind {kind}"
+        what = {"flow": "a flow model", "cascade": "Stable Cascade"}.get(kind, f"of kind {kind}")
         raise ValueError(
             f"SiD Sampler is for EDM networks and Stable Diffusion, and this is {what}: use Student Sampler or KSampler."
         )

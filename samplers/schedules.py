@@ -80,6 +80,16 @@ def shifted_flow(shift: float) -> Rule:
     return _tail(grid)
 
 
+def normal_flow(shift: float) -> Rule:
+    """ComfyUI's scheduler "normal" on a flow model: evenly from its highest to its lowest of 1000 levels, shifted (once more)."""
+    lowest = shift * 0.001 / (1 + (shift - 1) * 0.001)
+
+    def grid(steps: int) -> list[float]:
+        return [shift * t / (1 + (shift - 1) * t) for t in np.linspace(1, lowest, steps).tolist()]
+
+    return _tail(grid)
+
+
 def tiny_world_sigmas(steps: int) -> list[float]:
     """80, then from 6 down to 0.4 in equal ratios: where the embedded student's sheets look best."""
     if steps <= 2:
@@ -140,6 +150,9 @@ PRESETS: dict[str, Preset] = {
     "sd35-large-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "stabilityai/stable-diffusion-3.5-large-turbo, as ComfyUI draws it (diffusers shifts its end point once more)"),
     "z-image-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 8, 16, "Tongyi-MAI/Z-Image-Turbo"),
     "qwen-image-lightning/shift3": Preset("flow", shifted_flow(3.0), "euler", 4, 8, "lightx2v/Qwen-Image-Lightning (base_shift = ln 3)"),
+    "z-image-turbo/res-multistep": Preset("flow", shifted_flow(3.0), "res_multistep", 9, 16, "ComfyUI's template image_z_image_turbo (9 steps, simple, shift 3)"),
+    "hidream-i1-fast/shift3": Preset("flow", normal_flow(3.0), "lcm", 16, 32, "ComfyUI's template hidream_i1_fast (normal, shift 3)"),
+    "hidream-i1-dev/shift6": Preset("flow", normal_flow(6.0), "lcm", 28, 50, "ComfyUI's template hidream_i1_dev (normal, shift 6)"),
 }  # fmt: skip
 CUSTOM = "custom"  # the artist's own sampler and scheduler
 AUTO = "auto"  # the preset that the model's card names
@@ -166,6 +179,8 @@ _ALIASES = {
     "sd35-turbo": "sd35-large-turbo/shift3",
     "z-image-turbo": "z-image-turbo/shift3",
     "qwen-image-lightning": "qwen-image-lightning/shift3",
+    "hidream-i1-fast": "hidream-i1-fast/shift3",
+    "hidream-i1-dev": "hidream-i1-dev/shift6",
 }
 
 
@@ -203,7 +218,7 @@ def _stable_diffusion_log_sigmas() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def timestep_sigma(timestep: float, model_sampling: Any = None) -> float:
-    """The noise level of a training timestep (0..999), interpolated in ln sigma between whole ones."""
+    """The noise level of a training timestep (0..999; of Stable Cascade 0..1), interpolated in ln sigma between whole ones."""
     if model_sampling is not None:
         return float(model_sampling.sigma(torch.tensor(float(timestep))))
     table = _stable_diffusion_log_sigmas()
@@ -219,12 +234,22 @@ def sampling_kind(model_sampling: Any) -> str:
     Returns:
         "discrete": of training timesteps 0..999; "flow": the flow time itself; "rflow": flow time t as t / (1 - t) (Cosmos,
         Anima); "cascade": of a time 0..1 (Stable Cascade); "edm": any from sigma_min to sigma_max.
+
+    Raises:
+        ValueError: It is none of them.
     """
     classes = {cls.__name__ for cls in type(model_sampling).__mro__}
     for name, kind in _KINDS.items():
         if name in classes:
             return kind
-    return "edm" if any("Continuous" in name for name in classes) else "discrete"
+    if any("Continuous" in name for name in classes):
+        return "edm"
+    if hasattr(model_sampling, "num_timesteps"):
+        return "discrete"
+    raise ValueError(
+        f"What a part of the noise means is not known for {type(model_sampling).__name__}; use a model of a kind that ComfyUI has "
+        "(discrete, flow, EDM, Cosmos or Stable Cascade)."
+    )
 
 
 def preset_sigmas(
@@ -289,8 +314,7 @@ def rollback_sigma(rollback: float, model_sampling: Any) -> float:
         return float(model_sampling.sigma(torch.tensor(rollback)))
     if kind == "edm":
         return low ** (1 - rollback) * high**rollback
-    last = getattr(model_sampling, "num_timesteps", TRAINING_TIMESTEPS) - 1
-    return timestep_sigma(rollback * last, model_sampling)
+    return timestep_sigma(rollback * (model_sampling.num_timesteps - 1), model_sampling)
 
 
 def refine_sigmas(schedule: Tensor, start: float) -> Tensor:

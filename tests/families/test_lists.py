@@ -25,7 +25,7 @@ from comfyui_apprentice.oracles.aesthetic import Aesthetic  # noqa: E402
 from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
 from comfyui_apprentice.oracles.clip_iqa import ClipIqa  # noqa: E402
 from comfyui_apprentice.oracles.verdict import summary  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import INFO, Info  # noqa: E402
+from comfyui_apprentice.samplers.adaptive import Info, with_info  # noqa: E402
 
 NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
 CHECKED = [node for node in NODES if "validate_inputs" in vars(node)]
@@ -113,7 +113,7 @@ def grey(values: list[float], height: int = 8, width: int = 8) -> torch.Tensor:
 
 def drafts(values: list[float], nfe: float, seed: int, student: str = "s") -> dict[str, Any]:
     samples = torch.tensor(values)[:, None, None, None].expand(-1, 4, 2, 2).contiguous()
-    return {"samples": samples, INFO: Info((nfe,) * len(values), seed, samples, 1.0, "SD15", "", student, "x")}
+    return with_info({}, samples, Info((nfe,) * len(values), seed, samples, 1.0, "SD15", "", student, "x"))
 
 
 def test_a_judge_joins_a_list_of_drafts() -> None:
@@ -167,3 +167,11 @@ def test_an_oracle_asked_nothing_says_so() -> None:
     oracle.reads_prompts = False
     assert "empty" not in ApprenticeScore.execute([oracle], images, [""])[1]
     assert not Aesthetic.reads_prompts and not ClipIqa.reads_prompts
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pictures_in_half_precision_are_judged(dtype: torch.dtype) -> None:
+    """As ComfyUI hands them out with --fp16-intermediates."""
+    images = grey([0.25, 0.5]).to(dtype)
+    verdict = ApprenticeJudge.execute([Brightness()], [images], ["a", "b"], ["absolute"], [1.4])[0]
+    assert [round(j.score, 4) for j in verdict] == [1.25, 1.5] and verdict.rejected == [0]

@@ -23,6 +23,7 @@ class CONST:
 class Discrete:
     """Stable Diffusion's."""
 
+    num_timesteps = 1000
     def sigma(self, timestep: torch.Tensor) -> torch.Tensor:
         return torch.tensor(timestep_sigma(float(timestep)))
 
