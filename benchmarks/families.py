@@ -142,6 +142,23 @@ def masked(case: Case) -> str:
     return same(found, whole) or close(case.improved([1], "regenerate", noise_mask=mask)[1], whole[1])
 
 
+def prompts(case: Case) -> str:
+    """Of prompts with texts of different lengths, each picture is the one drawn from its own line alone."""
+    from ..samplers.adaptive import draw_drafts
+    from ..samplers.prompts import join
+    from ..samplers.schedules import CUSTOM
+
+    lines = [tiny.text(case.family, 1, tokens, seed=row) for row, tokens in enumerate((7, 12, 5))]
+    with torch.inference_mode():
+        drawn = draw_drafts(case.student, join(lines), case.negative, case.latent, CUSTOM, case.drawing())["samples"]
+    for row, line in enumerate(lines):
+        alone = {**tiny.empty(case.family, 1), "batch_index": [row]}
+        expected = tiny.stock(case.student, alone, line, case.negative, seed=SEED, steps=STEPS, cfg=CFG)
+        if wrong := close(drawn[row], expected[0]):
+            return wrong
+    return ""
+
+
 def evaluations(case: Case) -> str:
     """The evaluations told in advance are those counted."""
     from ..samplers.adaptive import teacher_evaluations
@@ -174,7 +191,7 @@ def presets(case: Case) -> str:
 
 CHECKS: dict[str, Callable[[Case], str]] = {
     "gate open": gate_open, "gate shut": gate_shut, "one of three": part, "refined": refined, "masked": masked,
-    "evaluations": evaluations, "presets": presets,
+    "prompts": prompts, "evaluations": evaluations, "presets": presets,
 }  # fmt: skip
 
 

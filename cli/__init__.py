@@ -201,6 +201,20 @@ def bfloat16(
 
 
 @bench.command()
+def families(
+    json: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None,
+    threads: Threads = None,
+) -> None:
+    """What the pack draws rightly with every family of models, at tiny size, in the ComfyUI in $COMFYUI_PATH."""
+    try:
+        figures = _benchmark("families", threads).run(lambda text: typer.echo(text, err=True))
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from error
+    if json:
+        figures.save(json)
+
+
+@bench.command()
 def startup(json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     benchmark = _benchmark("startup")

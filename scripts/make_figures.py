@@ -92,6 +92,13 @@ def bfloat16_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def family_figures(results: dict[str, Any]) -> str:
+    """Which checks hold in which family."""
+    names = list(results["rows"][0])
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " --- |" * (len(names) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row[name] for name in names) + " |" for row in results["rows"])])
+
+
 PROMPTKD_WORDS = {
     "base_gain": "base names, distilled minus zero-shot, points",
     "novel_gain": "novel names, distilled minus zero-shot, points",
@@ -180,6 +187,8 @@ def filled(readme: str) -> str:
     readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
     begin, end = "<!-- figures: benchmarks/results/bfloat16.json -->", "<!-- end of bfloat16 -->"
     readme = _between(readme, begin, end, bfloat16_figures(read("bfloat16")))
+    begin, end = "<!-- figures: benchmarks/results/families.json -->", "<!-- end of families -->"
+    readme = _between(readme, begin, end, family_figures(read("families")))
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())
 
 
