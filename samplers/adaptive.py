@@ -282,6 +282,10 @@ def _through_pixels(latent: Latent, samples: Tensor, rows: Sequence[int], vaes: 
             "student's VAE to vae and the teacher's VAE to teacher_vae."
         )
     pictures = to_pixels(vaes[0], samples[list(rows)])
+    if len(pictures) != len(rows):
+        raise ValueError(
+            "Drafts of several frames can't go through pixels to another family of models: use a teacher of the student's family."
+        )
     encoded = to_latents(vaes[1], pictures)
     whole = encoded.new_zeros(len(samples), *encoded.shape[1:])
     whole[list(rows)] = encoded

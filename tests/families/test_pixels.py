@@ -78,6 +78,18 @@ def test_each_picture_goes_its_way_alone(name: str) -> None:
     assert shown.shape == (2, 16, 24, 3)
 
 
+def test_a_video_stays_in_its_family() -> None:
+    with torch.inference_mode():
+        drafts = draw_drafts(
+            tiny.model("wan21"), tiny.text("wan21"), tiny.text("wan21"), tiny.empty("wan21", 1, 4, 4, 2), CUSTOM, EULER
+        )
+        with pytest.raises(ValueError, match="several frames"):
+            improve(
+                tiny.model("flux"), tiny.text("flux"), tiny.text("flux"), drafts, [0], "refine", 0.5, EULER,
+                vaes=(vae("wan21"), vae("flux")),
+            )  # fmt: skip
+
+
 def test_only_the_rejected_go_through_the_vaes() -> None:
     drafts, seen = drafted("sdxl", 3), list[int]()
     encoder, teacher = Sized(8, seen), tiny.model("flux")
