@@ -87,3 +87,28 @@ def test_teacher_of_another_family_works_through_pixels(comfy: Comfy, models: Pa
 def test_teacher_of_another_family_without_its_vae_is_one_clear_sentence(comfy: Comfy, models: Path) -> None:
     with pytest.raises(GraphError, match="connect the student's VAE to vae and the teacher's VAE to teacher_vae"):
         comfy.run(two_families(False).g)
+
+
+def test_a_short_and_a_long_prompt_are_each_drawn_as_alone(comfy: Comfy, models: Path) -> None:
+    """By SD1.5's own text encoder, which gives the long one two pieces of 77 tokens; a stock sampler takes both too."""
+    long = "a castle " * 60
+    once = {"seed": 5, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
+
+    def graph(name: str, text: str, batch: int) -> Graph:
+        g = Graph()
+        loader = g.add("CheckpointLoaderSimple", "loader", ckpt_name="mini_sd15.safetensors")
+        lines = g.add("ApprenticePrompts", "lines", clip=loader[1], text=text)
+        empty = g.add("CLIPTextEncode", "empty", clip=loader[1], text="")
+        latent = g.add("EmptyLatentImage", "latent", width=64, height=64, batch_size=batch)
+        inputs = {"model": loader[0], "positive": lines[0], "negative": empty, "latent_image": latent, **once}
+        ours = g.add("ApprenticeStudentSampler", "ours", preset="custom", steps=2, **inputs)
+        g.add("TestSave", "save ours", name=f"{name} ours", latent=ours)
+        g.add("TestSave", "save stock", name=f"{name} stock", latent=g.add("KSampler", "stock", steps=2, **inputs))
+        return g
+
+    comfy.run(graph("both", f"a road\n{long}", 2))
+    comfy.run(graph("short", "a road", 1))
+    both, stock, short = (comfy.tensors(name)["latent"] for name in ("both ours", "both stock", "short ours"))
+    torch.testing.assert_close(both[0], short[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(both, stock, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(both[0], both[1], atol=0.1)
