@@ -6,11 +6,9 @@ family's own shapes, texts and noise levels: to the bit where the whole batch is
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from . import tiny_families as tiny
 from .figures import Claim, Figures, print_table
+from .startup import comfyui_home
 
 SEED, STEPS, CFG, PICTURES = 5, 3, 2.0, 3
 ROUNDING = 1e-4  # of the largest value of the latents
@@ -222,9 +221,7 @@ def run(say: Callable[[str], None] = print) -> Figures:
     Raises:
         RuntimeError: There is no ComfyUI there.
     """
-    home = Path(os.environ.get("COMFYUI_PATH", ""))
-    if not (home / "main.py").exists():
-        raise RuntimeError("Set COMFYUI_PATH to the folder of a ComfyUI; bash test.sh fetches one into .cache/ComfyUI.")
+    comfyui_home()
     tiny.start()
     import comfyui_version
 

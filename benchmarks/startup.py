@@ -31,15 +31,25 @@ print(core, time.process_time() - core)
 """
 
 
+def comfyui_home() -> Path:
+    """The folder of the ComfyUI in ``$COMFYUI_PATH``.
+
+    Raises:
+        RuntimeError: There is none there.
+    """
+    home = Path(os.environ.get("COMFYUI_PATH", ""))
+    if not (home / "main.py").exists():
+        raise RuntimeError("Set COMFYUI_PATH to the folder of a ComfyUI; bash test.sh fetches one into .cache/ComfyUI.")
+    return home
+
+
 def run(repeats: int = 5) -> Figures:
     """Measure in fresh processes of the ComfyUI in ``$COMFYUI_PATH``.
 
     Raises:
         RuntimeError: There is no ComfyUI there.
     """
-    home = Path(os.environ.get("COMFYUI_PATH", ""))
-    if not (home / "main.py").exists():
-        raise RuntimeError("Set COMFYUI_PATH to the folder of a ComfyUI; bash test.sh fetches one into .cache/ComfyUI.")
+    home = comfyui_home()
     root = Path(__file__).resolve().parents[1]
     times = []
     for _ in range(repeats):

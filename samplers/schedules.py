@@ -292,9 +292,10 @@ def initial_scale(preset: str, sigma: float) -> float:
 def rollback_sigma(rollback: float, model_sampling: Any) -> float:
     """The noise level to which a rejected draft is taken back (arXiv 2312.10835, Algorithm 1, line 8).
 
-    ``rollback`` is a fraction, as the official code's ``strength``: of the training timesteps for discrete models, of the
-    flow time for flow models (Cosmos's too), of Stable Cascade's time, of the way in ln sigma for EDM ones. 1 is exactly sigma_max, 0 exactly 0. (The paper's
-    algorithm writes a variance instead; a fraction means the same for every scheduler and number of steps.)
+    ``rollback`` is a fraction, as the official code's ``strength``: of the training timesteps for discrete models, of the flow
+    time for flow models (Cosmos's too), of Stable Cascade's time, of the way in ln sigma for EDM ones. 1 is exactly sigma_max,
+    0 exactly 0. (The paper's algorithm writes a variance instead; a fraction means the same for every scheduler and number of
+    steps.)
 
     Raises:
         ValueError: ``rollback`` is not in 0..1.
@@ -311,7 +312,7 @@ def rollback_sigma(rollback: float, model_sampling: Any) -> float:
         time = rollback * high / (1 + high)
         return time / (1 - time)
     if kind == "cascade":
-        return float(model_sampling.sigma(torch.tensor(rollback)))
+        return timestep_sigma(rollback, model_sampling)
     if kind == "edm":
         return low ** (1 - rollback) * high**rollback
     return timestep_sigma(rollback * (model_sampling.num_timesteps - 1), model_sampling)
