@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import family_training as training
 from . import tiny_families as tiny
 from .figures import Claim, Figures, print_table
 from .startup import comfyui_home
@@ -188,9 +189,23 @@ def presets(case: Case) -> str:
     return ""
 
 
+def distilled(case: Case) -> str:
+    """SiD Distill makes a LoRA that the stock loader takes whole, and hands out what the file draws."""
+    with training.folders() as folder:
+        made, _curve, _samples, file = training.distil(case.teacher, case.family).result
+        return training.lora_wrong(case.teacher, made, case.family, folder / "loras" / file)
+
+
+def tuned(case: Case) -> str:
+    """So does Reward Finetune, by adjoint matching."""
+    with training.folders() as folder:
+        made, _run, file, _report = training.tune(case.teacher, case.family).result
+        return training.lora_wrong(case.teacher, made, case.family, folder / "loras" / file)
+
+
 CHECKS: dict[str, Callable[[Case], str]] = {
     "gate open": gate_open, "gate shut": gate_shut, "one of three": part, "refined": refined, "masked": masked,
-    "prompts": prompts, "evaluations": evaluations, "presets": presets,
+    "prompts": prompts, "evaluations": evaluations, "presets": presets, "distilled": distilled, "tuned": tuned,
 }  # fmt: skip
 
 

@@ -209,8 +209,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in ["", *lines]]
         with bridge.training():
             made.prepare(encoded)
-            average = made.train(save_every)
-        return made.finish(average)
+            return made.finish(made.train(save_every))
 
 
 def _kappa(name: str, default: float, who: str) -> io.Float.Input:

@@ -86,7 +86,10 @@ def training_dtype(precision: str) -> torch.dtype:
 
 @contextmanager
 def training() -> Iterator[None]:
-    """Inside, gradients can be had from ComfyUI's networks: no inference mode, and newer ComfyUIs know (``in_training``)."""
+    """Inside, gradients can be had from ComfyUI's networks: no inference mode, and newer ComfyUIs know (``in_training``).
+
+    What was placed is let go at the end: ComfyUI's own lists would break if it were still there when Python collects it.
+    """
     told = getattr(comfy.model_management, "in_training", None)
     try:
         if told is not None:
@@ -96,6 +99,7 @@ def training() -> Iterator[None]:
     finally:
         if told is not None:
             comfy.model_management.in_training = told
+        comfy.model_management.unload_all_models()
 
 
 def latent_shape(model: comfy.model_patcher.ModelPatcher, size: tuple[int, int]) -> tuple[int, ...]:
