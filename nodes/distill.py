@@ -74,7 +74,11 @@ class ApprenticeSiDDistill(io.ComfyNode):
             "same name it goes on where it was.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The teacher: SD1.5, SD2.1, SDXL, a flow model, the tiny world's. LoRAs count."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The teacher, of any family that draws pictures: SD, SDXL, SD3, Flux, Chroma, Z-Image, Qwen-Image, "
+                    "Wan, the tiny world's. LoRAs count.",
+                ),
                 io.Clip.Input("clip", tooltip="The teacher's text encoder."),
                 io.Combo.Input(
                     "prompts", options=folders.prompt_files(), default=folders.BUNDLED,

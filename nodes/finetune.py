@@ -63,9 +63,15 @@ class ApprenticeRewardFinetune(io.ComfyNode):
             "with the same name it goes on where it was.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="What is tuned: SD1.5, SD2.1, SDXL, a flow model, the tiny world's teacher."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What is tuned, of any family that draws pictures: SD, SDXL, SD3, Flux, Chroma, Z-Image, Qwen-Image, "
+                    "Wan, the tiny world's teacher.",
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
-                io.Vae.Input("vae", tooltip="Its VAE: the oracle looks at pictures."),
+                io.Vae.Input(
+                    "vae", tooltip="Its VAE: the oracle looks at pictures. TAESD (in Load VAE) needs the least memory."
+                ),
                 Oracle.Input("oracle", tooltip="What judges. Without a gradient only weighted_regression can follow it."),
                 io.Combo.Input(
                     "prompts", options=folders.prompt_files(), default=folders.BUNDLED,

@@ -207,6 +207,16 @@ def test_a_decoder_holds_one_block_for_its_gradients() -> None:
     assert held(blocks) < held(whole) / 2
 
 
+def test_the_help_page_has_the_computed_table_of_memory() -> None:
+    from comfyui_apprentice.benchmarks import decoder_memory
+
+    page = Path(decoder_memory.__file__).parents[1] / "web/docs/ApprenticeRewardFinetune/en.md"
+    text, rows = page.read_text(encoding="utf-8"), decoder_memory.run().rows
+    assert len(rows) == 4
+    for row in rows:
+        assert " | ".join(["| " + row["VAE"], *(f"{gib:.1f}" for name, gib in row.items() if name != "VAE")]) in text
+
+
 def test_video_latents_have_one_frame_and_sound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bridge.latent_shape(tiny.model("qwen"), (64, 32)) == (16, 1, 4, 8)
     assert bridge.latent_shape(tiny.model("sdxl"), (64, 32)) == (4, 4, 8)
