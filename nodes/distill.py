@@ -213,7 +213,9 @@ class ApprenticeSiDDistill(io.ComfyNode):
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in ["", *lines]]
         with bridge.training():
             made.prepare(encoded)
-            return made.finish(made.train(save_every))
+            average = made.train(save_every)
+            with torch.inference_mode():
+                return made.finish(average)
 
 
 def _kappa(name: str, default: float, who: str) -> io.Float.Input:
