@@ -6,6 +6,7 @@ family's own shapes, texts and noise levels: to the bit where the whole batch is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -237,6 +238,7 @@ def run(say: Callable[[str], None] = print) -> Figures:
         RuntimeError: There is no ComfyUI there.
     """
     comfyui_home()
+    os.environ.setdefault("TQDM_DISABLE", "1")
     tiny.start()
     import comfyui_version
 
