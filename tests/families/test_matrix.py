@@ -6,11 +6,15 @@ import pytest
 from comfyui_apprentice.benchmarks import families
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 
+# Which families have what others lack; a newer ComfyUI may give it to more.
+HAVE = {"references": ("flux", "flux2", "qwen", "schnell", "wan21", "wan22"), "other families": families.PAIRED}
+
 
 @pytest.mark.parametrize("check", families.CHECKS)
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_every_check_holds_in_every_family(name: str, check: str) -> None:
-    assert families.checked(name, check) == ""
+    found = families.checked(name, check)
+    assert found == "" or (found == families.NOTHING and name not in HAVE.get(check, tiny.FAMILIES))
 
 
 def test_the_checks_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:

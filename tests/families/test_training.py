@@ -162,7 +162,7 @@ def test_conditionings_that_change_along_the_sampling_are_refused(monkeypatch: p
 def stock_vae(name: str) -> Any:
     import comfy.ldm.models.autoencoder
     import comfy.sd
-    from families.vaes import vae
+    from comfyui_apprentice.benchmarks.tiny_vaes import vae
 
     if name != "kl":
         return vae(name)
