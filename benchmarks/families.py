@@ -202,13 +202,10 @@ def references(case: Case) -> str:
     """With a reference a picture, where the family looks at any, one redrawn is its row of the whole batch."""
     rng, shape = torch.Generator().manual_seed(3), case.latent["samples"].shape
     shown = [torch.randn(shape, generator=rng)]
-    whole, without = (
-        tiny.stock(case.teacher, case.latent, tiny.text(case.family, PICTURES, **more), case.negative, seed=SEED, steps=STEPS)
-        for more in ({"reference_latents": shown}, {})
-    )
-    if torch.equal(whole, without):
-        return NOTHING
     positive = tiny.text(case.family, PICTURES, reference_latents=shown)
+    whole = tiny.stock(case.teacher, case.latent, positive, case.negative, seed=SEED, steps=STEPS)
+    if torch.equal(whole, case.stock(case.teacher)):
+        return NOTHING
     return close(case.improved([1], "regenerate", positive=positive)[1], whole[1])
 
 
