@@ -41,6 +41,8 @@ CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with whi
 
 # Samplers that integrate a Brownian path instead of drawing white noise each step.
 _BROWNIAN = frozenset({"dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"})
+# Guiders of ComfyUI whose guidance of a picture depends on the batch: PerpNegGuider projects all pictures at once.
+_BY_BATCH = frozenset({"Guider_PerpNeg"})
 
 
 # ---------------------------------------------------------------------------------------------------- noise
@@ -238,7 +240,7 @@ def count_evaluations(
     guider = guider or stock_guider(model, [], [], cfg)
     kind = guider.model_patcher.get_model_object("latent_format")
     shape = (1, kind.latent_channels, *[8] * kind.latent_dimensions)
-    options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+    options = comfy.model_patcher.create_model_options_clone(options_of(guider))
     options.pop("model_function_wrapper", None)  # how the network is called, not how often
     options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
     with torch.random.fork_rng(devices=[]):
@@ -254,10 +256,12 @@ def count_evaluations(
 # --------------------------------------------------------------------------------------------------- sampling
 
 
-def stock_sigmas(model: comfy.model_patcher.ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float) -> Tensor:
+def stock_sigmas(
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.Sampler, scheduler: str, steps: int, denoise: float
+) -> Tensor:
     """The noise levels that the stock KSampler would use."""
     stock = comfy.samplers.KSampler(
-        model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise,
+        model, steps=steps, device=model.load_device, sampler=sampler_name(sampler), scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
     )  # fmt: skip
     return stock.sigmas
@@ -275,12 +279,17 @@ def stock_guider(
 
 def with_model(guider: Any, model: comfy.model_patcher.ModelPatcher) -> Any:
     """A copy of ``guider`` that draws with ``model``, which is its own model or a clone of it."""
-    own = getattr(guider, "model_options", {})
-    changed = copy.copy(guider)
+    own, changed = options_of(guider), copy.copy(guider)
     shared = own is guider.model_patcher.model_options
     changed.model_patcher = model
     changed.model_options = model.model_options if shared else comfy.model_patcher.create_model_options_clone(own)
     return changed
+
+
+def options_of(guider: Any) -> dict[str, Any]:
+    """What a guider hands to its model."""
+    options: dict[str, Any] = getattr(guider, "model_options", guider.model_patcher.model_options)
+    return options
 
 
 def sampler_of(sampler: str | comfy.samplers.Sampler) -> comfy.samplers.Sampler:
@@ -294,18 +303,20 @@ def sampler_name(sampler: str | comfy.samplers.Sampler) -> str:
         return sampler
     function = getattr(sampler, "sampler_function", type(sampler))
     own = getattr(function, "__name__", type(function).__name__).removeprefix("sample_").removesuffix("_function")
-    return str(getattr(sampler, "apprentice_name", own))
+    return str(getattr(sampler, "apprentice_name", own.replace("unipc", "uni_pc")))
 
 
 def draws_whole(sampler: str | comfy.samplers.Sampler, guider: Any = None) -> str:
     """Why pictures can't be drawn apart by these, so that the whole batch must be; "" where they can.
 
     Another pack's sampler may draw noise between the steps that only it knows to draw; another pack's guider may keep its
-    conditionings in a way of its own.
+    conditionings in a way of its own; some guidance depends on the whole batch.
     """
     stock = sampler_of(sampler)
     if guider is not None and not isinstance(getattr(guider, "original_conds", None), dict):
         return f"the guider {type(guider).__name__} keeps its conditionings to itself"
+    if type(guider).__name__ in _BY_BATCH:
+        return f"the guider {type(guider).__name__} weighs the batch as a whole"
     if type(stock) is not comfy.samplers.KSAMPLER:
         return f"the sampler {sampler_name(stock)} is one of its own kind"
     if hasattr(stock, "apprentice_name") or stock.sampler_function.__module__.startswith("comfy."):

@@ -318,6 +318,18 @@ def rollback_sigma(rollback: float, model_sampling: Any) -> float:
     return timestep_sigma(rollback * (model_sampling.num_timesteps - 1), model_sampling)
 
 
+def rollback_of(sigmas: Tensor, model_sampling: Any) -> float:
+    """The fraction, as of ``rollback_sigma``, that a schedule starts from: 1 at or above the highest level, at least 0.01."""
+    first = float(sigmas.max())
+    if first >= float(model_sampling.sigma_max) * (1 - 1e-6):
+        return 1.0
+    low, high = 0.01, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rollback_sigma(middle, model_sampling) < first else (low, middle)
+    return round(high, 6)
+
+
 def refine_sigmas(schedule: Tensor, start: float) -> Tensor:
     """``start``, then the levels of the teacher's ``schedule`` that are below it.
 
