@@ -73,8 +73,8 @@ class Drawing:
         """
         if sigmas is not None and (sigmas.ndim != 1 or len(sigmas) < 2 or not bool(sigmas.isfinite().all())):
             raise ValueError(
-                f"SIGMAS are at least two noise levels, and these are {len(sigmas.flatten())}: raise the steps or the denoise of the "
-                "node that makes them."
+                f"SIGMAS are at least two noise levels, and these are {len(sigmas.flatten())}: raise the steps or the denoise of "
+                "the node that makes them."
             )
         return replace(
             self, sampler=self.sampler if sampler is None else sampler, sigmas=None if sigmas is None else sigmas.cpu(),
@@ -93,8 +93,8 @@ class Drawing:
         origin = getattr(own, "cached_patcher_init", None)  # in newer ComfyUIs a guider may load its model once more
         if own.model is not model.model and (origin is None or origin != getattr(model, "cached_patcher_init", None)):
             raise ValueError(
-                f"The GUIDER draws with another model ({model_name(own)}) than the one connected ({model_name(model)}): connect the "
-                "guider's model to this node too, or take the guider off."
+                f"The GUIDER draws with another model ({model_name(own)}) than the one connected ({model_name(model)}): connect "
+                "the guider's model to this node too, or take the guider off."
             )
         return own
 

@@ -32,12 +32,12 @@ def sigmas_of(patcher: Any, name: str) -> Tensor:
 
 
 def guiders(patcher: Any, name: str, texts: int = 3) -> dict[str, Any]:
-    positive, negative = tiny.text(name, texts), tiny.text(name, seed=9)
+    positive, negative, middle = tiny.text(name, texts), tiny.text(name, seed=9), tiny.text(name, 2, seed=3)
     return {
         "CFGGuider": core.CFGGuider.execute(patcher, positive, negative, 2.0)[0],
         "BasicGuider": core.BasicGuider.execute(patcher, positive)[0],
-        "DualCFGGuider": core.DualCFGGuider.execute(patcher, positive, tiny.text(name, 2, seed=3), negative, 2.0, 1.5, "regular")[0],
-        "nested": core.DualCFGGuider.execute(patcher, positive, tiny.text(name, 2, seed=3), negative, 2.0, 1.5, "nested")[0],
+        "DualCFGGuider": core.DualCFGGuider.execute(patcher, positive, middle, negative, 2.0, 1.5, "regular")[0],
+        "nested": core.DualCFGGuider.execute(patcher, positive, middle, negative, 2.0, 1.5, "nested")[0],
         "PerpNegGuider": PerpNegGuider.execute(patcher, positive, negative, tiny.text(name, seed=4), 2.0, 0.7)[0],
     }
 
@@ -65,7 +65,9 @@ def verdict(total: int, rejected: list[int]) -> Verdict:
     return Verdict(judgements, "", "", "absolute", 0.5)
 
 
-def taught(patcher: Any, drafts: dict[str, Any], rejected: list[int], strategy: str = "regenerate", **given: Any) -> dict[str, Any]:
+def taught(
+    patcher: Any, drafts: dict[str, Any], rejected: list[int], strategy: str = "regenerate", **given: Any
+) -> dict[str, Any]:
     settings = {**SETTINGS, "sampler_name": "dpmpp_2m", "scheduler": "karras", "rollback": 0.6, "strategy": strategy}
     with torch.inference_mode():
         return ApprenticeTeacher.execute(
