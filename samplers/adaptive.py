@@ -37,7 +37,17 @@ from .comfy import (
     without_ratios,
 )
 from .pixels import pad_mask, require_tensor, spatial_ratio, to_latents, to_pixels
-from .schedules import AUTO, CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_of, rollback_sigma
+from .schedules import (
+    AUTO,
+    CUSTOM,
+    TILES,
+    find_preset,
+    initial_scale,
+    preset_sigmas,
+    refine_sigmas,
+    rollback_of,
+    rollback_sigma,
+)
 from .students import sample_tcd
 
 REFINE, REGENERATE = "refine", "regenerate"
@@ -190,7 +200,7 @@ def draw_drafts(
     noise = drawing.first_noise(latent)
     student = model_fingerprint(model)
     denoise = drawing.denoise if drawing.sigmas is None else rollback_of(drawing.sigmas, model.get_model_object("model_sampling"))
-    model, sampler, sigmas = student_schedule(model, preset, drawing)
+    model, sampler, sigmas = student_schedule(model, preset, drawing, tiles_of(model, latent))
     if preset != CUSTOM and drawing.sigmas is None and denoise == 1:
         noise = noise * initial_scale(preset, float(sigmas[0]))
     samples, nfe = sample_rows(
@@ -222,8 +232,15 @@ def known_preset(model: Any, preset: str) -> str:
     return str(found)
 
 
-def student_schedule(model: Any, preset: str, drawing: Drawing) -> tuple[Any, Any, Tensor]:
-    """The model, sampler and noise levels with which a student draws.
+def tiles_of(model: Any, latent: Latent) -> float:
+    """The size of the pictures in tiles of 16 x 16 pixels."""
+    kind = model.get_model_object("latent_format")
+    ratio = getattr(kind, "spacial_downscale_ratio", 16 if kind.latent_channels == 128 else 8)  # FLUX.2's, in older ComfyUIs
+    return float(latent["samples"].shape[-1] * latent["samples"].shape[-2] * (ratio / 16) ** 2)
+
+
+def student_schedule(model: Any, preset: str, drawing: Drawing, tiles: float = TILES) -> tuple[Any, Any, Tensor]:
+    """The model, sampler and noise levels with which a student draws pictures of ``tiles`` times 16 x 16 pixels.
 
     Raises:
         ValueError: The preset does not fit the model or the number of steps.
@@ -237,7 +254,7 @@ def student_schedule(model: Any, preset: str, drawing: Drawing) -> tuple[Any, An
     sampler = sampler if isinstance(drawing.sampler, str) else drawing.sampler
     if drawing.sigmas is not None:
         return model, sampler, drawing.sigmas
-    return model, sampler, preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise)
+    return model, sampler, preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise, tiles)
 
 
 def schedule_in_words(preset: str, sampler: Any, sigmas: Tensor, cfg: float, guider: Any = None) -> str:

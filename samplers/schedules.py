@@ -90,6 +90,36 @@ def normal_flow(shift: float) -> Rule:
     return _tail(grid)
 
 
+def sgm_uniform_flow(shift: float) -> Rule:
+    """ComfyUI's scheduler "sgm_uniform" on a flow model: ``normal_flow`` of a step more, without its lowest level."""
+    rule = normal_flow(shift)
+    return _tail(lambda steps: rule(steps + 1, 1.0)[:-1])
+
+
+def listed(*levels: float) -> Rule:
+    """Levels that the authors list; with denoise < 1 the last part of them."""
+
+    def rule(steps: int, denoise: float) -> list[float]:
+        if steps != len(levels):
+            raise ValueError(f"This preset has exactly {len(levels)} steps, and {steps} were asked for; leave steps at 0.")
+        return list(levels)[-max(1, int(len(levels) * denoise)) :]
+
+    return rule
+
+
+def flux2_shift(steps: int, tiles: float) -> float:
+    """The shift of FLUX.2's schedule (black-forest-labs/flux2, ``compute_empirical_mu``; ComfyUI's Flux2Scheduler)."""
+    tiles = round(tiles)
+    at_200 = 0.00016927 * tiles + 0.45666666
+    at_10 = 8.73809524e-05 * tiles + 1.89833333
+    return math.exp(at_200 if tiles > 4300 else at_10 + (at_200 - at_10) * (steps - 10) / 190)
+
+
+def flux_shift(steps: int, tiles: float) -> float:
+    """The shift of FLUX.1's schedule, which other families take too: mu from 0.5 at 256 tiles to 1.15 at 4096."""
+    return math.exp(0.5 + (1.15 - 0.5) * (tiles - 256) / (4096 - 256))
+
+
 def tiny_world_sigmas(steps: int) -> list[float]:
     """80, then from 6 down to 0.4 in equal ratios: where the embedded student's sheets look best."""
     if steps <= 2:
@@ -117,6 +147,8 @@ class Preset:
         unit_variance: The first input is noise of variance 1, where ComfyUI would give sigma^2 / (1 + sigma^2).
         predicts_x0: The network's output is the picture, not the noise.
         source: Where the numbers are from.
+        shift: Of flow models whose shift depends on the picture's size: from steps and tiles of 16 x 16 pixels, in place of
+            the rule, which is that of 1024 x 1024 pixels.
     """
 
     kind: str
@@ -127,6 +159,17 @@ class Preset:
     source: str
     unit_variance: bool = False
     predicts_x0: bool = False
+    shift: Callable[[int, float], float] | None = None
+
+
+TILES = 4096  # of 16 x 16 pixels, in a picture of 1024 x 1024
+
+
+def _by_size(shift: Callable[[int, float], float], sampler: str, steps: int, most: int, source: str) -> Preset:
+    def rule(count: int, denoise: float) -> list[float]:
+        return shifted_flow(shift(count, TILES))(count, denoise)
+
+    return Preset("flow", rule, sampler, steps, most, source, shift=shift)
 
 
 _TRAILING = _tail(trailing_timesteps)
@@ -153,6 +196,18 @@ PRESETS: dict[str, Preset] = {
     "z-image-turbo/res-multistep": Preset("flow", shifted_flow(3.0), "res_multistep", 9, 16, "ComfyUI's template image_z_image_turbo (9 steps, simple, shift 3)"),
     "hidream-i1-fast/shift3": Preset("flow", normal_flow(3.0), "lcm", 16, 32, "ComfyUI's template hidream_i1_fast (normal, shift 3)"),
     "hidream-i1-dev/shift6": Preset("flow", normal_flow(6.0), "lcm", 28, 50, "ComfyUI's template hidream_i1_dev (normal, shift 6)"),
+    "flux2-klein": _by_size(flux2_shift, "euler", 4, 8, "black-forest-labs/flux2; ComfyUI's template image_flux2_klein_text_to_image (Flux2Scheduler)"),
+    "krea2-turbo": Preset("flow", shifted_flow(math.exp(1.15)), "euler", 8, 16, "ComfyUI's template image_krea2_turbo_t2i (simple; core's Krea2: mu 1.15)"),
+    "ernie-image-turbo/shift3": Preset("flow", shifted_flow(3.0), "euler", 8, 16, "ComfyUI's template image_ernie_image_turbo (simple; core's ErnieImage: shift 3)"),
+    "mage-flow-turbo/shift6": Preset("flow", shifted_flow(6.0), "euler", 4, 8, "ComfyUI's template image_mage_flow_turbo_t2i_int8 (simple; core's MageFlow: shift 6)"),
+    "lens-turbo": _by_size(flux_shift, "euler", 4, 8, "ComfyUI's template image_lens_turbo_t2i (simple, ModelSamplingFlux 1.15 and 0.5)"),
+    "boogu-turbo/shift3.16": Preset("flow", sgm_uniform_flow(3.16), "lcm", 4, 8, "ComfyUI's template image_boogu_image_0_1_turbo_t2i (sgm_uniform; core's Boogu: shift 3.16)"),
+    "qwen-image-lightning/shift3.1": Preset("flow", shifted_flow(3.1), "euler", 4, 8, "ComfyUI's templates image_qwen_Image_2512 and image_qwen_image_edit_2511 (simple, shift 3.1)"),
+    "qwen-image-2.1-turbo": Preset("flow", listed(1, 0.978453, 0.95418, 0.926626, 0.89508, 0.845148, 0.704534, 0.414568), "euler", 8, 8, "ComfyUI's template image_qwen_image_2_1_turbo_t2i"),
+    "ltx-distilled": Preset("flow", listed(1, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875), "euler", 8, 8, "Lightricks/LTX-2, DISTILLED_SIGMA_VALUES; ComfyUI's template video_ltx2_3_t2v"),
+    "wan21-lightx2v/shift5": Preset("flow", shifted_flow(5.0), "lcm", 4, 8, "ModelTC/LightX2V, WanStepDistillScheduler (1000, 750, 500, 250, shift 5)"),
+    "wan22-lightx2v/shift5": Preset("flow", shifted_flow(5.0), "euler", 4, 8, "ModelTC/LightX2V, Wan22StepDistillScheduler; ComfyUI's template video_wan2_2_14B_t2v"),
+    "sid-dit": Preset("flow", shifted_flow(1.0), "lcm", 4, 8, "arXiv 2509.25127, apple-aiml-research/ml-sid-dit (t = 999 (1 - i / 4), fresh noise, no shift)"),
 }  # fmt: skip
 CUSTOM = "custom"  # the artist's own sampler and scheduler
 AUTO = "auto"  # the preset that the model's card names
@@ -181,6 +236,11 @@ _ALIASES = {
     "qwen-image-lightning": "qwen-image-lightning/shift3",
     "hidream-i1-fast": "hidream-i1-fast/shift3",
     "hidream-i1-dev": "hidream-i1-dev/shift6",
+    "ernie-image-turbo": "ernie-image-turbo/shift3",
+    "ernie-turbo": "ernie-image-turbo/shift3",
+    "mage-flow-turbo": "mage-flow-turbo/shift6",
+    "boogu-turbo": "boogu-turbo/shift3.16",
+    "wan-lightx2v": "wan22-lightx2v/shift5",
 }
 
 
@@ -253,7 +313,7 @@ def sampling_kind(model_sampling: Any) -> str:
 
 
 def preset_sigmas(
-    preset: str, steps: int | None = None, model_sampling: Any = None, denoise: float = 1.0
+    preset: str, steps: int | None = None, model_sampling: Any = None, denoise: float = 1.0, tiles: float = TILES
 ) -> Tensor:
     """The noise levels [steps + 1] that a student is drawn at, falling, the last 0.
 
@@ -262,6 +322,7 @@ def preset_sigmas(
         steps: How many; 0 or None for the preset's own number.
         model_sampling: The model's; without it, the timesteps are those of SD 1.5 and SDXL.
         denoise: Part of the way that is drawn (0..1], as in the stock KSampler.
+        tiles: The picture's size in tiles of 16 x 16 pixels, for presets that depend on it.
 
     Raises:
         ValueError: Unknown preset, steps or denoise out of range, or a model of another kind.
@@ -274,7 +335,7 @@ def preset_sigmas(
             f"The preset '{preset}' is for {found.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
             f"choose the preset that the student was made for, or '{CUSTOM}'."
         )
-    levels = found.rule(count, denoise)
+    levels = (shifted_flow(found.shift(count, tiles)) if found.shift else found.rule)(count, denoise)
     if found.kind == "discrete":
         levels = [timestep_sigma(t, model_sampling) for t in levels]
     return torch.tensor([*levels, 0.0], dtype=torch.float32)
