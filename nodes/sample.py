@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import Drawing, draw_drafts, family_of, improve, teacher_evaluations
+from ..samplers.adaptive import Drawing, chosen_preset, draw_drafts, family_of, improve, teacher_evaluations
 from ..samplers.comfy import INFO, family, fast_decode, show_text
+from ..samplers.schedules import AUTO
 from . import types
 from .types import CATEGORY, Verdict
 
@@ -62,6 +63,8 @@ class ApprenticeStudentSampler(io.ComfyNode):
         **given: Any,
     ) -> io.NodeOutput:
         drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise).connected(**given)
+        if preset == AUTO and not drawing.names_no_preset():
+            show_text("auto chose {}, as {}.".format(*chosen_preset(model)))
         return io.NodeOutput(draw_drafts(model, positive, negative, latent_image, preset, drawing))
 
 

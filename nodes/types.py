@@ -76,7 +76,7 @@ def preset() -> io.Combo.Input:
         options=COMBOS["preset"],
         default="tiny-world",
         tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler; 'auto' "
-        "takes what the model's card says, where Apprentice made or loaded it.",
+        "takes what the model's card or its file's name says for certain, where Apprentice made or loaded it.",
     )
 
 

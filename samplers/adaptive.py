@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,9 +45,11 @@ from .schedules import (
     find_preset,
     initial_scale,
     preset_sigmas,
+    recognise,
     refine_sigmas,
     rollback_of,
     rollback_sigma,
+    sampling_kind,
 )
 from .students import sample_tcd
 
@@ -216,20 +219,31 @@ def draw_drafts(
 
 
 def known_preset(model: Any, preset: str) -> str:
-    """``preset``, or for "auto" the one that the model's card names.
+    """``preset``, or for "auto" what ``chosen_preset`` finds.
 
     Raises:
-        ValueError: The model has no card.
+        ValueError: The model says nothing of itself.
     """
-    if preset != AUTO:
-        return preset
-    found = model.attachments.get(CARD, {}).get("preset")
-    if not found:
-        raise ValueError(
-            "The preset 'auto' needs a model with a card, as SiD Distill gives it, and this one has none: choose the preset that "
-            "the student was made for."
-        )
-    return str(found)
+    return preset if preset != AUTO else chosen_preset(model)[0]
+
+
+def chosen_preset(model: Any) -> tuple[str, str]:
+    """The preset that a model's card names, or else its file where ComfyUI keeps the name; and why, for people.
+
+    Raises:
+        ValueError: Neither does.
+    """
+    card = model.attachments.get(CARD, {})
+    if card.get("preset"):
+        return str(card["preset"]), str(card.get("why", "its card says so"))
+    loader = getattr(model, "cached_patcher_init", None)  # newer ComfyUIs: the loader and what it was called with
+    files = [Path(given).name for given in loader[1] if isinstance(given, str)] if loader else []
+    if found := preset_by_name(model, files):
+        return found
+    raise ValueError(
+        "The preset 'auto' needs a model with a card, as SiD Distill and Load Student give it, and this one has none: choose the "
+        "preset that the student was made for."
+    )
 
 
 def tiles_of(model: Any, latent: Latent) -> float:
@@ -237,6 +251,14 @@ def tiles_of(model: Any, latent: Latent) -> float:
     kind = model.get_model_object("latent_format")
     ratio = getattr(kind, "spacial_downscale_ratio", 16 if kind.latent_channels == 128 else 8)  # FLUX.2's, in older ComfyUIs
     return float(latent["samples"].shape[-1] * latent["samples"].shape[-2] * (ratio / 16) ** 2)
+
+
+def preset_by_name(model: Any, names: Sequence[str]) -> tuple[str, str] | None:
+    """The preset for models of this kind that one of ``names`` says for certain, and why, for people."""
+    found = recognise(names)
+    if found is None or find_preset(found[0])[0].kind != sampling_kind(model.get_model_object("model_sampling")):
+        return None
+    return found[0], f"it is called {found[1]}"
 
 
 def student_schedule(model: Any, preset: str, drawing: Drawing, tiles: float = TILES) -> tuple[Any, Any, Tensor]:
