@@ -220,6 +220,9 @@ class _StandIn:
     def memory_required(self, *_: Any, **__: Any) -> int:
         return 0
 
+    def get_free_memory(self, *_: Any) -> int:
+        return 1  # newer ComfyUIs ask the patcher
+
     def prepare_state(self, *_: Any, **__: Any) -> None:
         pass
 

@@ -304,3 +304,22 @@ def test_the_teachers_inputs_are_asked_for_only_when_something_was_rejected() ->
     assert ask(verdict(2, []), {}, **given, guider=None) == []
     assert ask(verdict(2, [1]), {}, **given) == ["model", "positive", "negative", "sigmas", "noise"]
     assert ask(verdict(2, [1]), {}, **given, guider=None) == ["model", "sigmas", "guider", "noise"]
+
+
+@pytest.mark.skipif(not hasattr(core, "DualModelGuider"), reason="newer ComfyUIs have it")
+def test_the_guider_of_two_models() -> None:
+    """Ideogram 4's way: the negative by a model of its own."""
+    name = "flux2"
+    patcher, other, latent = tiny.model(name), tiny.model(name, seed=2), tiny.empty(name, 3)
+    for cfg, evaluations in ((3.0, 6.0), (1.0, 3.0)):
+        guider = core.DualModelGuider.execute(patcher, tiny.text(name, 3), cfg, other, tiny.text(name, 2, seed=9))[0]
+        given = {"sigmas": core.ManualSigmas.execute("1, 0.9, 0.6, 0")[0], "sampler": named("euler"), "guider": guider}
+        whole = advanced(guider, latent, given["sigmas"], given["sampler"])
+        assert torch.equal(drafted(patcher, latent, **given, noise=core.Noise_RandomNoise(5))["samples"], whole)
+        part = taught(patcher, latent, [2], seed=5, **given)
+        assert close(part["samples"][2], whole[2]) and part[INFO].nfe[2] == evaluations
+        with torch.inference_mode():
+            told = ApprenticeTeacherCost.execute(
+                patcher, strategy="regenerate", rollback=1.0, steps=9, cfg=9.0, sampler_name="lcm", scheduler="karras", **given
+            )[0]
+        assert told == evaluations
