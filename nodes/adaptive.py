@@ -76,8 +76,8 @@ class ApprenticeSampler(io.ComfyNode):
                 types.controller(),
                 types.confidence(),
                 types.look(),
-                *types.connected(extra=_LINK),
-                *types.connected("teacher_", lazy=True, extra=_LINK),
+                *types.connected(who="student", extra=_LINK),
+                *types.connected("teacher_", "teacher", lazy=True, extra=_LINK),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="The final latents."),

@@ -200,7 +200,7 @@ def margin() -> io.Float.Input:
     )  # fmt: skip
 
 
-def connected(prefix: str = "", lazy: bool = False, extra: dict[str, Any] | None = None) -> list[Any]:
+def connected(prefix: str = "", who: str = "", lazy: bool = False, extra: dict[str, Any] | None = None) -> list[Any]:
     """SIGMAS, SAMPLER, GUIDER and NOISE, for ``Drawing.connected``: as SamplerCustomAdvanced takes them."""
     tooltips: dict[str, tuple[Any, str]] = {
         "sigmas": (io.Sigmas, "Any schedule, as SamplerCustomAdvanced takes it. Wins over preset, steps, scheduler and denoise."),
@@ -208,7 +208,7 @@ def connected(prefix: str = "", lazy: bool = False, extra: dict[str, Any] | None
         "guider": (io.Guider, "Any guidance. Wins over positive, negative and cfg; its model must be the one connected."),
         "noise": (io.Noise, "Any noise. Wins over seed."),
     }
-    who = f" The {prefix.removesuffix('_')}'s." if prefix else ""
+    who = f" The {who}'s." if who else ""
     return [
         kind.Input(prefix + name, optional=True, lazy=lazy or None, extra_dict=extra, tooltip=tooltip + who)
         for name, (kind, tooltip) in tooltips.items()

@@ -196,8 +196,9 @@ def draw_drafts(
         ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
     """
     require_tensor(latent)
-    model = drawing.model(model)
+    own = drawing.model(model)
     preset = CUSTOM if drawing.names_no_preset() else known_preset(model, preset)
+    model = own
     latent = fit_channels(model, latent)
     rows = range(len(latent["samples"]))
     noise = drawing.first_noise(latent)

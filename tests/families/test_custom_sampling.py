@@ -86,7 +86,7 @@ EVERYONE = [0, 1, 2]
 def test_gate_open_the_student_draws_what_samplercustomadvanced_draws_to_the_bit(name: str) -> None:
     patcher, latent = tiny.model(name), tiny.empty(name, 3)
     for kind, guider in guiders(patcher, name).items():
-        for sampler in ("euler", "dpmpp_2m_sde", "lcm"):
+        for sampler in ("euler", "dpmpp_2m_sde", "lcm") if kind == "CFGGuider" else ("euler",):
             given = {"sigmas": sigmas_of(patcher, name), "sampler": named(sampler), "guider": guider}
             expected = advanced(guider, latent, given["sigmas"], given["sampler"])
             found = drafted(patcher, latent, **given, noise=core.Noise_RandomNoise(5))
@@ -99,7 +99,7 @@ def test_gate_shut_the_teacher_draws_it_to_the_bit_and_one_rejected_row_is_its_r
     student, patcher, latent = tiny.model(name, seed=1), tiny.model(name), tiny.empty(name, 3)
     drafts = drafted(student, latent, "custom", sigmas=sigmas_of(student, name), guider=guiders(student, name)["BasicGuider"])
     for kind, guider in guiders(patcher, name).items():
-        for sampler in ("euler", "euler_ancestral"):
+        for sampler in ("euler", "euler_ancestral") if kind == "CFGGuider" else ("euler",):
             given = {"sigmas": sigmas_of(patcher, name), "sampler": named(sampler), "guider": guider,
                      "noise": core.Noise_RandomNoise(5)}  # fmt: skip
             whole = advanced(guider, latent, given["sigmas"], given["sampler"])
@@ -257,15 +257,16 @@ def test_what_cannot_be_taken_apart_is_drawn_whole_for_the_rejected_rows() -> No
 
 
 def test_the_evaluations_told_are_those_counted() -> None:
+    student = tiny.model("sdxl")
     for name in ("sdxl", "flux2"):
         patcher, latent = tiny.model(name), tiny.empty(name, 3)
         for kind, guider in guiders(patcher, name).items():
-            for sampler in ("euler", "heun", "dpmpp_2s_ancestral"):
+            for sampler in ("euler", "heun"):
                 given = {"sigmas": sigmas_of(patcher, name), "sampler": named(sampler), "guider": guider}
                 for strategy in ("regenerate", "refine"):
                     settings = {"steps": 30, "cfg": 9.0, "strategy": strategy, "rollback": 0.6, "sampler_name": "lcm"}
                     with torch.inference_mode():
-                        told = ApprenticeTeacherCost.execute(tiny.model("sdxl"), scheduler="karras", **settings, **given)[0]
+                        told = ApprenticeTeacherCost.execute(student, scheduler="karras", **settings, **given)[0]
                     count = taught(patcher, latent, EVERYONE, strategy, **given)[INFO].nfe[2]
                     assert told == count, (name, kind, sampler, strategy)
 
