@@ -199,7 +199,10 @@ class ApprenticeKeepBetter(io.ComfyNode):
                 io.Latent.Input("drafts", tooltip="The student's drafts."),
                 io.Latent.Input("improved", tooltip="The teacher's answer."),
                 io.Image.Input("draft_images", tooltip="The decoded drafts."),
-                io.Image.Input("improved_images", lazy=True, tooltip="The decoded improvements; decoded only if there are any."),
+                io.Image.Input(
+                    "improved_images", lazy=not types.forgets(),
+                    tooltip="The decoded improvements; decoded only if there are any.",
+                ),  # fmt: skip
                 types.margin(),
             ],
             outputs=[

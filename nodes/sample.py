@@ -173,14 +173,17 @@ class ApprenticeTeacher(io.ComfyNode):
 
         An input that is not connected is not in ``inputs`` and must not be asked for.
         """
+
+        def missing(*names: str) -> list[str]:
+            return [name for name in names if name in inputs and inputs[name] is None]
+
         if not verdict.rejected:
             return []
-        missing: list[str] = [name for name in ("model", "positive", "negative") if name in inputs and inputs[name] is None]
-        if missing or inputs.get("model") is None:
-            return missing
-        if family_of(drafts) == family(inputs["model"]):
-            return []
-        return [name for name in ("vae", "teacher_vae") if name in inputs and inputs[name] is None]
+        teacher, vaes = missing("model", "positive", "negative"), missing("vae", "teacher_vae")
+        if teacher:  # where nothing is remembered, a second question would load the teacher's file again
+            return teacher + (vaes if types.forgets() else [])
+        same = inputs.get("model") is None or family_of(drafts) == family(inputs["model"])
+        return [] if same else vaes
 
     @classmethod
     def execute(

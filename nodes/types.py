@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
+from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
 
 from ..oracles.ensemble import COMBINATIONS
@@ -44,6 +45,11 @@ COMBOS: dict[str, list[str]] = {
     "divergence": list(DIVERGENCES),
     "strength": list(STRENGTHS),
 }
+
+
+def forgets() -> bool:
+    """Whether ComfyUI forgets each result once it is used (--cache-none): what is asked for late then runs again, from the start."""
+    return bool(getattr(args, "cache_none", False))
 
 
 def choices(name: str) -> list[str]:
