@@ -48,7 +48,7 @@ COMBOS: dict[str, list[str]] = {
 
 
 def forgets() -> bool:
-    """Whether ComfyUI forgets each result once it is used (--cache-none): what is asked for late then runs again, from the start."""
+    """Whether ComfyUI forgets each result once it is used (--cache-none): what is asked for late runs again, from the start."""
     return bool(getattr(args, "cache_none", False))
 
 
