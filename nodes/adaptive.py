@@ -95,11 +95,13 @@ class ApprenticeSampler(io.ComfyNode):
         sampler_name: Any = None,
         scheduler: Any = None,
         look: Any = None,
+        input_types: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(
-            preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler, look=look
-        )
+        return types.check_inputs(
+            cls, input_types, preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name,
+            scheduler=scheduler, look=look,
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, threshold: Any = None, controller: Any = "default", **_: Any) -> int:

@@ -255,10 +255,13 @@ class ApprenticeCalibrate(io.ComfyNode):
         sampler_name: Any = None,
         scheduler: Any = None,
         strategy: Any = None,
+        input_types: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "calibration", prompts)
-        return wrong or types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler, strategy=strategy)
+        return wrong or types.check_inputs(
+            cls, input_types, preset=preset, sampler_name=sampler_name, scheduler=scheduler, strategy=strategy
+        )
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, prompts: Any = None, **_: Any) -> Any:

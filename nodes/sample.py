@@ -40,9 +40,11 @@ class ApprenticeStudentSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler)
+        return types.check_inputs(cls, input_types, preset=preset, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def execute(
@@ -111,9 +113,11 @@ class ApprenticeTeacherCost(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def execute(
@@ -163,9 +167,11 @@ class ApprenticeTeacher(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def check_lazy_status(cls, verdict: VerdictData, drafts: dict[str, Any], **inputs: Any) -> list[str]:

@@ -97,10 +97,13 @@ class ApprenticeTiltedStart(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         given = {"preset": preset, "sampler_name": sampler_name, "scheduler": scheduler}
-        return types.check_combos(**{name: value[0] if isinstance(value, list) else value for name, value in given.items()})
+        values = {name: value[0] if isinstance(value, list) else value for name, value in given.items()}
+        return types.check_inputs(cls, input_types, **values)
 
     @classmethod
     def execute(

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.samplers
 from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
+from comfy_execution.validation import validate_node_input
 
 from ..oracles.ensemble import COMBINATIONS
 from ..oracles.promptkd import MEASURES
@@ -68,6 +69,24 @@ def check_combos(**values: Any) -> bool | str:
         if isinstance(value, str) and value not in choices(name):
             return f"{name} is '{value}', which is not one of: {', '.join(choices(name))}."
     return True
+
+
+def check_inputs(node: type[io.ComfyNode], input_types: Any, **values: Any) -> bool | str:
+    """``check_combos``, and instead of ComfyUI what is connected: samplers and schedulers may come over old-style wires.
+
+    Those are lists of choices, as the stock KSampler's inputs are, or "*"; what comes over them is checked when it is there.
+
+    Args:
+        input_types: What ``validate_inputs`` is given under this name: the type of each output that is connected, by input.
+    """
+    received = input_types[0] if isinstance(input_types, list) else input_types
+    inputs = node.INPUT_TYPES()
+    for name, kind in (received or {}).items():
+        wanted = next(inputs[part][name][0] for part in ("required", "optional") if name in inputs.get(part, {}))
+        listed = name in ("sampler_name", "scheduler") and (isinstance(kind, list | tuple) or kind == "*")
+        if not listed and not validate_node_input(kind, wanted):
+            return f"{name} takes {wanted}, and what is connected gives {'a choice' if isinstance(kind, list) else kind}."
+    return check_combos(**values)
 
 
 def seed(tooltip: str) -> io.Int.Input:

@@ -251,7 +251,16 @@ def count_evaluations(
 
 
 def stock_sigmas(model: comfy.model_patcher.ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float) -> Tensor:
-    """The noise levels that the stock KSampler would use."""
+    """The noise levels that the stock KSampler would use.
+
+    Raises:
+        ValueError: ComfyUI has no such sampler or scheduler; a choice that is connected can't be checked any earlier.
+    """
+    for what, given, known in (
+        ("sampler_name", sampler, comfy.samplers.SAMPLER_NAMES), ("scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES),
+    ):  # fmt: skip
+        if given not in known:
+            raise ValueError(f"{what} is '{given}', which is not one of: {', '.join(known)}.")
     stock = comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
