@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -230,17 +231,20 @@ class ApprenticeKeepBetter(io.ComfyNode):
     ) -> io.NodeOutput:
         verdict.require_batch(len(draft_images), "draft_images")
         rows = verdict.rejected
+        before, after = info_of(drafts), info_of(improved)
+        spent = after.nfe if after and rows else None
+        note = f"The rejected were {after.note}." if after and rows and after.note else ""
         scores: dict[int, float] = {}
-        if rows and improved_images is not None:
+        if rows and before and after and before.mark == after.mark:  # Teacher is bypassed, or had no step to take
+            scores, spent = dict.fromkeys(rows, math.nan), (0.0,) * len(verdict)
+            note = "The improved pictures are the drafts: no teacher has changed them."
+        elif rows and improved_images is not None:
             verdict.require_batch(len(improved_images), "improved_images")
             prompts = [verdict.prompts[row] for row in rows]
             scores = dict(zip(rows, score(oracle, improved_images[rows], prompts), strict=True))
-        before, after = info_of(drafts), info_of(improved)
-        spent = after.nfe if after and rows else None
         result = keep_better(
-            verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None,
-            f"The rejected were {after.note}." if after and rows and after.note else "",
-        )  # fmt: skip
+            verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None, note
+        )
         chosen = [j.index for j in result if j.decision == IMPROVED]
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         show_text(summary(result))
