@@ -151,8 +151,11 @@ class ApprenticeJudge(io.ComfyNode):
         situation = Situation(
             prompts, oracle[0].comparable_across_prompts, fingerprint, oracle[0].name, confidence[0] if confidence else 0.9
         )
-        if threshold[0] == "running":
-            running = FileController(folders.controller_file(controller[0] if controller else "default"))
+        if threshold[0] == "running" or (len(pictures) == 1 and threshold[0] in ("worst share", "percentile")):
+            name = controller[0] if controller else "default"
+            if threshold[0] != "running":  # a single picture's share is of those before it, by this oracle and student
+                name = "-".join(("alone", fingerprint[:8], *([info.student[:8]] if info and info.student else [])))
+            running = FileController(folders.controller_file(name))
             situation = replace(situation, controller=running, keys=picture_keys(pictures, prompts, fingerprint))
         gate = gate_scores(
             scores, threshold[0], value[0], calibration[0] if calibration else None, cost,

@@ -134,9 +134,10 @@ def threshold() -> io.Combo.Input:
         "threshold",
         options=COMBOS["threshold"],
         default="worst share",
-        tooltip="What value means. absolute: a score. worst share: part of the batch (0-1). percentile: of the student's "
-        "scores (0-100). budget: average network evaluations a picture. expected gain: what the teacher must promise to gain. "
-        "running: share to reject over time (0-1). guaranteed: share of accepted drafts that may be worse than the teacher's.",
+        tooltip="What value means. absolute: a score. worst share: part of the batch (0-1); of a single picture, of those "
+        "judged so far. percentile: of the student's scores (0-100). budget: average network evaluations a picture. expected "
+        "gain: what the teacher must promise to gain. running: share to reject over time (0-1). guaranteed: share of accepted "
+        "drafts that may be worse than the teacher's.",
     )
 
 

@@ -24,7 +24,6 @@ from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E4
 from comfyui_apprentice.oracles.aesthetic import Aesthetic  # noqa: E402
 from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
 from comfyui_apprentice.oracles.clip_iqa import ClipIqa  # noqa: E402
-from comfyui_apprentice.oracles.verdict import summary  # noqa: E402
 from comfyui_apprentice.samplers.adaptive import Info, with_info  # noqa: E402
 
 NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
@@ -148,15 +147,6 @@ def test_the_best_of_a_list_of_batches() -> None:
         ApprenticeBestOf.execute([Brightness()], images, [""], [3], [False], ["best first"])
     with pytest.raises(ValueError, match="3 latents for 4 pictures"):
         ApprenticeBestOf.execute([Brightness()], images, [""], [1], [False], ["best first"], latents[:2])
-
-
-@pytest.mark.parametrize(("share", "word"), [(0.5, "rejects"), (0.3, "accepts")])
-def test_a_share_of_one_picture_is_explained(share: float, word: str) -> None:
-    verdict, text = ApprenticeJudge.execute([Brightness()], [grey([0.1])], ["a"], ["worst share"], [share]).result
-    assert f"{share} {word} it" in verdict.note and "running" in verdict.note
-    assert summary(verdict).startswith("1 picture: ") and "inf" not in text
-    two = ApprenticeJudge.execute([Brightness()], [grey([0.1, 0.2])], ["a"], ["worst share"], [share])[0]
-    assert two.note == "" and summary(two).startswith("2 pictures: ")
 
 
 def test_an_oracle_asked_nothing_says_so() -> None:
