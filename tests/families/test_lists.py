@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 tiny.start()
 
 import comfy.samplers  # noqa: E402
+import folder_paths  # noqa: E402
 from comfyui_apprentice import comfy_entrypoint  # noqa: E402
 from comfyui_apprentice.nodes import folders, types  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
@@ -87,11 +89,41 @@ def test_names_are_measured_in_bytes_before_work_starts(tmp_path: Path) -> None:
     for room, form in ((244, "{}"), (255, "{}/a")):
         assert ApprenticeSaveImages.validate_inputs(form.format("x" * room)) is True
         assert "bytes" in str(ApprenticeSaveImages.validate_inputs(form.format("é" * (room // 2 + 1))))
+    for token in ("%date:yyyy-MM-dd%", "%year%-%month%-%day%"):  # ten bytes
+        assert ApprenticeSaveImages.validate_inputs("é" * 117 + token) is True
+        assert "bytes" in str(ApprenticeSaveImages.validate_inputs(f"{'é' * 118}{token}"))
+    assert "bytes" in str(ApprenticeSaveImages.validate_inputs("%KSampler.seed%" + "é" * 123))
     with pytest.raises(ValueError, match="bytes"):
         folders.check_name("猫" * 67, "run")
     assert folders.check_name("猫" * 66, "run")
     save_png(torch.zeros(8, 8, 3), tmp_path / ("é" * 122 + "_00001_.png"), {})
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("prefix", "folder", "name"),
+    [
+        ("a/b_%width%x%height%_%batch_num%", "a", "b_8x6_{i}_0000{n}_.png"),
+        ("%Text.text%/b", "猫" * 85, "b_0000{n}_.png"),
+        ("x%Text.text%", "", "x" + "猫" * 81 + "_0000{n}_.png"),
+        ("%batch_num%%Text.text%", "", "猫" * 81 + "_0000{n}_.png"),
+    ],
+)
+def test_pictures_are_saved_whatever_a_token_turns_out_to_be(
+    prefix: str, folder: str, name: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A widget's text is known only when all is drawn; what is too long is cut, and a second run overwrites nothing."""
+    monkeypatch.setattr(folder_paths, "output_directory", str(tmp_path))
+    prompt = {"1": {"class_type": "Text", "inputs": {"text": "猫" * 300}}}
+    hidden = SimpleNamespace(prompt=prompt, extra_pnginfo=None)
+    save = type("Save", (ApprenticeSaveImages,), {"hidden": hidden})
+    assert save.validate_inputs(prefix) is True
+    verdict = ApprenticeJudge.execute([Brightness()], [grey([0.1, 0.2], 6)], ["a"], ["absolute"], [0.0])[0]
+    save.execute(grey([0.1, 0.2], 6), verdict, prefix)
+    expected = sorted(name.format(i=i, n=i + 1) for i in range(2))
+    assert sorted(file.name for file in (tmp_path / folder).iterdir()) == expected
+    save.execute(grey([0.1, 0.2], 6), verdict, prefix)
+    assert len(list((tmp_path / folder).iterdir())) == 4
 
 
 class Brightness(Oracle):
