@@ -10,9 +10,10 @@ from comfy_execution.graph_utils import GraphBuilder
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
-# Links are passed on as they are, so that the inner nodes are cached like those of a hand-wired graph; and lazily, so that
-# what only the teacher needs is not computed before it is known that the teacher is needed.
-_LINK = {"rawLink": True}
+# Links are passed on as they are, so that the inner nodes are cached like those of a hand-wired graph; and lazily, so that only
+# the inner nodes ask for what is before them: what the teacher needs, when the teacher is needed, and with --cache-none nothing
+# once for this node and once more for them.
+_LINK = {"rawLink": True, "lazy": True}
 
 
 def _prompt() -> io.String.Input:
@@ -40,7 +41,7 @@ class ApprenticeSampler(io.ComfyNode):
             enable_expand=True,
             inputs=[
                 io.Model.Input("student", extra_dict=_LINK, tooltip="The fast model."),
-                io.Model.Input("teacher", lazy=True, extra_dict=_LINK, tooltip="The slow model; loaded only if it is needed."),
+                io.Model.Input("teacher", extra_dict=_LINK, tooltip="The slow model; loaded only if it is needed."),
                 io.Vae.Input("vae", extra_dict=_LINK, tooltip="The student's VAE."),
                 Oracle.Input("oracle", extra_dict=_LINK, tooltip="Who judges."),
                 io.Conditioning.Input("positive", extra_dict=_LINK, tooltip="What to draw."),
@@ -65,12 +66,12 @@ class ApprenticeSampler(io.ComfyNode):
                     "calibration", optional=True, extra_dict=_LINK, tooltip="For percentile, expected gain and guaranteed."
                 ),
                 io.Conditioning.Input(
-                    "teacher_positive", optional=True, lazy=True, extra_dict=_LINK,
+                    "teacher_positive", optional=True, extra_dict=_LINK,
                     tooltip="What to draw, where the teacher has another CLIP or another ControlNet.",
                 ),  # fmt: skip
-                io.Conditioning.Input("teacher_negative", optional=True, lazy=True, extra_dict=_LINK, tooltip="Likewise."),
+                io.Conditioning.Input("teacher_negative", optional=True, extra_dict=_LINK, tooltip="Likewise."),
                 io.Vae.Input(
-                    "teacher_vae", optional=True, lazy=True, extra_dict=_LINK,
+                    "teacher_vae", optional=True, extra_dict=_LINK,
                     tooltip="The teacher's VAE, where it belongs to another family than the student.",
                 ),  # fmt: skip
                 types.controller(),
@@ -96,11 +97,13 @@ class ApprenticeSampler(io.ComfyNode):
         sampler_name: Any = None,
         scheduler: Any = None,
         look: Any = None,
+        input_types: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(
-            preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler, look=look
-        )
+        return types.check_inputs(
+            cls, input_types, preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name,
+            scheduler=scheduler, look=look,
+        )  # fmt: skip
 
     @classmethod
     def fingerprint_inputs(cls, threshold: Any = None, controller: Any = "default", **_: Any) -> int:

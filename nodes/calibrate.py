@@ -17,12 +17,13 @@ from torch import Tensor
 from ..oracles import calibrate as core
 from ..oracles import calibration as files
 from ..oracles.base import Oracle as OracleBase
+from ..oracles.base import remarks
 from ..oracles.calibration import Calibration as CalibrationData
 from ..oracles.calibration import Maker
 from ..oracles.calibration_chart import chart
 from ..samplers.adaptive import REGENERATE, Drawing, draw_drafts, improve, schedule_in_words, student_schedule
 from ..samplers.comfy import model_fingerprint, model_name, on_device, show_text, step_reports
-from ..samplers.pixels import to_pixels
+from ..samplers.pixels import as_pictures, to_pixels
 from ..samplers.prompts import join
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle
@@ -255,10 +256,13 @@ class ApprenticeCalibrate(io.ComfyNode):
         sampler_name: Any = None,
         scheduler: Any = None,
         strategy: Any = None,
+        input_types: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "calibration", prompts)
-        return wrong or types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler, strategy=strategy)
+        return wrong or types.check_inputs(
+            cls, input_types, preset=preset, sampler_name=sampler_name, scheduler=scheduler, strategy=strategy
+        )
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, prompts: Any = None, **_: Any) -> Any:
@@ -335,9 +339,13 @@ class ApprenticeCalibrate(io.ComfyNode):
         bar = _Bar(len(held) if held else 0, (len(held) if held else 0) + len(left))
         artist = _Artist(model, clip, vae, negative_prompt, (width, height), preset, drawing, bar, second)
 
+        said: list[str] = []
+
         def score(images: Tensor, of: list[str]) -> list[float]:
+            if not said and (remark := remarks(oracle, list(as_pictures(images)), of)):
+                said.append(remark)
             with on_device(oracle.network):
-                return list(oracle.score(images[..., :3], of).tolist())
+                return list(oracle.score(as_pictures(images), of).tolist())
 
         try:
             result = core.calibrate(
@@ -345,8 +353,8 @@ class ApprenticeCalibrate(io.ComfyNode):
             )
         finally:
             folders.written(path)
-        words = files.report(result)
-        show_text(words.splitlines()[0])
+        words = "\n\n".join([files.report(result), *said])
+        show_text(" ".join([words.splitlines()[0], *said]))
         return io.NodeOutput(result, words, chart(result), ui={"text": [words]})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import empty_prompts, one_prompt_each
+from ..oracles.base import one_prompt_each, remarks
 from ..oracles.controller import FileController
 from ..oracles.gate import Situation, gate_scores, judge, keep_better
 from ..oracles.verdict import IMPROVED, summary, table
@@ -48,14 +49,19 @@ def score_list(oracle: OracleBase, batches: list[Tensor], prompts: list[str]) ->
     return [value for batch in batches for value in score(oracle, batch, [next(rest) for _ in batch])]
 
 
-def join_info(drafts: list[dict[str, Any]], total: int) -> Info | None:
-    """What is known of a list of batches of drafts, as of one batch; None unless it is known of each, and of ``total``.
+def as_rgb(batches: Iterable[Tensor]) -> list[Tensor]:
+    """The pictures [H, W, 3] of a list of batches, whatever their sizes."""
+    return [picture for batch in batches for picture in as_pictures(batch)]
+
+
+def join_info(known: list[Info | None], total: int) -> Info | None:
+    """What is ``known`` of each of a list of batches of drafts, as of one; None unless it is known of each, and of ``total``.
 
     Raises:
         ValueError: Students or schedules differ.
     """
-    infos = [info for latent in drafts if (info := info_of(latent)) is not None]
-    if not infos or len(infos) != len(drafts) or sum(len(info.nfe) for info in infos) != total:
+    infos = [info for info in known if info is not None]
+    if not infos or len(infos) != len(known) or sum(len(info.nfe) for info in infos) != total:
         return None
     if len({(info.student, info.schedule) for info in infos}) > 1:
         raise ValueError("The drafts in the list come from different students or schedules; judge those of one together.")
@@ -141,7 +147,8 @@ class ApprenticeJudge(io.ComfyNode):
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score_list(oracle[0], images, prompts)
         fingerprint = oracle[0].fingerprint()
-        info = join_info(drafts, len(pictures)) if drafts else None
+        known = [info_of(latent) for latent in drafts or []]
+        info = join_info(known, len(pictures))
         if calibration:
             calibration[0].require_oracle(fingerprint, oracle[0].name)
             calibration[0].require_student(info.student if info else "", info.schedule if info else "")
@@ -150,8 +157,11 @@ class ApprenticeJudge(io.ComfyNode):
         situation = Situation(
             prompts, oracle[0].comparable_across_prompts, fingerprint, oracle[0].name, confidence[0] if confidence else 0.9
         )
-        if threshold[0] == "running":
-            running = FileController(folders.controller_file(controller[0] if controller else "default"))
+        if threshold[0] == "running" or (len(pictures) == 1 and threshold[0] in ("worst share", "percentile")):
+            name = controller[0] if controller else "default"
+            if threshold[0] != "running":  # a single picture's share is of those before it, by this oracle and student
+                name = "-".join(("alone", fingerprint[:8], *([info.student[:8]] if info and info.student else [])))
+            running = FileController(folders.controller_file(name))
             situation = replace(situation, controller=running, keys=picture_keys(pictures, prompts, fingerprint))
         gate = gate_scores(
             scores, threshold[0], value[0], calibration[0] if calibration else None, cost,
@@ -159,27 +169,16 @@ class ApprenticeJudge(io.ComfyNode):
         )  # fmt: skip
         if running is not None:
             folders.written(running.path)
-        gate = replace(gate, note=f"{gate.note} {empty_prompts(oracle[0], prompts)}".strip())
+        gate = replace(gate, note=f"{gate.note} {remarks(oracle[0], as_rgb(images), prompts)}".strip())
         verdict = judge(
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
             seed=info.seed if info else None, nfe=info.nfe if info else None,
         )  # fmt: skip
-        if info and drafts and len(drafts) > 1:
-            seeds = [known.seed for latent in drafts if (known := info_of(latent)) for _ in known.nfe]
+        if info and len(known) > 1:
+            seeds = [batch.seed for batch in known if batch for _ in batch.nfe]
             verdict = replace(verdict, judgements=tuple(replace(j, seed=s) for j, s in zip(verdict, seeds, strict=True)))
         show_text(summary(verdict))
         return io.NodeOutput(verdict, table(verdict))
-
-
-def join_batches(images: list[Tensor]) -> Tensor:
-    """One batch [B, H, W, C] of a list of batches.
-
-    Raises:
-        ValueError: Their sizes differ.
-    """
-    if len({image.shape[1:] for image in images}) > 1:
-        raise ValueError("The pictures in the list have different sizes; judge pictures of one size together.")
-    return torch.cat(images)
 
 
 class ApprenticeKeepBetter(io.ComfyNode):
@@ -199,7 +198,10 @@ class ApprenticeKeepBetter(io.ComfyNode):
                 io.Latent.Input("drafts", tooltip="The student's drafts."),
                 io.Latent.Input("improved", tooltip="The teacher's answer."),
                 io.Image.Input("draft_images", tooltip="The decoded drafts."),
-                io.Image.Input("improved_images", lazy=True, tooltip="The decoded improvements; decoded only if there are any."),
+                io.Image.Input(
+                    "improved_images", lazy=not types.forgets(),
+                    tooltip="The decoded improvements; decoded only if there are any.",
+                ),  # fmt: skip
                 types.margin(),
             ],
             outputs=[
@@ -227,17 +229,22 @@ class ApprenticeKeepBetter(io.ComfyNode):
     ) -> io.NodeOutput:
         verdict.require_batch(len(draft_images), "draft_images")
         rows = verdict.rejected
+        before, after = info_of(drafts), info_of(improved)
+        spent = after.nfe if after and rows else None
+        note = f"The rejected were {after.note}." if after and rows and after.note else ""
         scores: dict[int, float] = {}
-        if rows and improved_images is not None:
+        if rows and before and after and before.mark == after.mark:  # Teacher is bypassed, or had no step to take
+            scores, spent = dict.fromkeys(rows, math.nan), (0.0,) * len(verdict)
+            note = "The improved pictures are the drafts: no teacher has changed them."
+        elif rows and improved_images is not None:
             verdict.require_batch(len(improved_images), "improved_images")
             prompts = [verdict.prompts[row] for row in rows]
             scores = dict(zip(rows, score(oracle, improved_images[rows], prompts), strict=True))
-        before, after = info_of(drafts), info_of(improved)
-        spent = after.nfe if after and rows else None
+            remark = remarks(oracle, as_rgb([improved_images[rows]]), prompts)
+            note += f" {remark}" * (remark not in verdict.note)
         result = keep_better(
-            verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None,
-            f"The rejected were {after.note}." if after and rows and after.note else "",
-        )  # fmt: skip
+            verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None, note
+        )
         chosen = [j.index for j in result if j.decision == IMPROVED]
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         show_text(summary(result))

@@ -11,7 +11,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import empty_prompts, one_prompt_each
+from ..oracles.base import one_prompt_each, remarks
 from ..oracles.calibration import Calibration as CalibrationData
 from ..oracles.checkpoints import read_weights
 from ..oracles.comparison_chart import comparison_chart
@@ -25,7 +25,7 @@ from ..samplers.rows import take_latent, take_rows
 from ..samplers.schedules import AUTO
 from ..world import loader
 from . import folders
-from .judge import join_batches, score, score_list
+from .judge import as_rgb, score_list
 from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
 WORLD = "tiny world"
@@ -163,7 +163,7 @@ class ApprenticeScore(io.ComfyNode):
         rest = iter(prompts)
         unsure = [value for batch in images for value in uncertainty(oracle[0], batch, [next(rest) for _ in batch])]
         text = score_table(oracle[0].name, scores, prompts, unsure)
-        if warning := empty_prompts(oracle[0], prompts):
+        if warning := remarks(oracle[0], as_rgb(images), prompts):
             show_text(warning)
             text += f"\n\n{warning}"
         return io.NodeOutput(scores, text, unsure)
@@ -259,7 +259,7 @@ class ApprenticeBestOf(io.ComfyNode):
         if len({pictures[row].shape for row in rows}) > 1:
             raise ValueError("The best pictures have different sizes, and one batch holds one size; keep one (count 1).")
         latent = latents_of_list(latents, rows, len(pictures)) if latents else None
-        warning = empty_prompts(oracle[0], prompts)
+        warning = remarks(oracle[0], as_rgb(images), prompts)
         mask = _masks_of(masks, rows, len(pictures)) if masks else None
         show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows) + (warning and f". {warning}"))
         best = torch.stack([pictures[row] for row in rows]) if rows else images[0][:0]
@@ -401,9 +401,9 @@ class ApprenticeOracleCompare(io.ComfyNode):
     def execute(
         cls, oracle_a: list[OracleBase], oracle_b: list[OracleBase], images: list[Tensor], prompt: list[str]
     ) -> io.NodeOutput:
-        pictures = join_batches(images)
+        pictures = as_rgb(images)
         prompts = one_prompt_each(prompt, len(pictures))
-        scores = score(oracle_a[0], pictures, prompts), score(oracle_b[0], pictures, prompts)
+        scores = score_list(oracle_a[0], images, prompts), score_list(oracle_b[0], images, prompts)
         found, names = agreement(*scores), (oracle_a[0].name, oracle_b[0].name)
         lines = [
             f"{names[0]} and {names[1]} on {len(pictures)} pictures: Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}."
@@ -413,4 +413,5 @@ class ApprenticeOracleCompare(io.ComfyNode):
             f"{' '.join(prompts[i].split())}"
             for i in found.disagreements()
         ]
+        lines += dict.fromkeys(filter(None, (remarks(oracle, pictures, prompts) for oracle in (oracle_a[0], oracle_b[0]))))
         return io.NodeOutput(comparison_chart(pictures, scores, names, found), "\n".join(lines), found.spearman)

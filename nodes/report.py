@@ -25,6 +25,8 @@ from ..oracles.verdict import Judgement, table
 from ..oracles.verdict import Verdict as VerdictData
 from .types import CATEGORY, Verdict
 
+_ENDING, _BATCH = "_00000_.png", "%batch_num%"
+
 
 class ApprenticeReport(io.ComfyNode):
     """The contact sheet."""
@@ -85,15 +87,20 @@ class ApprenticeSaveImages(io.ComfyNode):
     def execute(cls, images: Tensor, verdict: VerdictData, filename_prefix: str) -> io.NodeOutput:
         verdict.require_batch(len(images), "images")
         height, width = images.shape[1:3]
-        prefix = fill_tokens(filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, time.localtime())
-        if (wrong := too_long(prefix)) is not None:
-            raise ValueError(wrong)
+        now = time.localtime()
+        prefix = fill_tokens(filename_prefix, cls.hidden.prompt, cls.hidden.extra_pnginfo, now)
+        prefix = fitted(fill_own_tokens(prefix, width, height, now), len(images))
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             prefix, folder_paths.get_output_directory(), width, height
         )
+
+        def files() -> list[str]:
+            return [f"{name.replace(_BATCH, str(j.index))}_{counter + j.index:05}_.png" for j in verdict]
+
+        while any((Path(folder) / file).exists() for file in files()):  # ComfyUI doesn't count names with a %batch_num%
+            counter += 1
         saved = []
-        for judgement, image in zip(verdict, images, strict=True):
-            file = f"{name.replace('%batch_num%', str(judgement.index))}_{counter + judgement.index:05}_.png"
+        for judgement, image, file in zip(verdict, images, files(), strict=True):
             save_png(image, Path(folder) / file, metadata_of(judgement, verdict, cls.hidden))
             saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
         return io.NodeOutput(ui={"images": saved})
@@ -144,12 +151,40 @@ def _widget(name: str, widget: str, prompt: dict[str, Any], extra: dict[str, Any
     return None
 
 
+def fill_own_tokens(prefix: str, width: int, height: int, now: time.struct_time) -> str:
+    """``prefix`` with the tokens that ComfyUI fills in itself, but for %batch_num%, which is another for each picture."""
+    parts = {"month": now.tm_mon, "day": now.tm_mday, "hour": now.tm_hour, "minute": now.tm_min, "second": now.tm_sec}
+    values = {name: str(value).zfill(2) for name, value in parts.items()}
+    for name, value in {**values, "width": str(width), "height": str(height), "year": str(now.tm_year)}.items():
+        prefix = prefix.replace(f"%{name}%", value)
+    return prefix
+
+
+def fitted(prefix: str, pictures: int) -> str:
+    """``prefix``, all but %batch_num% filled in, with names cut to what file systems take: nothing that was drawn is lost by what
+    a token turned out to be."""
+    *folders, name = re.split(r"([/\\])", prefix)
+    room = NAME_BYTES - len(_ENDING)
+    if len(os.fsencode(name.replace(_BATCH, str(pictures)))) > room:
+        name = _cut(name.replace(_BATCH, ""), room)
+    return "".join([*(_cut(folder, NAME_BYTES) for folder in folders), name])
+
+
+def _cut(name: str, room: int) -> str:
+    return os.fsencode(name)[:room].decode(errors="ignore")
+
+
 def too_long(prefix: str) -> str | None:
-    """What to say of a prefix that no file or folder can be named by, or None. A prefix with tokens is judged when filled."""
-    if "%" in prefix:
-        return None
-    *folders, name = re.split(r"[/\\]", prefix)
-    for part, room in (*((folder, 0) for folder in folders), (name, len("_00000_.png"))):
+    """What to say of a prefix that no file or folder can be named by, however short its tokens turn out to be; or None."""
+
+    def shortest(match: re.Match[str]) -> str:
+        if match[1].startswith("date:"):
+            return _date(match[1].removeprefix("date:"), time.gmtime(0))  # the one date without two digits
+        return "" if "." in match[1] else {_BATCH: "0"}.get(match[0], match[0])
+
+    filled = fill_own_tokens(re.sub("%([^%]+)%", shortest, prefix), 1, 1, time.gmtime(0))
+    *folders, name = re.split(r"[/\\]", filled)
+    for part, room in (*((folder, 0) for folder in folders), (name, len(_ENDING))):
         size = len(os.fsencode(part))
         if size + room > NAME_BYTES:
             return f"filename_prefix has a name of {size} bytes, '{part[:40]}…'; take at most {NAME_BYTES - room}."

@@ -42,9 +42,11 @@ class ApprenticeStudentSampler(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(preset=preset, sampler_name=sampler_name, scheduler=scheduler)
+        return types.check_inputs(cls, input_types, preset=preset, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def execute(
@@ -117,9 +119,11 @@ class ApprenticeTeacherCost(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def execute(
@@ -178,9 +182,11 @@ class ApprenticeTeacher(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def check_lazy_status(cls, verdict: VerdictData, drafts: dict[str, Any], **inputs: Any) -> list[str]:
@@ -189,16 +195,19 @@ class ApprenticeTeacher(io.ComfyNode):
 
         An input that is not connected is not in ``inputs`` and must not be asked for.
         """
+
+        def missing(*names: str) -> list[str]:
+            return [name for name in names if name in inputs and inputs[name] is None]
+
         if not verdict.rejected:
             return []
         texts = () if "guider" in inputs else ("positive", "negative")
-        wanted = ("model", *texts, "sigmas", "sampler", "guider", "noise")
-        missing: list[str] = [name for name in wanted if name in inputs and inputs[name] is None]
-        if missing or inputs.get("model") is None:
-            return missing
-        if family_of(drafts) == family(inputs["model"]):
-            return []
-        return [name for name in ("vae", "teacher_vae") if name in inputs and inputs[name] is None]
+        teacher = missing("model", *texts, "sigmas", "sampler", "guider", "noise")
+        vaes = missing("vae", "teacher_vae")
+        if teacher:  # where nothing is remembered, a second question would load the teacher's file again
+            return teacher + (vaes if types.forgets() else [])
+        same = inputs.get("model") is None or family_of(drafts) == family(inputs["model"])
+        return [] if same else vaes
 
     @classmethod
     def execute(

@@ -10,13 +10,13 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
-from ..oracles.base import one_prompt_each
+from ..oracles.base import one_prompt_each, remarks
 from ..samplers.adaptive import Drawing, draw_drafts
 from ..samplers.comfy import batch_noise, fit_channels, show_text
 from ..samplers.pixels import require_tensor, to_pixels
 from ..training.control import tilted_choice
 from . import types
-from .judge import score
+from .judge import as_rgb, score
 from .types import CATEGORY, Oracle
 
 
@@ -97,10 +97,13 @@ class ApprenticeTiltedStart(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None) -> bool | str:
+    def validate_inputs(
+        cls, preset: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         given = {"preset": preset, "sampler_name": sampler_name, "scheduler": scheduler}
-        return types.check_combos(**{name: value[0] if isinstance(value, list) else value for name, value in given.items()})
+        values = {name: value[0] if isinstance(value, list) else value for name, value in given.items()}
+        return types.check_inputs(cls, input_types, **values)
 
     @classmethod
     def execute(
@@ -126,17 +129,19 @@ class ApprenticeTiltedStart(io.ComfyNode):
         prompts = one_prompt_each(prompt, len(latent["samples"]))
         seeds = [(seed[0] + k) % 2**64 for k in range(candidates[0])]
         ways = ((sampler_name or ["dpmpp_2m"])[0], (scheduler or ["karras"])[0])
-        scores = []
+        scores, remark = [], ""
         for number, one in enumerate(seeds):
             show_text(f"candidate {number + 1} of {len(seeds)}")
             drawing = Drawing(steps[0], cfg[0], *ways, one)
             drafts = draw_drafts(model[0], positive[0], negative[0], latent, preset[0], drawing)
-            scores.append(score(oracle[0], to_pixels(vae[0], drafts["samples"]), prompts))
+            pictures = to_pixels(vae[0], drafts["samples"])
+            scores.append(score(oracle[0], pictures, prompts))
+            remark = remark or remarks(oracle[0], as_rgb([pictures]), prompts)
         promised = torch.tensor(scores, dtype=torch.float64).T
         picked = tilted_choice(promised, alpha[0], torch.Generator().manual_seed(seed[0])).tolist()
         whole = {k: batch_noise(latent, seeds[k]) for k in set(picked)}
         noises = torch.stack([whole[k][i] for i, k in enumerate(picked)])
-        report = told(promised, picked, seeds, alpha[0])
+        report = f"{told(promised, picked, seeds, alpha[0])} {remark}".strip()
         show_text(report.splitlines()[-1])
         return io.NodeOutput(ChosenNoise(seed[0], noises), report)
 

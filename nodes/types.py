@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.samplers
+from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
+from comfy_execution.validation import validate_node_input
 
 from ..oracles.ensemble import COMBINATIONS
 from ..oracles.promptkd import MEASURES
@@ -46,6 +48,11 @@ COMBOS: dict[str, list[str]] = {
 }
 
 
+def forgets() -> bool:
+    """Whether ComfyUI forgets each result once it is used (--cache-none): what is asked for late runs again, from the start."""
+    return bool(getattr(args, "cache_none", False))
+
+
 def choices(name: str) -> list[str]:
     """What a combo offers now: packs that load after this one add samplers and schedulers to ComfyUI's lists."""
     if name == "sampler_name":
@@ -62,6 +69,24 @@ def check_combos(**values: Any) -> bool | str:
         if isinstance(value, str) and value not in choices(name):
             return f"{name} is '{value}', which is not one of: {', '.join(choices(name))}."
     return True
+
+
+def check_inputs(node: type[io.ComfyNode], input_types: Any, **values: Any) -> bool | str:
+    """``check_combos``, and instead of ComfyUI what is connected: samplers and schedulers may come over old-style wires.
+
+    Those are lists of choices, as the stock KSampler's inputs are, or "*"; what comes over them is checked when it is there.
+
+    Args:
+        input_types: What ``validate_inputs`` is given under this name: the type of each output that is connected, by input.
+    """
+    received = input_types[0] if isinstance(input_types, list) else input_types
+    inputs = node.INPUT_TYPES()
+    for name, kind in (received or {}).items():
+        wanted = next(inputs[part][name][0] for part in ("required", "optional") if name in inputs.get(part, {}))
+        listed = name in ("sampler_name", "scheduler") and (isinstance(kind, list | tuple) or kind == "*")
+        if not listed and not validate_node_input(kind, wanted):
+            return f"{name} takes {wanted}, and what is connected gives {'a choice' if isinstance(kind, list) else kind}."
+    return check_combos(**values)
 
 
 def seed(tooltip: str) -> io.Int.Input:
@@ -109,9 +134,10 @@ def threshold() -> io.Combo.Input:
         "threshold",
         options=COMBOS["threshold"],
         default="worst share",
-        tooltip="What value means. absolute: a score. worst share: part of the batch (0-1). percentile: of the student's "
-        "scores (0-100). budget: average network evaluations a picture. expected gain: what the teacher must promise to gain. "
-        "running: share to reject over time (0-1). guaranteed: share of accepted drafts that may be worse than the teacher's.",
+        tooltip="What value means. absolute: a score. worst share: part of the batch (0-1); of a single picture, of those "
+        "judged so far. percentile: of the student's scores (0-100). budget: average network evaluations a picture. expected "
+        "gain: what the teacher must promise to gain. running: share to reject over time (0-1). guaranteed: share of accepted "
+        "drafts that may be worse than the teacher's.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class Oracle(ABC):
         result = torch.cat(scores)
         broken = ~images.flatten(1).isfinite().all(dim=1).cpu() if len(images) else torch.zeros(0, dtype=torch.bool)
         return result.masked_fill(broken, float("nan"))
+
+    def doubts(self, pictures: Sequence[Tensor]) -> str:
+        """What to say of ``pictures`` ([H, W, 3] each, in 0..1) of a kind that it knows nothing of; nothing where all is well."""
+        return ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,6 +120,11 @@ def empty_prompts(oracle: Oracle, prompts: list[str]) -> str:
         return ""
     which = "The prompt is" if count == len(prompts) else f"{count} of {len(prompts)} prompts are"
     return f"{which} empty: {oracle.name} scores how well a picture shows its prompt, so give it the text that was drawn."
+
+
+def remarks(oracle: Oracle, pictures: Sequence[Tensor], prompts: list[str]) -> str:
+    """What to say to whoever asks ``oracle`` about these pictures [H, W, 3] and prompts; nothing where all is well."""
+    return " ".join(filter(None, (empty_prompts(oracle, prompts), oracle.doubts(pictures))))
 
 
 def one_prompt_each(prompts: list[str], pictures: int) -> list[str]:

@@ -18,12 +18,12 @@ ACCENT = (190, 60, 50)
 
 
 def comparison_chart(
-    images: Tensor, scores: tuple[Sequence[float], Sequence[float]], names: tuple[str, str], found: Agreement
+    images: Sequence[Tensor], scores: tuple[Sequence[float], Sequence[float]], names: tuple[str, str], found: Agreement
 ) -> Tensor:
     """The chart [1, H, W, 3] in 0..1: a scatter plot of thumbnails at the left, the largest disagreements at the right.
 
     Args:
-        images: The pictures [B, H, W, 3 or more] in 0..1.
+        images: The pictures [H, W, 3 or more] in 0..1, each of its own size.
         scores: Each oracle's scores, one a picture.
         names: The oracles' names.
     """
@@ -71,7 +71,7 @@ def _places(scores: tuple[Sequence[float], Sequence[float]]) -> dict[int, tuple[
 def _disagreements(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
-    images: Tensor,
+    images: Sequence[Tensor],
     scores: tuple[Sequence[float], Sequence[float]],
     names: tuple[str, str],
     found: Agreement,

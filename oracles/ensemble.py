@@ -85,6 +85,10 @@ class Ensemble(Oracle):
         parts = [(m.oracle.fingerprint(), m.weight, m.mean, m.std, m.median) for m in self.members]
         return hashlib.sha256(repr((self.combination, parts)).encode()).hexdigest()[:16]
 
+    def doubts(self, pictures: Sequence[Tensor]) -> str:
+        """See ``Oracle.doubts``; each member's."""
+        return " ".join(dict.fromkeys(filter(None, (m.oracle.doubts(pictures) for m in self.members))))
+
     def member_scores(self, images: Tensor, prompts: list[str]) -> Tensor:
         """What each member says: [members, B]."""
         return torch.stack([m.oracle.reward(images, prompts).float() for m in self.members])

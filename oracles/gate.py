@@ -61,7 +61,8 @@ def gate_scores(
     Args:
         value: The threshold, the share, the percentile, the average evaluations a picture, the gain that is worth a call of
             the teacher, or the share of accepted drafts that may be worse than the teacher's, as the mode says.
-        calibration: For "percentile": the distribution that the percentile is of; without it, the batch's own scores. For
+        calibration: For "percentile": the distribution that the percentile is of; without it, the batch's own scores. A single
+            picture's "worst share" is of it too, and for both without it of the pictures that the controller has seen. For
             "guaranteed": the pairs. For "expected gain", and for oracles that aren't comparable: the baselines. For
             "running": scores to begin with.
         student_nfe: For "budget": what a draft cost.
@@ -73,6 +74,8 @@ def gate_scores(
     situation = situation or Situation()
     if mode not in MODES:
         raise ValueError(f"The threshold is one of {', '.join(MODES)}, not '{mode}'.")
+    if len(scores) == 1 and (alone := _gate_alone(scores, mode, value, calibration, situation)) is not None:
+        return alone
     if mode == "expected gain":
         return _gate_by_gain(scores, value, calibration, situation)
     if situation.comparable or _one_prompt(mode, calibration, situation):
@@ -121,6 +124,27 @@ def _gate(
             )
         return budget(scores, value, student_nfe, teacher_nfe)
     raise ValueError(f"The threshold is one of {', '.join(MODES)}, not '{mode}'.")
+
+
+def _gate_alone(
+    scores: Sequence[float], mode: str, value: float, calibration: Calibration | None, situation: Situation
+) -> Gate | None:
+    """A share of one picture would be all or nothing, so it is taken of the calibration's scores, or of the pictures before it.
+
+    None where no such share is asked for, or there is nothing that the score may be compared with.
+    """
+    share = {"worst share": value, "percentile": value / 100}.get(mode, 0.0)
+    if not 0 < share < 1 or (mode == "percentile" and calibration is not None):
+        return None
+    known = calibration is not None and (situation.comparable or set(situation.prompts) <= set(calibration.baselines()))
+    if known:
+        gate = gate_scores(scores, "percentile", 100 * share, calibration, situation=situation)
+    elif situation.controller is not None and situation.comparable:
+        gate = gate_scores(scores, "running", share, situation=situation)
+    else:
+        return None
+    of = "the calibration's scores" if known else "the single pictures judged so far"
+    return replace(gate, note=f"A share of one picture would be all or nothing, so it is {share:g} of {of}. {gate.note}".strip())
 
 
 def _gate_by_percentile(scores: Sequence[float], k: float, calibration: Calibration | None) -> Gate:

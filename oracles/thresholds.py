@@ -64,6 +64,8 @@ def worst_share(scores: Sequence[float], share: float) -> Gate:
             f"A share of one picture is all or nothing: {share:g} {'rejects' if count else 'accepts'} it whatever it scores; "
             "for single pictures take running, percentile with a calibration, or absolute."
         )
+    elif abs(count - share * len(scores)) > 1e-9:
+        note = f"{share:g} of {len(scores)} pictures is {count}, to the nearest count."
     return Gate(threshold, tuple(i not in rejected for i in range(len(scores))), note)
 
 
@@ -109,6 +111,8 @@ def budget(scores: Sequence[float], nfe: float, student_nfe: float, teacher_nfe:
         f"A budget of {nfe:g} evaluations a picture, {student_nfe:g} for the draft and {teacher_nfe:g} for the teacher, "
         f"sends {share:.0%} of the drafts to the teacher: {affordable} of {len(scores)}."
     )
+    if len(scores) == 1 and 0 < share < 1:
+        note += f" A single picture's budget is all or nothing; for single pictures take running with {share:.2g}."
     return Gate(gate.threshold, gate.accepted, note)
 
 

@@ -23,13 +23,14 @@ import comfy.patcher_extension
 import comfy.sample
 import comfy.sampler_helpers
 import comfy.samplers
+import comfy.sd
 import comfy.utils
 import folder_paths
 import latent_preview
 import torch
 from torch import Tensor, nn
 
-from .pixels import require_tensor
+from .pixels import require_tensor, to_pixels
 from .prompts import for_rows, groups
 from .rows import Conditioning as Conditioning
 from .rows import Latent as Latent
@@ -262,7 +263,16 @@ def count_evaluations(
 def stock_sigmas(
     model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.Sampler, scheduler: str, steps: int, denoise: float
 ) -> Tensor:
-    """The noise levels that the stock KSampler would use."""
+    """The noise levels that the stock KSampler would use.
+
+    Raises:
+        ValueError: ComfyUI has no such sampler or scheduler; a choice that is connected can't be checked any earlier.
+    """
+    for what, given, known in (
+        ("sampler_name", sampler, comfy.samplers.SAMPLER_NAMES), ("scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES),
+    ):  # fmt: skip
+        if isinstance(given, str) and given not in known:
+            raise ValueError(f"{what} is '{given}', which is not one of: {', '.join(known)}.")
     stock = comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler_name(sampler), scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
@@ -561,20 +571,36 @@ def _digest(digest: Any, value: Any) -> None:
 
 # ----------------------------------------------------------------------------------------------- a quick look
 
+# Where ComfyUI's latent formats don't tell yet; any other takes 8 pixels.
+_PIXELS = {
+    "Flux2": 16, "Wan22": 16, "SC_Prior": 42, "SC_B": 4, "LTXV": 32, "HunyuanImage21": 32, "HunyuanImage21Refiner": 16,
+    "HunyuanVideo15": 16, "ChromaRadiance": 1,
+}  # fmt: skip
+
+
+def pixels_per_latent(kind: Any) -> int:
+    """Pixels that a latent of this latent format stands for, along a side."""
+    known = (_PIXELS[base.__name__] for base in type(kind).__mro__ if base.__name__ in _PIXELS)
+    return int(getattr(kind, "spacial_downscale_ratio", None) or next(known, 8))
+
 
 def fast_decode(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Tensor:
     """Pictures [B, H, W, 3] in 0..1 by ComfyUI's own preview decoders: TAESD where its file is there, else the linear map.
 
-    Both give full-size pictures; the linear map's are blurred. Decodes eight at a time.
+    Both give full-size pictures; the linear map's are blurred. Decodes eight at a time; videos' frames are pictures.
 
     Raises:
         ValueError: The model's family has neither.
     """
     kind = model.get_model_object("latent_format")
-    samples = kind.process_in(require_tensor(latent))
-    if samples.ndim == 5:  # a video's frames are pictures
+    raw = require_tensor(latent)
+    path = _taesd_file(kind)
+    if path is not None and kind.taesd_decoder_name in latent_preview.VIDEO_TAES:
+        return to_pixels(_video_taesd(path), raw).clamp(0, 1)
+    samples = kind.process_in(raw)
+    if samples.ndim == 5:
         samples = samples.movedim(2, 1).flatten(0, 1)
-    if (path := _taesd_file(kind)) is not None:
+    if path is not None:
         network = _taesd(path, kind.latent_channels)
         with on_device(network) as device:
             parts = [network.decode(part.to(device).float()).float().cpu() for part in samples.split(8)]
@@ -590,16 +616,15 @@ def fast_decode(model: comfy.model_patcher.ModelPatcher, latent: Latent) -> Tens
     factors, bias = previewer.latent_rgb_factors.to(samples.device, torch.float32), previewer.latent_rgb_factors_bias
     bias = None if bias is None else bias.to(samples.device, torch.float32)
     small = nn.functional.linear(reshape(samples.float()).movedim(1, -1), factors, bias)
-    scale = getattr(kind, "spacial_downscale_ratio", 8)
-    size = (samples.shape[-2] * scale, samples.shape[-1] * scale)
+    size = tuple(side * pixels_per_latent(kind) for side in samples.shape[-2:])
     shown = nn.functional.interpolate(small.movedim(-1, 1), size, mode="bicubic").movedim(1, -1)
     return ((shown + 1) / 2).clamp(0, 1)
 
 
 def _taesd_file(kind: Any) -> str | None:
-    """The decoder's file in models/vae_approx, or None. Those for video are another network, and are left out."""
+    """The decoder's file in models/vae_approx, or None."""
     name = kind.taesd_decoder_name
-    if name is None or name in latent_preview.VIDEO_TAES:
+    if name is None:
         return None
     found = next((f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(name)), None)
     return folder_paths.get_full_path("vae_approx", found) if found else None
@@ -610,6 +635,14 @@ def _taesd(path: str, channels: int) -> Any:
     from comfy.taesd.taesd import TAESD
 
     return TAESD(None, path, latent_channels=channels).eval()
+
+
+@lru_cache(maxsize=1)
+def _video_taesd(path: str) -> Any:
+    """A small decoder for video as a VAE, as the stock VAE loader makes it: it takes latents as they are."""
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(path))
+    vae.first_stage_model.show_progress_bar = False
+    return vae
 
 
 def prefers_half(network: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
+MUTED, BYPASSED = 2, 4
 
 
 def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, Any]:
@@ -28,17 +29,40 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
     """
     if "nodes" not in workflow:
         return workflow
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    known = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: _origin(link, known, workflow["links"]) for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
-        if node["type"] in ("Note", "MarkdownNote") or node.get("mode", 0) in (2, 4):
+        if node["type"] in ("Note", "MarkdownNote") or node.get("mode", 0) in (MUTED, BYPASSED):
             continue
         if node["type"] not in object_info:
             raise ValueError(f"This ComfyUI has no node '{node['type']}'; is the pack that brings it installed?")
         inputs = _widgets(node, object_info[node["type"]]["input"])
-        inputs |= {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if slot.get("link") is not None}
+        inputs |= {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if links.get(slot.get("link"))}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
+
+
+def _origin(link: list[Any], nodes: dict[int, dict[str, Any]], links: list[list[Any]]) -> list[Any] | None:
+    """Where a link's value comes from, as the browser finds it: behind a muted node nothing, and through a bypassed one what is
+    connected to its input of the same place, else the first, that fits the types."""
+    _, origin, slot, *_, wanted = link
+    node = nodes[origin]
+    mode = node.get("mode", 0)
+    if mode not in (MUTED, BYPASSED):
+        return [str(origin), slot]
+    if mode == MUTED:
+        return None
+    inputs, given = node.get("inputs", []), node["outputs"][slot]["type"]
+    places = [i for i, item in enumerate(inputs) if _fits(item["type"], given) and _fits(item["type"], wanted)]
+    exact = [i for i in places if inputs[i]["type"] == wanted]
+    place = slot if slot in places else next(iter(exact or places), None)
+    before = next((other for other in links if place is not None and other[0] == inputs[place].get("link")), None)
+    return _origin(before, nodes, links) if before else None
+
+
+def _fits(a: str, b: str) -> bool:
+    return "*" in (a, b) or not {kind.lower() for kind in a.split(",")}.isdisjoint(kind.lower() for kind in b.split(","))
 
 
 def _widgets(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

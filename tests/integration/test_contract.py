@@ -115,21 +115,26 @@ def test_locale_says_what_the_schemas_say(comfy: Comfy) -> None:
     assert served["ApprenticeJudge"]["display_name"] == "Judge"
 
 
+def quickly(prompt: dict[str, Any], name: str) -> None:
+    """Make training in an example a matter of seconds, under names of its own."""
+    for node in prompt.values():
+        if node["class_type"] == "ApprenticeSiDDistill":  # a few iterations instead of minutes of them
+            assert node["inputs"]["pictures"] >= 1000
+            node["inputs"] |= {"pictures": 8, "batch_size": 4, "name": f"from {name}"}
+        if node["class_type"] == "ApprenticeRewardFinetune":
+            assert node["inputs"]["updates"] >= 20
+            few = {"updates": 2, "batch_size": 4, "base_draws": 8, "max_prompts": 2, "steps": 4, "regressed_steps": 2}
+            node["inputs"] |= few | {"name": f"tuned for {name}"}
+        if node["class_type"] == "ApprenticePromptKDDistill":
+            assert node["inputs"]["epochs"] >= 10
+            node["inputs"] |= {"epochs": 2, "batch_size": 64, "name": f"from {name}"}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_every_example_workflow_runs_and_has_a_picture(comfy: Comfy, path: Path) -> None:
     assert path.with_suffix(".jpg").stat().st_size > 10_000
     prompt = to_prompt(json.loads(path.read_text()), comfy.get("/object_info"))
-    for node in prompt.values():
-        if node["class_type"] == "ApprenticeSiDDistill":  # a few iterations instead of minutes of them
-            assert node["inputs"]["pictures"] >= 1000
-            node["inputs"] |= {"pictures": 8, "batch_size": 4, "name": f"from {path.stem}"}
-        if node["class_type"] == "ApprenticeRewardFinetune":
-            assert node["inputs"]["updates"] >= 20
-            few = {"updates": 2, "batch_size": 4, "base_draws": 8, "max_prompts": 2, "steps": 4, "regressed_steps": 2}
-            node["inputs"] |= few | {"name": f"tuned for {path.stem}"}
-        if node["class_type"] == "ApprenticePromptKDDistill":
-            assert node["inputs"]["epochs"] >= 10
-            node["inputs"] |= {"epochs": 2, "batch_size": 64, "name": f"from {path.stem}"}
+    quickly(prompt, path.stem)
     run = comfy.run(prompt)
     images = [image for output in run.outputs.values() for image in output.get("images", [])]
     assert images and run.status["status_str"] == "success"

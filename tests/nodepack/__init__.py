@@ -9,6 +9,7 @@ from collections import Counter
 
 import comfy.ops
 import comfy.patcher_extension
+import comfy.samplers
 import comfy.utils
 import folder_paths
 import torch
@@ -219,10 +220,22 @@ class TestTellSigmas:
         return {"ui": {"sigmas": sigmas.tolist()}}
 
 
+class TestOldChoice:
+    """A sampler's and a scheduler's name over old-style wires: ComfyUI's own lists, a list of the pack's own, and "*"."""
+
+    CHOICES = (comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS)
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"sampler": ("STRING", {}), "scheduler": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = (*CHOICES, ["euler", "mine"], "*", "STRING"), "give", "test"
+
+    def give(self, sampler, scheduler):
+        """The names as they are."""
+        return sampler, scheduler, sampler, scheduler, sampler
+
+
 NODE_CLASS_MAPPINGS = {
     c.__name__: c
     for c in (
-        TestBoomModel, TestCalibration, TestCountModel, TestLoadLatent, TestManualSigmas, TestPromptOracle, TestSave,
-        TestStackMasks, TestTellSigmas,
+        TestBoomModel, TestCalibration, TestCountModel, TestLoadLatent, TestManualSigmas, TestOldChoice, TestPromptOracle,
+        TestSave, TestStackMasks, TestTellSigmas,
     )  # fmt: skip
 }

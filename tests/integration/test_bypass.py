@@ -1,0 +1,80 @@
+"""Bypassed and muted nodes of ours: the rest of the workflow runs, or ComfyUI or we say in one sentence what is missing."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+import requests
+from harness import ANSWER_SECONDS, Comfy
+from run_workflow import BYPASSED, MUTED, to_prompt
+from test_contract import EXAMPLES, NODE_IDS, quickly
+
+TRAINS = {"ApprenticeSiDDistill", "ApprenticeRewardFinetune", "ApprenticePromptKDDistill"}
+# What bypasses these gets from before them what they give.
+PASSED_BY = {
+    "ApprenticeTeacher", "ApprenticeKeepBetter", "ApprenticeSaveImages", "ApprenticeScore", "ApprenticeBestOf",
+    "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeTeacherCost", "ApprenticeSort", "ApprenticeDomainText",
+}  # fmt: skip
+SAID_AT_ONCE = {"required_input_missing", "custom_validation_failed"}
+
+
+def example(node_id: str) -> tuple[str, dict[str, Any]]:
+    """The example with this node that costs least."""
+    found = []
+    for path in EXAMPLES:
+        workflow = json.loads(path.read_text())
+        kinds = [node["type"] for node in workflow["nodes"]]
+        if node_id in kinds:
+            found.append((sum(kind in TRAINS - {node_id} for kind in kinds), len(kinds), path.stem, workflow))
+    return min(found, key=lambda one: one[:3])[2:]
+
+
+def outcome(comfy: Comfy, prompt: dict[str, Any]) -> str:
+    """Runs a prompt as far as it can be: what is refused, then what failed; "" if all ran.
+
+    Raises:
+        AssertionError: Something crashed instead.
+    """
+    body = {"prompt": prompt, "client_id": uuid.uuid4().hex}
+    answer = requests.post(f"{comfy.url}/prompt", json=body, timeout=ANSWER_SECONDS).json()
+    for node in answer["node_errors"].values():
+        for error in node["errors"]:
+            assert error["type"] in SAID_AT_ONCE, error
+    if "prompt_id" not in answer:
+        assert answer["error"]["type"] in ("prompt_outputs_failed_validation", "prompt_no_outputs"), answer
+        return str(answer["node_errors"])
+    for kind, data in comfy.history(answer["prompt_id"], 300)["status"]["messages"]:
+        if kind == "execution_error":
+            assert data["exception_type"] == "ValueError", data
+            return str(data["exception_message"])
+    return str(answer["node_errors"] or "")
+
+
+@pytest.mark.parametrize("mode", [BYPASSED, MUTED], ids=["bypassed", "muted"])
+@pytest.mark.parametrize("node_id", NODE_IDS)
+def test_without_one_of_our_nodes_the_rest_runs_or_says_what_is_missing(comfy: Comfy, node_id: str, mode: int) -> None:
+    name, workflow = example(node_id)
+    for node in workflow["nodes"]:
+        node["mode"] = mode if node["type"] == node_id else 0
+    prompt = to_prompt(workflow, comfy.get("/object_info"))
+    assert node_id not in {node["class_type"] for node in prompt.values()}
+    assert all(link[0] in prompt for node in prompt.values() for link in node["inputs"].values() if isinstance(link, list))
+    quickly(prompt, f"{name} in part")
+    said = outcome(comfy, prompt)
+    assert not said if mode == BYPASSED and node_id in PASSED_BY else len(said) < 2000
+
+
+def test_a_bypassed_teacher_costs_nothing_and_says_so(comfy: Comfy) -> None:
+    _, workflow = example("ApprenticeTeacher")
+    for node in workflow["nodes"]:
+        node["mode"] = BYPASSED if node["type"] == "ApprenticeTeacher" else 0
+    prompt = to_prompt(workflow, comfy.get("/object_info"))
+    keep = next(key for key, node in prompt.items() if node["class_type"] == "ApprenticeKeepBetter")
+    prompt["said"] = {"class_type": "TestSave", "inputs": {"name": "bypassed", "verdict": [keep, 2]}}
+    said = comfy.run(prompt).outputs["said"]
+    assert {one["decision"] for one in said["verdict"]} == {"accepted", "draft kept"}
+    assert {one["nfe"] for one in said["verdict"]} == {2.0}
+    assert "no teacher" in said["note"][0]
