@@ -354,7 +354,7 @@ def improve(
         note = f"regenerated in {max(len(sigmas) - 1, 0)} steps{_lost(drafts, info)}"
     if cache := step_cache(model):
         note += f" with {cache}, which skips steps by the batch: the pictures depend on which others were rejected"
-    if (why := draws_whole(drawing.sampler, drawing.guider)) and len(rows) < len(start["samples"]):
+    if (why := draws_whole(model, drawing.sampler, drawing.guider)) and len(rows) < len(start["samples"]):
         note += f"; the whole batch was drawn for them, as {why}"
     packs = -(-len(rows) // pack) if pack else 1
     drawn, evaluations = sample_rows(

@@ -44,6 +44,7 @@ CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with whi
 _BROWNIAN = frozenset({"dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"})
 # Guiders of ComfyUI whose guidance of a picture depends on the batch: PerpNegGuider projects all pictures at once.
 _BY_BATCH = frozenset({"Guider_PerpNeg"})
+_NOISE_BY_PLACE = {"SD_X4Upscaler", "HunyuanImage21Refiner", "HunyuanVideo15_SR_Distilled"}
 
 
 # ---------------------------------------------------------------------------------------------------- noise
@@ -319,12 +320,17 @@ def sampler_name(sampler: str | comfy.samplers.Sampler) -> str:
     return str(getattr(sampler, "apprentice_name", own.replace("unipc", "uni_pc")))
 
 
-def draws_whole(sampler: str | comfy.samplers.Sampler, guider: Any = None) -> str:
+def draws_whole(
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.Sampler, guider: Any = None
+) -> str:
     """Why pictures can't be drawn apart by these, so that the whole batch must be; "" where they can.
 
     Another pack's sampler may draw noise between the steps that only it knows to draw; another pack's guider may keep its
-    conditionings in a way of its own; some guidance depends on the whole batch.
+    conditionings in a way of its own; some guidance depends on the whole batch; some of ComfyUI's models of upscaling add noise
+    to the pictures that they are shown, drawn for all at once.
     """
+    if noisy := _NOISE_BY_PLACE & {kind.__name__ for kind in type(model.model).__mro__}:
+        return f"the model {noisy.pop()} draws noise for all pictures at once"
     stock = sampler_of(sampler)
     if guider is not None and not isinstance(getattr(guider, "original_conds", None), dict):
         return f"the guider {type(guider).__name__} keeps its conditionings to itself"
@@ -379,7 +385,7 @@ def sample_rows(
     name, stock = sampler_name(sampler), sampler_of(sampler)
     guider = guider or stock_guider(model, positive, negative, cfg)
     parts = [list(range(total))] if rows else []
-    if whole := draws_whole(stock, guider):
+    if whole := draws_whole(model, stock, guider):
         conds = {}
     else:
         conds = _conditionings(guider)

@@ -16,7 +16,7 @@ import comfy_extras.nodes_custom_sampler as core  # noqa: E402
 from comfy_extras.nodes_perpneg import PerpNegGuider  # noqa: E402
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost  # noqa: E402
 from comfyui_apprentice.oracles.verdict import Judgement, Verdict  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import INFO, info_of  # noqa: E402
+from comfyui_apprentice.samplers.adaptive import INFO, Drawing, improve, info_of  # noqa: E402
 from comfyui_apprentice.samplers.prompts import join  # noqa: E402
 from comfyui_apprentice.samplers.schedules import refine_sigmas, rollback_sigma  # noqa: E402
 
@@ -324,3 +324,23 @@ def test_the_guider_of_two_models() -> None:
                 patcher, strategy="regenerate", rollback=1.0, steps=9, cfg=9.0, sampler_name="lcm", scheduler="karras", **given
             )[0]
         assert told == evaluations
+
+
+def test_a_model_that_draws_noise_over_the_whole_batch_is_drawn_whole() -> None:
+    """Stable Diffusion's x4 upscaler adds noise to the pictures that it is shown, all in one draw."""
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    config = comfy.supported_models.SD_X4Upscaler({**tiny.FAMILIES["sd15"].network, "in_channels": 7, "num_classes": 1000})
+    config.unet_config["disable_self_attentions"] = [False, False]  # it has two levels, not four
+    base = config.get_model({}, "", device=None)
+    tiny.fill(base.diffusion_model)
+    model = comfy.model_patcher.ModelPatcher(base.eval(), torch.device("cpu"), torch.device("cpu"))
+    shown = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    text = tiny.text("sd15", 3, concat_image=shown, noise_augmentation=0.5)
+    latent = tiny.empty("sd15", 3)
+    with torch.inference_mode():
+        found = improve(model, text, text, latent, [2], "regenerate", 0.5, Drawing(2, 2.0, "euler", "simple", 1))
+    whole = tiny.stock(model, latent, text, text)
+    assert float((found["samples"][2] - whole[2]).abs().max()) < 1e-4 * float(whole.abs().max())
+    assert "the whole batch was drawn for them, as the model SD_X4Upscaler" in info_of(found).note
