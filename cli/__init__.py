@@ -13,7 +13,7 @@ from .convert import convert
 from .distill import distill
 from .finetune import finetune
 from .models import models
-from .running import LARGE, Threads, set_threads, told_in_words
+from .running import LARGE, Finite, Threads, set_threads, told_in_words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
 bench = typer.Typer(no_args_is_help=True, help="Measure, and print what was measured.")
@@ -22,7 +22,7 @@ app.add_typer(distill, name="distill")
 app.add_typer(models, name="models")
 app.command()(calibrate)
 app.command()(convert)
-app.command()(finetune)
+app.command(cls=Finite)(finetune)
 
 
 @app.callback()
@@ -101,7 +101,7 @@ _PUBLISHED = (
 )
 
 
-@bench.command()
+@bench.command(cls=Finite)
 def promptkd(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,

@@ -13,6 +13,7 @@ import typer
 from .promptkd import promptkd, promptkd_teacher
 from .running import (
     Device,
+    Finite,
     Precision,
     Threads,
     check_precision,
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from ..training.run_folder import RunFolder
 
 distill = typer.Typer(no_args_is_help=True, help="Distil teachers into students: one-step generators, and critics.")
-distill.command()(promptkd)
-distill.command()(promptkd_teacher)
+distill.command(cls=Finite)(promptkd)
+distill.command(cls=Finite)(promptkd_teacher)
 
 _PRESETS = (
     "A published run's settings; options given beside it win. The paper's FIDs, not measured here: cifar10-uncond 1.923, "
@@ -39,7 +40,7 @@ _PRESETS = (
 )
 
 
-@distill.command()
+@distill.command(cls=Finite)
 def sid(
     teacher: Annotated[Path, typer.Argument(help="An EDM network: .pkl, or .safetensors from 'apprentice convert'.")],
     out: Annotated[Path, typer.Option(help="The student's file (.safetensors); Load EDM Network draws with it.")],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from ..training.loop import Ema, Means, Watch
@@ -26,6 +28,18 @@ class Device(str, Enum):
     CPU = "cpu"
     CUDA = "cuda"
     MPS = "mps"
+
+
+class Finite(TyperCommand):
+    """A command whose numbers are numbers: "nan" and "inf" are floats to the parser, and pass its min and max."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the parser does, then look."""
+        rest: list[str] = super().parse_args(ctx, args)
+        for name, value in ctx.params.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise typer.BadParameter(f"--{name.replace('_', '-')} is {value}; it must be a number.")
+        return rest
 
 
 class Precision(str, Enum):

@@ -76,3 +76,24 @@ def test_what_is_wrong_is_told_in_words(prompts: Path, tmp_path: Path) -> None:
     arguments = ["finetune", str(TEACHER), str(CRITIC), "--prompts", str(prompts), "--out", str(out)]
     said = CliRunner().invoke(app, arguments).output
     assert "--clip" in said
+
+
+OUT = ["--out", "x.safetensors"]
+NUMBERS = [
+    (["finetune", "a.pkl", "b.safetensors", "--prompts", "p.txt", *OUT], ["--value", "--lr"]),
+    (["distill", "sid", "a.pkl", *OUT], ["--lr", "--glr", "--alpha", "--augment", "--dropout", "--adversarial"]),
+    (["distill", "promptkd", "a", "b", "c", "--words", "d", *OUT], ["--lr", "--weight", "--temperature"]),
+    (["distill", "promptkd-teacher", "a", "b", *OUT], ["--lr"]),
+    (["bench", "promptkd"], ["--weight"]),
+]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_numbers_of_commands_are_numbers(number: str) -> None:
+    """NaN passes a parser's min and max."""
+    for words, options in NUMBERS:
+        for option in options:
+            result = CliRunner().invoke(app, [*words, f"{option}={number}"])
+            said = " ".join(result.output.replace("│", " ").split())
+            assert result.exit_code == 2 and option in said, said
+            assert f"is {number}; it must be a number" in said or "Input should be" in said, said
