@@ -136,7 +136,10 @@ class Comfy:
             GraphError: It was refused.
         """
         prompt = graph.nodes if isinstance(graph, Graph) else graph
-        answer = requests.post(f"{self.url}/prompt", json={"prompt": prompt, "client_id": client}, timeout=ANSWER_SECONDS)
+        body = json.dumps({"prompt": prompt, "client_id": client})  # NaN as well, as strangers' files have it
+        answer = requests.post(
+            f"{self.url}/prompt", body, headers={"Content-Type": "application/json"}, timeout=ANSWER_SECONDS
+        )  # fmt: skip
         if answer.status_code != 200:
             raise GraphError(answer.text)
         return str(answer.json()["prompt_id"])
