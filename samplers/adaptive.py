@@ -32,6 +32,7 @@ from .comfy import (
     stock_sigmas,
     without_ratios,
 )
+from .comfy_patches import careless_patches
 from .pixels import pad_mask, require_tensor, spatial_ratio, to_latents, to_pixels
 from .schedules import AUTO, CUSTOM, find_preset, initial_scale, preset_sigmas, refine_sigmas, rollback_sigma
 from .students import sample_tcd
@@ -242,11 +243,17 @@ def improve(
         note = f"regenerated in {max(len(sigmas) - 1, 0)} steps{_lost(drafts, info)}"
     if cache := step_cache(model):
         note += f" with {cache}, which skips steps by the batch: the pictures depend on which others were rejected"
-    packs = -(-len(rows) // pack) if pack else 1
+    in_parts = len(rows) < len(drafts["samples"]) or 0 < pack < len(rows)
+    if in_parts and (packs := careless_patches(model)):
+        note += (
+            f". Patches by {' and '.join(packs)} on the teacher may not know which pictures of the batch they see: what they keep "
+            "for each picture could go to another; if so, let the teacher draw all (worst share 1)"
+        )
+    passes = -(-len(rows) // pack) if pack else 1
     drawn, evaluations = sample_rows(
         model, start, rows, noise=batch_noise(start, drawing.seed), sigmas=sigmas, sampler=drawing.sampler,
         cfg=drawing.cfg, positive=positive, negative=negative, seed=drawing.seed, pack=pack,
-        callback=callback or progress(model, max(len(sigmas) - 1, 1), packs),
+        callback=callback or progress(model, max(len(sigmas) - 1, 1), passes),
     )  # fmt: skip
     if foreign and vaes and len(drawn):
         drawn = _back_through_pixels(drawn, drafts["samples"], vaes)
