@@ -246,8 +246,8 @@ def improve(
     in_parts = len(rows) < len(drafts["samples"]) or 0 < pack < len(rows)
     if in_parts and (packs := careless_patches(model)):
         note += (
-            f". Patches by {' and '.join(packs)} on the teacher may not know which pictures of the batch they see: what they keep "
-            "for each picture could go to another; if so, let the teacher draw all (worst share 1)"
+            f". Patches by {' and '.join(packs)} on the teacher may not know which pictures of the batch they see: what they "
+            "keep for each picture could go to another; if so, let the teacher draw all (worst share 1)"
         )
     passes = -(-len(rows) // pack) if pack else 1
     drawn, evaluations = sample_rows(
