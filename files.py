@@ -47,7 +47,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     if len(os.fsencode(temporary.name)) > NAME_BYTES:  # a name that fits must not fail by its temporary one
         temporary = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{os.getpid()}.part")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what everybody's files have here; some writers make theirs private
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)

@@ -56,6 +56,7 @@ class Family:
         channels: Of its latents.
         video: Latents are [B, C, T, H, W].
         masked: Its conditionings carry an ``attention_mask``.
+        second: Layers of the second text encoder that it reads; 0 for none.
         v_prediction: Read as a v-prediction model.
         side: Of the smallest latents that it draws.
     """
@@ -68,6 +69,7 @@ class Family:
     channels: int = 4
     video: bool = False
     masked: bool = False
+    second: int = 0
     v_prediction: bool = False
     side: int = 8
 
@@ -127,6 +129,12 @@ _PIXART = {
     "pe_interpolation": 2, "model_max_length": 300, "caption_channels": 32,
 }  # fmt: skip
 
+_HIDREAM = {
+    "image_model": "hidream", "attention_head_dim": 32, "axes_dims_rope": [16, 8, 8], "caption_channels": [32, 32],
+    "max_resolution": [128, 128], "in_channels": 16, "llama_layers": [0, 1], "num_attention_heads": 2, "num_routed_experts": 4,
+    "num_activated_experts": 2, "num_layers": 1, "num_single_layers": 1, "out_channels": 16, "patch_size": 2, "text_emb_dim": 64,
+}  # fmt: skip
+
 FAMILIES: dict[str, Family] = {
     "sd15": Family(("SD15",), _UNET),
     "sdxl": Family(("SDXL",), _SDXL, pooled=1280),
@@ -143,6 +151,7 @@ FAMILIES: dict[str, Family] = {
     "wan22": Family(("WAN22_T2V",), {**_WAN, "in_dim": 48, "out_dim": 48}, channels=48, video=True),
     "cascade": Family(("Stable_Cascade_C",), _CASCADE, text=1280, pooled=1280, channels=16),
     "pixart": Family(("PixArtSigma",), _PIXART, side=34),
+    "hidream": Family(("HiDream",), _HIDREAM, pooled=64, channels=16, second=2),
 }
 
 
@@ -193,6 +202,8 @@ def text(name: str, rows: int = 1, tokens: int = 7, seed: int = 0, **more: Any) 
     options: dict[str, Any] = {"pooled_output": torch.randn(rows, family.pooled, generator=rng) if family.pooled else None}
     if family.masked:
         options["attention_mask"] = torch.ones(rows, tokens, dtype=torch.long)
+    if family.second:
+        options["conditioning_llama3"] = torch.randn(rows, family.second, tokens, family.text, generator=rng)
     return [[torch.randn(rows, tokens, family.text, generator=rng), {**options, **more}]]
 
 

@@ -215,6 +215,17 @@ def families(
 
 
 @bench.command()
+def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None) -> None:
+    """What Reward Finetune holds in memory for its way back through SDXL's VAE; needs a ComfyUI in $COMFYUI_PATH."""
+    try:
+        figures = _benchmark("decoder_memory").run()
+    except RuntimeError as error:
+        raise typer.BadParameter(str(error)) from error
+    if json:
+        figures.save(json)
+
+
+@bench.command()
 def startup(json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     benchmark = _benchmark("startup")

@@ -16,6 +16,7 @@ from .critics import (
 from .distill import ApprenticeSiDDistill
 from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
 from .finetune import ApprenticeRewardCurve, ApprenticeRewardFinetune
+from .guard import guarded
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
 from .oracles import (
     ApprenticeBestOf,
@@ -73,3 +74,7 @@ class ApprenticeExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """All nodes."""
         return NODES
+
+
+for _node in NODES:
+    guarded(_node)

@@ -77,6 +77,8 @@ class ApprenticeSampler(io.ComfyNode):
                 types.controller(),
                 types.confidence(),
                 types.look(),
+                *types.connected(who="student", extra=_LINK),
+                *types.connected("teacher_", "teacher", lazy=True, extra=_LINK),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="The final latents."),
@@ -147,14 +149,20 @@ class ApprenticeSampler(io.ComfyNode):
         controller: str = "default",
         confidence: float = 0.9,
         look: str = types.FULL_DECODE,
+        **given: Any,
     ) -> io.NodeOutput:
         g = GraphBuilder()
+        students = {name: link for name, link in given.items() if not name.startswith("teacher_")}
+        teachers = {name.removeprefix("teacher_"): link for name, link in given.items() if name not in students}
         # Only where it matters, so that for the other modes the judge is the same node, in the same cache, whatever it says.
         modes: dict[str, dict[str, Any]] = {"running": {"controller": controller}, "guaranteed": {"confidence": confidence}}
         extra = modes.get(threshold, {})
+        if strategy == "regenerate" and "noise" in students:
+            teachers.setdefault("noise", students["noise"])
         drafts = g.node(
             "ApprenticeStudentSampler", model=student, positive=positive, negative=negative, latent_image=latent_image,
             seed=seed, preset=preset, steps=steps, cfg=cfg, denoise=denoise, sampler_name=sampler_name, scheduler=scheduler,
+            **_connected(**students),
         ).out(0)  # fmt: skip
 
         def decoded(samples: Any) -> Any:
@@ -169,6 +177,7 @@ class ApprenticeSampler(io.ComfyNode):
             extra["teacher_nfe"] = g.node(
                 "ApprenticeTeacherCost", model=student, strategy=strategy, rollback=rollback, steps=teacher_steps,
                 cfg=teacher_cfg, sampler_name=sampler_name, scheduler=scheduler,
+                **_connected(**{name: link for name, link in teachers.items() if name != "noise"}),
             ).out(0)  # fmt: skip
         verdict = g.node(
             "ApprenticeJudge", oracle=oracle, images=draft_images, prompt=prompt, threshold=threshold, value=value,
@@ -179,7 +188,7 @@ class ApprenticeSampler(io.ComfyNode):
             negative=teacher_negative or negative, strategy=strategy, rollback=rollback, steps=teacher_steps,
             cfg=teacher_cfg, sampler_name=sampler_name, scheduler=scheduler,
             seed=seed if strategy == "regenerate" else (seed + 1) % 2**64,
-            **_connected(vae=vae if teacher_vae else None, teacher_vae=teacher_vae),
+            **_connected(vae=vae if teacher_vae else None, teacher_vae=teacher_vae, **teachers),
         ).out(0)  # fmt: skip
         better = g.node(
             "ApprenticeKeepBetter", oracle=oracle, verdict=verdict, drafts=drafts, improved=improved, margin=margin,

@@ -317,7 +317,7 @@ class ApprenticeCalibrate(io.ComfyNode):
     ) -> io.NodeOutput:
         lines, path = gather_prompts(prompts, text, max_prompts), folders.calibration_file(name)
         drawing = Drawing(steps, cfg, sampler_name, scheduler, first_seed)
-        _, sampler, sigmas = student_schedule(model, preset, drawing)
+        _, sampler, sigmas = student_schedule(model, preset, drawing, width * height / 256)
         second = None
         if teacher is not None:
             answer = Drawing(teacher_steps, teacher_cfg, sampler_name, scheduler, first_seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Callable
@@ -20,10 +19,10 @@ from ..samplers import comfy_train as bridge
 from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, show_text
 from ..samplers.edm import sid_sigmas
 from ..samplers.pixels import to_pixels
-from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP
+from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
-from ..training.lora import Adapters, checkpoint_blocks, lora_state_dict
+from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
@@ -75,7 +74,11 @@ class ApprenticeSiDDistill(io.ComfyNode):
             "same name it goes on where it was.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The teacher: SD1.5, SD2.1, SDXL, a flow model, the tiny world's. LoRAs count."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The teacher, of any family that draws pictures: SD, SDXL, SD3, Flux, Chroma, Z-Image, Qwen-Image, "
+                    "Wan, the tiny world's. LoRAs count.",
+                ),
                 io.Clip.Input("clip", tooltip="The teacher's text encoder."),
                 io.Combo.Input(
                     "prompts", options=folders.prompt_files(), default=folders.BUNDLED,
@@ -205,12 +208,14 @@ class ApprenticeSiDDistill(io.ComfyNode):
             kappa1=kappa1, kappa2=kappa2, kappa4=kappa4, steps=steps, generator_scale=1.0, ema_half_life=ema_half_life,
             eps=1e-6 if precision == "fp16" else 1e-8, seed=first_seed,
         )  # fmt: skip
+        made = _Run(model, student, vae, recipe, settings)
         lines = gather_prompts(prompts, text, 0)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in ["", *lines]]
-        with torch.inference_mode(False):
-            made = _Run(model, student, vae, encoded, recipe, settings)
+        with bridge.training():
+            made.prepare(encoded)
             average = made.train(save_every)
-        return made.finish(average)
+            with torch.inference_mode():
+                return made.finish(average)
 
 
 def _kappa(name: str, default: float, who: str) -> io.Float.Input:
@@ -229,63 +234,69 @@ def _rate(name: str, who: str) -> io.Float.Input:
 class _Run:
     """One distillation of ComfyUI models."""
 
-    def __init__(
-        self, teacher: Any, student: Any, vae: Any, encoded: list[Any], recipe: Recipe, settings: Settings
-    ) -> None:
+    def __init__(self, teacher: Any, student: Any, vae: Any, recipe: Recipe, settings: Settings) -> None:
+        """What can be refused before anything is computed or written.
+
+        Raises:
+            ValueError: The model can't be distilled so, or another run has this name.
+        """
         self.teacher, self.start, self.vae = teacher, student or teacher, vae
         self.recipe, self.settings = recipe, settings
-        self.made = model_fingerprint(teacher), model_fingerprint(self.start)
+        if recipe.method == LORA and self.start is not self.teacher:
+            raise ValueError(
+                "A LoRA shares the teacher's weights, so it can't begin with another student; choose the method 'full copy', or "
+                "disconnect student."
+            )
+        if recipe.method == LORA:
+            adaptable(teacher.model.diffusion_model)
         self.dtype = bridge.training_dtype(recipe.precision)
         self.kind, self.levels = bridge.noise_levels(teacher)
-        latent = teacher.get_model_object("latent_format")
-        scale = getattr(latent, "spacial_downscale_ratio", 8)
-        self.shape = (latent.latent_channels, recipe.size[1] // scale, recipe.size[0] // scale)
+        self.shape = bridge.latent_shape(teacher, recipe.size)
+        self._sigmas(settings.steps)
+        self.made = model_fingerprint(teacher), model_fingerprint(self.start)
         # Rates are constant, so that a run may be made longer.
         facts = {**asdict(recipe), **asdict(settings), "models": self.made}
-        claim_run(recipe.folder, facts, ("part", "gradient_checkpointing", "pictures"))
+        self.claim = Claim(recipe.folder, facts, ("part", "gradient_checkpointing", "pictures"))
+
+    def prepare(self, encoded: list[Any]) -> None:
+        """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
         self.generator_base, self.adapters, self.task = self._task(encoded)
 
     # ------------------------------------------------------------------------------------------------ networks
 
     def _task(self, encoded: list[Any]) -> tuple[Any, Adapters | None, Task]:
-        if self.recipe.method == LORA and self.start is not self.teacher:
-            raise ValueError(
-                "A LoRA shares the teacher's weights, so it can't begin with another student; choose the method 'full copy', or "
-                "disconnect student."
-            )
         base = bridge.copy_network(self.teacher, self.dtype)
-        labels = bridge.conditions(base, encoded, self.shape)
+        prompts = bridge.Conditions(base, encoded, self.shape)
         if self.recipe.method == LORA:
             adapters = Adapters(base.diffusion_model, ("generator", "fake"), self.recipe.rank, self.settings.seed)
             if self.recipe.gradient_checkpointing:
                 checkpoint_blocks(base.diffusion_model, adapters)
             device, self.patchers = bridge.place([base])
             generator, fake = (adapters.of[name].to(device) for name in ("generator", "fake"))
-            denoise = bridge.denoiser(base, self.dtype)
+            denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
-            return base, adapters, self._assemble(base, labels, denoisers, generator, fake, device)
-        own, fake_base = bridge.copy_network(self.start, torch.float32), copy.deepcopy(base)
+            return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)
+        own, fake_base = bridge.copy_network(self.start, torch.float32), bridge.another(base)
         fake_base.diffusion_model.to(torch.float32).dtype = torch.float32
         for trained in (own, fake_base):
             if self.recipe.gradient_checkpointing:
                 checkpoint_blocks(trained.diffusion_model)
         device, self.patchers = bridge.place([base, fake_base, own])
-        denoisers = [bridge.denoiser(b, self.dtype) for b in (base, fake_base, own)]
-        return own, None, self._assemble(base, labels, denoisers, own.diffusion_model, fake_base.diffusion_model, device)
+        denoisers = [bridge.denoiser(b, self.dtype, prompts) for b in (base, fake_base, own)]
+        networks = own.diffusion_model, fake_base.diffusion_model
+        return own, None, self._assemble(base, len(prompts) - 1, denoisers, *networks, device)
 
     def _assemble(
-        self, base: Any, labels: dict[str, Tensor], denoisers: list[Any], generator: Any, fake: Any, device: torch.device
+        self, base: Any, count: int, denoisers: list[Any], generator: Any, fake: Any, device: torch.device
     ) -> Task:
+        """The task for ``count`` prompts, numbered from 1; 0 is the empty one."""
         players = Players(denoisers[0], denoisers[1], denoisers[2], list(fake.parameters()), list(generator.parameters()))
         guided = {self.settings.kappa1, self.settings.kappa2, self.settings.kappa4} != {1.0}
-        count = len(next(iter(labels.values()))) - 1  # the first is the empty prompt
 
         def draw_labels(rng: torch.Generator, batch: int) -> tuple[Any, Any]:
-            rows = torch.randint(count, (batch,), generator=rng) + 1
-            empty = {key: value[:1].expand(batch, *value.shape[1:]) for key, value in labels.items()} if guided else None
-            return {key: value[rows] for key, value in labels.items()}, empty
+            return torch.randint(count, (batch,), generator=rng) + 1, torch.zeros(batch, dtype=torch.long) if guided else None
 
-        self.first = {key: value[1 : 1 + PREVIEWED] for key, value in labels.items()}
+        self.first = torch.arange(1, 1 + min(count, PREVIEWED))
         edm = self.kind == "edm"
         return Task(
             players, generator, fake, self.shape, draw_labels, self._sigmas,
@@ -295,16 +306,17 @@ class _Run:
         )  # fmt: skip
 
     def _sigmas(self, steps: int) -> tuple[float, ...]:
-        """Where the student is called. Flow models: from pure noise, in even steps (our choice; SiD has none for them)."""
-        if self.kind == "flow":
-            return tuple(1 - i / steps for i in range(steps))
+        """Where the student is called. Flow models, Cascade: from noise alone, in even steps of time (SiD has none for them)."""
         sampling = self.teacher.get_model_object("model_sampling")
+        if self.kind not in ("discrete", "edm"):
+            return tuple(rollback_sigma(1 - i / steps, sampling) for i in range(steps))
         return tuple(sid_sigmas(sampling, steps, self.recipe.init_sigma, self.recipe.init_timestep)[:-1].tolist())
 
     # ----------------------------------------------------------------------------------------------------- run
 
     def train(self, save_every: int) -> dict[str, Tensor]:
         """Distil, or go on; the student's moving average."""
+        self.claim.take()
         folder, total = self.recipe.folder, self.settings.schedule.steps
         bar, started = bridge.Bar(total), Clock(total)
 
@@ -336,10 +348,9 @@ class _Run:
 
     def _draw(self) -> Tensor:
         """What the student draws of the first prompts from fixed noise, as ComfyUI's latents."""
-        labels = {key: value.to(self.task.device) for key, value in self.first.items()}
-        count = len(next(iter(labels.values())))
-        z = torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(self.settings.seed)).to(self.task.device)
-        drawn = self.task.draw(z, labels).cpu()
+        rng = torch.Generator().manual_seed(self.settings.seed)
+        z = torch.randn(len(self.first), *self.shape, generator=rng).to(self.task.device)
+        drawn = self.task.draw(z, self.first).cpu()
         return self.teacher.model.process_latent_out(drawn)
 
     def _save(self, average: dict[str, Tensor]) -> Any:
@@ -349,14 +360,13 @@ class _Run:
             rank=self.recipe.rank, starts_from=self.made[1], sigmas=json.dumps(self._sigmas(self.settings.steps)),
         )  # fmt: skip
         if self.adapters is not None:
-            half = {key: value.to(torch.float16).cpu() for key, value in average.items()}
-            tensors = lora_state_dict(half, self.adapters.of["generator"].names)
+            tensors = lora_state_dict(_in_half(average), self.adapters.of["generator"].names)
             student = bridge.with_lora(self.teacher, dict(tensors))
         else:
-            student = bridge.with_weights(self.start, self.generator_base.diffusion_model.requires_grad_(False))
-            tensors = self.start.model.model_config.process_unet_state_dict_for_saving(
-                {key: value.to(torch.float16).cpu() for key, value in average.items()}
-            )
+            network, half = self.generator_base.diffusion_model.requires_grad_(False), _in_half(average)
+            network.load_state_dict(half)  # rounded as in the file, so that both draw the same
+            student = bridge.with_weights(self.start, network)
+            tensors = self.start.model.model_config.process_unet_state_dict_for_saving(half)
             tensors = {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
         save_safetensors_atomically(tensors, self.recipe.file, about)
         student.set_attachments(CARD, about)
@@ -399,17 +409,29 @@ class Clock:
         return f"about {hours} h {minutes:02d} min left" if hours else f"about {max(minutes, 1)} min left"
 
 
-def claim_run(folder: RunFolder, facts: dict[str, Any], free: tuple[str, ...]) -> None:
-    """Take the folder of the run.
+def _in_half(average: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.to(torch.float16).cpu() for key, value in average.items()}
+
+
+class Claim:
+    """The folder of a run, looked at before work starts and taken when it does.
 
     Args:
+        facts: What the run is told.
         free: What changes memory and not the result, or may change while a run goes on.
 
     Raises:
         ValueError: The run of this name was begun with other settings.
     """
-    if other := list(folder.claim(facts, free=free)):
-        raise ValueError(
-            f"The run '{folder.path.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete the "
-            f"folder output/apprentice/training/{folder.path.name} to begin anew."
-        )
+
+    def __init__(self, folder: RunFolder, facts: dict[str, Any], free: tuple[str, ...]) -> None:
+        self.folder, self.facts, self.free = folder, facts, free
+        if other := list(folder.differences(facts, free)):
+            raise ValueError(
+                f"The run '{folder.path.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete "
+                f"the folder output/apprentice/training/{folder.path.name} to begin anew."
+            )
+
+    def take(self) -> None:
+        """From now on the folder is this run's."""
+        self.folder.claim(self.facts, self.free)

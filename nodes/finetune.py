@@ -21,14 +21,14 @@ from ..oracles.base import Oracle as OracleBase
 from ..samplers import comfy_train as bridge
 from ..samplers.comfy import CARD, model_fingerprint, model_name, show_text
 from ..training.control import Process
-from ..training.finetune import Baseline, Settings, Task, card, finetune
+from ..training.finetune import Baseline, Settings, Task, card, check, finetune
 from ..training.loop import Ema, Means, Watch, read_log
-from ..training.lora import Adapters, checkpoint_blocks, lora_state_dict
+from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from . import folders, types
 from .calibrate import gather_prompts
-from .distill import Clock, claim_run, switched
+from .distill import Claim, Clock, switched
 from .types import CATEGORY, Oracle
 
 TUNED = "tuned"
@@ -63,9 +63,15 @@ class ApprenticeRewardFinetune(io.ComfyNode):
             "with the same name it goes on where it was.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="What is tuned: SD1.5, SD2.1, SDXL, a flow model, the tiny world's teacher."),
+                io.Model.Input(
+                    "model",
+                    tooltip="What is tuned, of any family that draws pictures: SD, SDXL, SD3, Flux, Chroma, Z-Image, Qwen-Image, "
+                    "Wan, the tiny world's teacher.",
+                ),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
-                io.Vae.Input("vae", tooltip="Its VAE: the oracle looks at pictures."),
+                io.Vae.Input(
+                    "vae", tooltip="Its VAE: the oracle looks at pictures. TAESD (in Load VAE) needs the least memory."
+                ),
                 Oracle.Input("oracle", tooltip="What judges. Without a gradient only weighted_regression can follow it."),
                 io.Combo.Input(
                     "prompts", options=folders.prompt_files(), default=folders.BUNDLED,
@@ -200,9 +206,10 @@ class ApprenticeRewardFinetune(io.ComfyNode):
             base_draws=base_draws, rounds=rounds, pool=base_draws, seed=first_seed,
         )  # fmt: skip
         lines = gather_prompts(prompts, text, max_prompts)
+        run = _Run(model, oracle, lines, recipe, settings)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
-        with torch.inference_mode(False):
-            run = _Run(model, vae, oracle, lines, encoded, recipe, settings)
+        with bridge.training():
+            run.prepare(encoded, vae)
             average, known = run.tune(save_every)
             return run.finish(average, known)
 
@@ -210,45 +217,47 @@ class ApprenticeRewardFinetune(io.ComfyNode):
 class _Run:
     """One fine-tuning of a ComfyUI model."""
 
-    def __init__(
-        self, model: Any, vae: Any, oracle: OracleBase, lines: list[str], encoded: list[Any], recipe: Recipe, settings: Settings
-    ) -> None:
+    def __init__(self, model: Any, oracle: OracleBase, lines: list[str], recipe: Recipe, settings: Settings) -> None:
+        """What can be refused before anything is computed or written.
+
+        Raises:
+            ValueError: Model, oracle and settings don't fit, or another run has this name.
+        """
         self.model, self.oracle, self.lines, self.recipe, self.settings = model, oracle, lines, recipe, settings
         self.name = folders.check_name(recipe.name, "model")
         self.folder = folders.run_folder(self.name)
-        self.made, dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
+        self.process = levels_of(model, recipe, settings.algorithm)
+        check(settings, self.process.steps, oracle.differentiable)
+        adaptable(model.model.diffusion_model)
+        self.shape = bridge.latent_shape(model, recipe.size)
+        self.made, self.dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
         facts = {**asdict(recipe), **asdict(settings), "model": self.made, "oracle": oracle.fingerprint(), "prompts": lines}
-        claim_run(self.folder, facts, ("part", "gradient_checkpointing"))
-        latent = model.get_model_object("latent_format")
-        scale = getattr(latent, "spacial_downscale_ratio", 8)
-        shape = (latent.latent_channels, recipe.size[1] // scale, recipe.size[0] // scale)
-        base = bridge.copy_network(model, dtype)
-        conditions = bridge.conditions(base, encoded, shape)
-        adapters = Adapters(base.diffusion_model, (TUNED,), recipe.rank, settings.seed)
-        if recipe.gradient_checkpointing:
+        self.claim = Claim(self.folder, facts, ("part", "gradient_checkpointing"))
+
+    def prepare(self, encoded: list[Any], vae: Any) -> None:
+        """Make the network that learns; ``encoded`` are the prompts' conditionings."""
+        base = bridge.copy_network(self.model, self.dtype)
+        conditions = bridge.Conditions(base, encoded, self.shape)
+        adapters = Adapters(base.diffusion_model, (TUNED,), self.recipe.rank, self.settings.seed)
+        if self.recipe.gradient_checkpointing:
             checkpoint_blocks(base.diffusion_model, adapters)
         device, self.patchers = bridge.place([base])
         self.lora = adapters.of[TUNED].to(device)
-        denoise, decode = bridge.denoiser(base, dtype), bridge.decoder(model, vae, device)
-        oracle.network.to(device)
-
-        def labels(rows: Tensor) -> dict[str, Tensor]:
-            return {key: value[rows.cpu()].to(device) for key, value in conditions.items()}
-
-        def four(network: Any) -> Any:
-            return lambda x, time, given: network(x, time.float().view(-1, 1, 1, 1), given)
+        denoise, decode = bridge.denoiser(base, self.dtype, conditions), bridge.decoder(self.model, vae, device)
+        self.oracle.network.to(device)
 
         def reward(latents: Tensor, rows: Tensor) -> Tensor:
-            return oracle.reward(decode(latents), [lines[int(i)] for i in rows]).float()
+            return self.oracle.reward(decode(latents), [self.lines[int(i)] for i in rows]).float()
 
         self.decode = decode
         self.task = Task(
-            four(switched(denoise, adapters, None)), four(switched(denoise, adapters, TUNED)), self.lora, reward, labels,
-            len(lines), levels_of(model, recipe, settings.algorithm), shape, device, oracle.differentiable,
+            switched(denoise, adapters, None), switched(denoise, adapters, TUNED), self.lora, reward, lambda rows: rows,
+            len(self.lines), self.process, self.shape, device, self.oracle.differentiable,
         )  # fmt: skip
 
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
         """Tune, or go on; the LoRA's moving average, and what the base earned."""
+        self.claim.take()
         bar, clock = bridge.Bar(self.settings.updates), Clock(self.settings.updates)
         album = Album(self.folder, self._sheet)
 

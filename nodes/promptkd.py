@@ -27,7 +27,7 @@ from ..training.promptkd import Settings, SourceSettings
 from ..training.run_folder import RunFolder
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
-from .distill import Clock, claim_run
+from .distill import Claim, Clock
 from .types import CATEGORY, Critic, PromptKDTeacher
 
 NONE, ICONS = "none", "built-in icons"
@@ -130,7 +130,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                 "kind": "teacher", **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
                 "pictures": critics.digest(pictures.sources()),
             }  # fmt: skip
-            claim_run(run.folder, facts, ())
+            Claim(run.folder, facts, ()).take()
             run.place([large.network])
             teacher = run.go(
                 settings.schedule(len(pictures)).steps, settings.batch,
@@ -248,7 +248,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 "teacher": critics.fingerprint(teacher), "classes": words, "pictures": critics.digest(domain.sources()),
                 "augment": augment,
             }  # fmt: skip
-            claim_run(run.folder, facts, ())
+            Claim(run.folder, facts, ()).take()
             run.place([teacher.clip, small.network])
             critic: CriticData = run.go(
                 settings.schedule(len(domain)).steps, settings.batch,

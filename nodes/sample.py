@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import Drawing, draw_drafts, family_of, improve, teacher_evaluations
+from ..samplers.adaptive import Drawing, chosen_preset, draw_drafts, family_of, improve, teacher_evaluations
 from ..samplers.comfy import INFO, family, fast_decode, show_text
+from ..samplers.schedules import AUTO
 from . import types
 from .types import CATEGORY, Verdict
 
@@ -35,6 +36,7 @@ class ApprenticeStudentSampler(io.ComfyNode):
                 types.denoise(),
                 types.sampler_name(optional=True),
                 types.scheduler(optional=True),
+                *types.connected(),
             ],
             outputs=[io.Latent.Output("drafts", display_name="drafts", tooltip="A LATENT that any stock node takes.")],
         )
@@ -60,8 +62,11 @@ class ApprenticeStudentSampler(io.ComfyNode):
         denoise: float,
         sampler_name: str = "dpmpp_2m",
         scheduler: str = "karras",
+        **given: Any,
     ) -> io.NodeOutput:
-        drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise)
+        drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise).connected(**given)
+        if preset == AUTO and not drawing.names_no_preset():
+            show_text("auto chose {}, as {}.".format(*chosen_preset(model)))
         return io.NodeOutput(draw_drafts(model, positive, negative, latent_image, preset, drawing))
 
 
@@ -108,6 +113,7 @@ class ApprenticeTeacherCost(io.ComfyNode):
                 types.cfg("cfg", 2.0, "teacher"),
                 types.sampler_name(),
                 types.scheduler(),
+                *types.connected()[:3],
             ],
             outputs=[io.Float.Output("nfe", display_name="nfe", tooltip="Evaluations a picture; for Judge's teacher_nfe.")],
         )
@@ -121,9 +127,17 @@ class ApprenticeTeacherCost(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, strategy: str, rollback: float, steps: int, cfg: float, sampler_name: str, scheduler: str
+        cls,
+        model: Any,
+        strategy: str,
+        rollback: float,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        **given: Any,
     ) -> io.NodeOutput:
-        drawing = Drawing(steps, cfg, sampler_name, scheduler, 0)
+        drawing = Drawing(steps, cfg, sampler_name, scheduler, 0).connected(**given)
         return io.NodeOutput(teacher_evaluations(model, strategy, rollback, drawing))
 
 
@@ -160,6 +174,7 @@ class ApprenticeTeacher(io.ComfyNode):
                     tooltip="The student's VAE: only where the teacher belongs to another family (SD1.5 and SDXL).",
                 ),  # fmt: skip
                 io.Vae.Input("teacher_vae", optional=True, lazy=True, tooltip="The teacher's VAE, in the same case."),
+                *types.connected(lazy=True),
             ],
             outputs=[
                 io.Latent.Output("improved", display_name="improved", tooltip="The whole batch; accepted drafts as they were.")
@@ -175,7 +190,8 @@ class ApprenticeTeacher(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, verdict: VerdictData, drafts: dict[str, Any], **inputs: Any) -> list[str]:
-        """Ask for the teacher only when there is something to improve, and for VAEs only between families.
+        """Ask for the teacher only when there is something to improve, for VAEs only between families, and not for texts in whose
+        place there is a guider.
 
         An input that is not connected is not in ``inputs`` and must not be asked for.
         """
@@ -185,7 +201,9 @@ class ApprenticeTeacher(io.ComfyNode):
 
         if not verdict.rejected:
             return []
-        teacher, vaes = missing("model", "positive", "negative"), missing("vae", "teacher_vae")
+        texts = () if "guider" in inputs else ("positive", "negative")
+        teacher = missing("model", *texts, "sigmas", "sampler", "guider", "noise")
+        vaes = missing("vae", "teacher_vae")
         if teacher:  # where nothing is remembered, a second question would load the teacher's file again
             return teacher + (vaes if types.forgets() else [])
         same = inputs.get("model") is None or family_of(drafts) == family(inputs["model"])
@@ -209,12 +227,13 @@ class ApprenticeTeacher(io.ComfyNode):
         max_batch: int = 0,
         vae: Any = None,
         teacher_vae: Any = None,
+        **given: Any,
     ) -> io.NodeOutput:
         verdict.require_batch(len(drafts["samples"]), "drafts")
         if not verdict.rejected:
             show_text("Nothing was rejected; the teacher was not needed.")
             return io.NodeOutput(drafts)
-        drawing = Drawing(steps, cfg, sampler_name, scheduler, seed)
+        drawing = Drawing(steps, cfg, sampler_name, scheduler, seed).connected(**given)
         improved = improve(
             model, positive, negative, drafts, verdict.rejected, strategy, rollback, drawing, max_batch, (vae, teacher_vae)
         )

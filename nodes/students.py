@@ -12,6 +12,7 @@ from comfy_api.v0_0_2 import io
 
 from ..networks import diffusers_unet as unets
 from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
+from ..samplers.adaptive import preset_by_name
 from ..samplers.comfy import CARD, model_name, show_text
 from ..samplers.comfy_unet import DTYPES, build, load_other
 from ..world import weights
@@ -109,35 +110,56 @@ class ApprenticeLoadStudent(io.ComfyNode):
     @classmethod
     def execute(cls, student: str, guidance: float = 8.0, weight_dtype: str = "default") -> io.NodeOutput:
         files = unets.find_files(_find(student))
-        model = _load(files, guidance, weight_dtype)
+        model, metadata = _load(files, guidance, weight_dtype)
+        model, chosen = _with_card(model, metadata, files)
         guided = hasattr(getattr(model.model.diffusion_model, "time_embed", None), "guidance")
         size = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
-        show_text(f"{model_name(model)}, {size:.0f} M parameters" + (f", guidance {guidance:g} built in" if guided else ""))
+        told = f"{model_name(model)}, {size:.0f} M parameters" + (f", guidance {guidance:g} built in" if guided else "")
+        show_text(told + (f". {chosen}" if chosen else ""))
         return io.NodeOutput(model)
 
 
-def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> Any:
+def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> tuple[Any, dict[str, str]]:
+    """The model, and what its file says of itself."""
     tensors = {key: value for path in files.weights for key, value in read_weights(path).items()}
     metadata = read_metadata(files.weights[0]) if len(files.weights) == 1 else {}
     if metadata.get("teacher") == TinyWorldModel.__name__:
-        return _with_card(model_of(tensors), metadata)
+        return model_of(tensors), metadata
     config = _config(files, metadata)
     if not unets.is_unet(tensors):
-        other = load_other(tensors, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata)
-        return _with_card(other, metadata)
+        return load_other(tensors, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata), metadata
     found = unets.structure({key: tuple(value.shape) for key, value in tensors.items()}, config, files.name)
     scheduler = _read(files.scheduler, files.name)
-    return build(
+    built = build(
         tensors, found, files.name, guidance=guidance, weight_dtype=weight_dtype,
         prediction=unets.prediction(scheduler, files.name), sampling=unets.sampling_settings(scheduler),
     )  # fmt: skip
+    return built, metadata
 
 
-def _with_card(model: Any, metadata: dict[str, str]) -> Any:
-    """``model`` with the card that SiD Distill wrote into its file, where it did, so that the preset "auto" knows it."""
+# diffusers' schedulers that no other students are drawn with.
+_OWN_SCHEDULERS = {"LCMScheduler": "lcm-lora-sd15-sdxl", "TCDScheduler": "tcd-eta0.3"}
+
+
+def _with_card(model: Any, metadata: dict[str, str], files: unets.UNetFiles) -> tuple[Any, str]:
+    """``model`` with a card for the preset "auto", and a sentence on what that will choose.
+
+    SiD Distill's card lies in the file. Of others the name, the titles that trainers write, and the pipeline's scheduler are
+    believed where they leave no doubt.
+    """
     if "apprentice" in metadata:
         model.set_attachments(CARD, metadata)
-    return model
+        return model, ""
+    titles = [metadata[key] for key in ("modelspec.title", "ss_output_name") if metadata.get(key)]
+    scheduler = _read(files.scheduler, files.name).get("_class_name", "")
+    if found := preset_by_name(model, [files.name, *titles]):
+        preset, why = found
+    elif scheduler in _OWN_SCHEDULERS:
+        preset, why = _OWN_SCHEDULERS[scheduler], f"its pipeline has the {scheduler}"
+    else:
+        return model, ""
+    model.set_attachments(CARD, {"preset": preset, "why": why})
+    return model, f"The preset auto will be {preset}, as {why}."
 
 
 def _config(files: unets.UNetFiles, metadata: dict[str, str]) -> dict[str, Any] | None:

@@ -101,7 +101,7 @@ def preset() -> io.Combo.Input:
         options=COMBOS["preset"],
         default="tiny-world",
         tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler; 'auto' "
-        "takes what the model's card says, where Apprentice made or loaded it.",
+        "takes what the model's card or its file's name says for certain, where Apprentice made or loaded it.",
     )
 
 
@@ -224,3 +224,18 @@ def margin() -> io.Float.Input:
         "margin", default=0.0, min=-1000000.0, max=1000000.0, step=0.01, round=0.0001,
         tooltip="The teacher's picture replaces the draft only if it scores more than this above it.",
     )  # fmt: skip
+
+
+def connected(prefix: str = "", who: str = "", lazy: bool = False, extra: dict[str, Any] | None = None) -> list[Any]:
+    """SIGMAS, SAMPLER, GUIDER and NOISE, for ``Drawing.connected``: as SamplerCustomAdvanced takes them."""
+    tooltips: dict[str, tuple[Any, str]] = {
+        "sigmas": (io.Sigmas, "Any schedule, as SamplerCustomAdvanced takes it. Wins over preset, steps, scheduler and denoise."),
+        "sampler": (io.Sampler, "Any sampler. Wins over sampler_name and the preset's."),
+        "guider": (io.Guider, "Any guidance. Wins over positive, negative and cfg; its model must be the one connected."),
+        "noise": (io.Noise, "Any noise. Wins over seed."),
+    }
+    who = f" The {who}'s." if who else ""
+    return [
+        kind.Input(prefix + name, optional=True, lazy=lazy or None, extra_dict=extra, tooltip=tooltip + who)
+        for name, (kind, tooltip) in tooltips.items()
+    ]

@@ -53,6 +53,54 @@ def heads_of(width: int) -> int:
     return width // 64 if width >= 128 else max(width // 16, 1)
 
 
+# ------------------------------------------------------------------------------- what a file may say of its network
+
+_PARTS = frozenset({"vision_cfg", "text_cfg", "vision", "text", "vision_config", "text_config"})
+_SIZES = frozenset({
+    "embed_dim", "image_size", "patch_size", "width", "layers", "heads", "head_width", "mlp_ratio", "output_dim",
+    "input_resolution", "context_length", "vocab_size", "pad_id", "eos_id", "quick_gelu", "no_ln_pre", "final_ln_after_pool",
+    "no_causal_mask", "embed_cls", "output_tokens", "attentional_pool", "attn_pooler_queries", "attn_pooler_heads",
+    "ls_init_value", "proj_bias", "init_logit_bias", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_channels", "max_position_embeddings", "projection_dim", "eos_token_id", "bos_token_id",
+    "pad_token_id", "layer_norm_eps", "attention_dropout", "initializer_range", "initializer_factor", "logit_scale_init_value",
+})  # fmt: skip
+_WORDS = {
+    "pool_type": ("tok", "avg", "argmax", "first", "last", "none"), "pos_embed_type": ("learnable", "sin_cos_2d"),
+    "proj_type": ("linear", "none"), "hidden_act": ("gelu", "quick_gelu"),
+}  # fmt: skip
+
+
+def plain_sizes(config: Any, what: str) -> dict[str, Any]:
+    """``config`` if it holds numbers under the names of sizes and nothing else.
+
+    Libraries fetch or open what a configuration names (a text tower of the hub, a pretrained picture tower, a folder), and a
+    file's configuration is a stranger's.
+
+    Raises:
+        ValueError: It holds more.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{what} says no sizes of its network but a {type(config).__name__}; choose another file.")
+    for key, value in config.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if key in _PARTS:
+            plain_sizes(value, what)
+        elif value not in _WORDS[key] if key in _WORDS else not (
+            key in _SIZES and all(item is None or type(item) in (bool, int, float) for item in numbers)
+        ):
+            raise ValueError(f"{what} says '{key}' of its network, which is no size, so it isn't loaded; choose another file.")
+    return dict(config)
+
+
+def _refuse_hub(model: str, text: Mapping[str, Any]) -> None:
+    """Texts of some of open_clip's models are read by what lies on Hugging Face's hub, which nothing here asks."""
+    if named := text.get("hf_model_name") or text.get("hf_tokenizer_name"):
+        raise ValueError(
+            f"open_clip's {model} reads texts with '{named}' from Hugging Face's hub, which Apprentice doesn't ask for anything; "
+            f"choose a model with a text tower of its own, such as ViT-L-14 or ViT-H-14."
+        )
+
+
 # ------------------------------------------------------------------------------------------------- open_clip
 
 
@@ -119,9 +167,11 @@ def build_open_clip(
     if model is not None:
         if model not in open_clip.list_models():
             raise ValueError(f"open_clip has no model '{model}'; choose one of its names, such as ViT-L-14 or ViT-H-14.")
+        _refuse_hub(model, open_clip.get_model_config(model)["text_cfg"])
         network = open_clip.create_model(model, pretrained=None, force_quick_gelu=quick_gelu)
         return load_exactly(network, weights, f"{what} with {model}")
-    sizes = {key: value for key, value in (config or open_clip_config(weights)).items() if key != "quick_gelu"}
+    given = plain_sizes(config, what) if config else open_clip_config(weights)
+    sizes = {key: value for key, value in given.items() if key != "quick_gelu"}
     quick = quick_gelu or bool((config or {}).get("quick_gelu", False))
     return load_exactly(open_clip.CLIP(**sizes, quick_gelu=quick), weights, what)
 
@@ -134,7 +184,7 @@ def build_vit(visual: Weights, what: str, config: dict[str, Any] | None = None, 
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     sizes = vit_config(visual)
-    for key, value in (config or {}).items():
+    for key, value in plain_sizes(config or {}, what).items():
         sizes["image_size" if key == "input_resolution" else key] = value
     network = VisionTransformer(**sizes, act_layer=QuickGELU if quick_gelu else nn.GELU)
     return load_exactly(network, visual, what)
@@ -175,7 +225,7 @@ def build_hf_clip(weights: Weights, what: str, config: dict[str, Any] | None = N
     from transformers import CLIPConfig, CLIPModel
 
     sizes = hf_clip_config(weights)
-    given = dict(config or {})
+    given = plain_sizes(config or {}, what)
     for part in ("text", "vision"):
         own = sizes[f"{part}_config"]
         own |= {"hidden_act": activation, "eos_token_id": 49407} if part == "text" else {"hidden_act": activation}

@@ -7,6 +7,7 @@ whole one.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
 import comfy.sample
+import comfy.sampler_helpers
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -32,7 +34,7 @@ from .pixels import require_tensor, to_pixels
 from .prompts import for_rows, groups
 from .rows import Conditioning as Conditioning
 from .rows import Latent as Latent
-from .rows import is_whole, take_latent
+from .rows import is_whole, take_latent, take_rows
 
 RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 INFO = "apprentice"  # key in a LATENT for what later nodes need to know about the drafts
@@ -40,6 +42,9 @@ CARD = "apprentice_card"  # attachment of a MODEL: how it was made, and with whi
 
 # Samplers that integrate a Brownian path instead of drawing white noise each step.
 _BROWNIAN = frozenset({"dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "dpmpp_3m_sde"})
+# Guiders of ComfyUI whose guidance of a picture depends on the batch: PerpNegGuider projects all pictures at once.
+_BY_BATCH = frozenset({"Guider_PerpNeg"})
+_NOISE_BY_PLACE = {"SD_X4Upscaler", "HunyuanImage21Refiner", "HunyuanVideo15_SR_Distilled"}
 
 
 # ---------------------------------------------------------------------------------------------------- noise
@@ -135,14 +140,14 @@ class _RowsSampler(comfy.samplers.KSAMPLER):
 # ------------------------------------------------------------------------------------------ parts of a batch
 
 
-def tell_rows(model: comfy.model_patcher.ModelPatcher, rows: Sequence[int], total: int) -> None:
-    """Tell ``model``'s patches which pictures of a batch of ``total`` they are going to see.
+def tell_rows(model_options: dict[str, Any], rows: Sequence[int], total: int) -> None:
+    """Tell a model's patches which pictures of a batch of ``total`` they are going to see.
 
     ``ad_params`` is the protocol of AnimateDiff's windows, which IP-Adapter and its like follow; ``apprentice_rows`` is ours.
     With the whole batch nothing is said.
     """
     if not is_whole(rows, total):
-        options = model.model_options.setdefault("transformer_options", {})
+        options = model_options.setdefault("transformer_options", {})
         options.setdefault("ad_params", {"sub_idxs": list(rows), "full_length": total, "context_length": len(rows)})
         options["apprentice_rows"] = {"rows": list(rows), "total": total}
 
@@ -179,17 +184,20 @@ class _StandIn:
     It answers to what ComfyUI calls a guider, a model, and the model's patcher.
     """
 
-    def __init__(self, model: comfy.model_patcher.ModelPatcher, cfg: float) -> None:
-        self.model_patcher, self.cfg, self.rows = model, cfg, 0
-        self.model_sampling = model.get_model_object("model_sampling")
+    def __init__(self, guider: comfy.samplers.CFGGuider) -> None:
+        self.model_patcher, self.cfg, self.rows = guider.model_patcher, guider.cfg, 0
+        self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.inner_model = self.current_patcher = self
+        self.guider: Any = copy.copy(guider)
+        self.guider.conds = {key: [{"model_conds": {}, "uuid": key}] for key in guider.original_conds}
+        self.guider.inner_model = self
+        # The second model of ComfyUI's DualModelGuider.
+        self.guider.uncond_inner, self.guider._uncond_conds = self, self.guider.conds.get("negative")
 
     def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: int | None = None) -> Any:
-        positive: list[Any] = [{"model_conds": {}, "uuid": "positive"}]
-        negative: list[Any] = [{"model_conds": {}, "uuid": "negative"}]
         options = dict(model_options)
         options["sampler_post_cfg_function"] = [self._forgiving(f) for f in model_options.get("sampler_post_cfg_function", [])]
-        return comfy.samplers.sampling_function(self, x, sigma, negative, positive, self.cfg, options, seed)
+        return self.guider.predict_noise(x, sigma, options, seed)
 
     def _forgiving(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function after guidance that wants what only the network leaves behind (SAG) evaluates it once."""
@@ -214,6 +222,9 @@ class _StandIn:
     def memory_required(self, *_: Any, **__: Any) -> int:
         return 0
 
+    def get_free_memory(self, *_: Any, **__: Any) -> int:
+        return 1  # more than is required; newer ComfyUIs ask the patcher
+
     def prepare_state(self, *_: Any, **__: Any) -> None:
         pass
 
@@ -222,35 +233,37 @@ class _StandIn:
 
 
 def count_evaluations(
-    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.KSAMPLER, sigmas: Tensor, cfg: float
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.Sampler, sigmas: Tensor, cfg: float, guider: Any = None
 ) -> int:
     """Network evaluations that ``sampler`` spends on one picture, with guidance and its companions (PAG, SAG, skipped layers).
 
     The sampler is run on a few numbers with a stand-in for the network. It is an estimate for one that chooses its own steps, and
-    for one that looks into the network: one evaluation a step, two with guidance.
+    for one that looks into the network: one evaluation a step, two with guidance. A ``guider`` counts in place of model and cfg.
     """
     if len(sigmas) < 2:
         return 0
-    stock = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
-    kind = model.get_model_object("latent_format")
+    guider = guider or stock_guider(model, [], [], cfg)
+    kind = guider.model_patcher.get_model_object("latent_format")
     shape = (1, kind.latent_channels, *[8] * kind.latent_dimensions)
-    options = comfy.model_patcher.create_model_options_clone(model.model_options)
+    options = comfy.model_patcher.create_model_options_clone(options_of(guider))
     options.pop("model_function_wrapper", None)  # how the network is called, not how often
     options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
-    network = _StandIn(model, cfg)
     with torch.random.fork_rng(devices=[]):
         noise, given = torch.randn(shape, generator=torch.Generator().manual_seed(0)), {"model_options": options, "seed": 0}
         try:
-            stock.sample(network, sigmas.cpu(), given, None, noise, torch.zeros(shape), disable_pbar=True)
+            network = _StandIn(guider)
+            sampler_of(sampler).sample(network, sigmas.cpu(), given, None, noise, torch.zeros(shape), disable_pbar=True)
         except Exception:  # by strangers, on a network that isn't there
-            return (len(sigmas) - 1) * (1 if cfg == 1 else 2)
+            return (len(sigmas) - 1) * (1 if getattr(guider, "cfg", cfg) == 1 else 2)
     return network.rows
 
 
 # --------------------------------------------------------------------------------------------------- sampling
 
 
-def stock_sigmas(model: comfy.model_patcher.ModelPatcher, sampler: str, scheduler: str, steps: int, denoise: float) -> Tensor:
+def stock_sigmas(
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.Sampler, scheduler: str, steps: int, denoise: float
+) -> Tensor:
     """The noise levels that the stock KSampler would use.
 
     Raises:
@@ -259,13 +272,79 @@ def stock_sigmas(model: comfy.model_patcher.ModelPatcher, sampler: str, schedule
     for what, given, known in (
         ("sampler_name", sampler, comfy.samplers.SAMPLER_NAMES), ("scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES),
     ):  # fmt: skip
-        if given not in known:
+        if isinstance(given, str) and given not in known:
             raise ValueError(f"{what} is '{given}', which is not one of: {', '.join(known)}.")
     stock = comfy.samplers.KSampler(
-        model, steps=steps, device=model.load_device, sampler=sampler, scheduler=scheduler, denoise=denoise,
+        model, steps=steps, device=model.load_device, sampler=sampler_name(sampler), scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
     )  # fmt: skip
     return stock.sigmas
+
+
+def stock_guider(
+    model: comfy.model_patcher.ModelPatcher, positive: Conditioning, negative: Conditioning, cfg: float
+) -> comfy.samplers.CFGGuider:
+    """The guidance of the stock KSampler."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
+
+
+def with_model(guider: Any, model: comfy.model_patcher.ModelPatcher) -> Any:
+    """A copy of ``guider`` that draws with ``model``, which is its own model or a clone of it."""
+    own, changed = options_of(guider), copy.copy(guider)
+    shared = own is guider.model_patcher.model_options
+    changed.model_patcher = model
+    changed.model_options = model.model_options if shared else comfy.model_patcher.create_model_options_clone(own)
+    return changed
+
+
+def options_of(guider: Any) -> dict[str, Any]:
+    """What a guider hands to its model."""
+    options: dict[str, Any] = getattr(guider, "model_options", guider.model_patcher.model_options)
+    return options
+
+
+def sampler_of(sampler: str | comfy.samplers.Sampler) -> comfy.samplers.Sampler:
+    """A SAMPLER, by name or as it is."""
+    return comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+
+
+def sampler_name(sampler: str | comfy.samplers.Sampler) -> str:
+    """The name that ``sampler`` has in ComfyUI's list, or goes by."""
+    if isinstance(sampler, str):
+        return sampler
+    function = getattr(sampler, "sampler_function", type(sampler))
+    own = getattr(function, "__name__", type(function).__name__).removeprefix("sample_").removesuffix("_function")
+    return str(getattr(sampler, "apprentice_name", own.replace("unipc", "uni_pc")))
+
+
+def draws_whole(
+    model: comfy.model_patcher.ModelPatcher, sampler: str | comfy.samplers.Sampler, guider: Any = None
+) -> str:
+    """Why pictures can't be drawn apart by these, so that the whole batch must be; "" where they can.
+
+    Another pack's sampler may draw noise between the steps that only it knows to draw; another pack's guider may keep its
+    conditionings in a way of its own; some guidance depends on the whole batch; some of ComfyUI's models of upscaling add noise
+    to the pictures that they are shown, drawn for all at once.
+    """
+    if noisy := _NOISE_BY_PLACE & {kind.__name__ for kind in type(model.model).__mro__}:
+        return f"the model {noisy.pop()} draws noise for all pictures at once"
+    stock = sampler_of(sampler)
+    if guider is not None and not isinstance(getattr(guider, "original_conds", None), dict):
+        return f"the guider {type(guider).__name__} keeps its conditionings to itself"
+    if type(guider).__name__ in _BY_BATCH:
+        return f"the guider {type(guider).__name__} weighs the batch as a whole"
+    if type(stock) is not comfy.samplers.KSAMPLER:
+        return f"the sampler {sampler_name(stock)} is one of its own kind"
+    if hasattr(stock, "apprentice_name") or stock.sampler_function.__module__.startswith("comfy."):
+        return ""
+    inner = [value for value in stock.extra_options.values() if isinstance(value, comfy.samplers.Sampler)]
+    functions = [getattr(each, "sampler_function", None) for each in (stock, *inner)]
+    if all(function and "noise_sampler" not in inspect.signature(function).parameters for function in functions):
+        return ""
+    return f"the sampler {sampler_name(stock)} draws noise of its own"
 
 
 def sample_rows(
@@ -275,18 +354,20 @@ def sample_rows(
     *,
     noise: Tensor,
     sigmas: Tensor,
-    sampler: str | comfy.samplers.KSAMPLER,
+    sampler: str | comfy.samplers.Sampler,
     cfg: float,
     positive: Conditioning,
     negative: Conditioning,
     seed: int,
     pack: int = 0,
     callback: Any = None,
+    guider: Any = None,
 ) -> tuple[Tensor, list[float]]:
     """Sample the pictures ``rows`` of a batch, each with the noise that it has in the whole batch.
 
-    With all rows in one pack this is ``comfy.sample.sample_custom`` on the batch, to the bit. Prompts with texts of
-    different lengths are drawn in a pack for each length (``samplers.prompts``).
+    With all rows in one pack this is ComfyUI's SamplerCustomAdvanced on the batch, to the bit. Prompts with texts of
+    different lengths are drawn in a pack for each length (``samplers.prompts``). Where ``draws_whole`` tells why, all pictures
+    are drawn for the sake of ``rows``.
 
     Args:
         latent: The whole batch: ``samples`` [B, C, H, W], and mask and indices where there are any.
@@ -295,35 +376,61 @@ def sample_rows(
         sampler: A sampler's name, or one made by hand.
         pack: Pictures at a time; 0 for all at once.
         callback: ComfyUI's preview callback, for the progress bar.
+        guider: A GUIDER, in place of cfg, positive and negative; its model is ``model``.
 
     Returns:
         Latents [len(rows), C, H, W] and each picture's network evaluations.
     """
-    total = len(latent["samples"])
-    name = sampler if isinstance(sampler, str) else getattr(sampler, "apprentice_name", "")
-    stock = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
-    # Its step size follows the error of the whole batch, so only alone is a picture independent of the others.
-    pack = 1 if name == "dpm_adaptive" else pack or max(len(rows), 1)
-    parts = [group[i : i + pack] for group in groups((positive, negative), rows) for i in range(0, len(group), pack)]
+    total, ndim = len(latent["samples"]), latent["samples"].ndim
+    name, stock = sampler_name(sampler), sampler_of(sampler)
+    guider = guider or stock_guider(model, positive, negative, cfg)
+    parts = [list(range(total))] if rows else []
+    if whole := draws_whole(model, stock, guider):
+        conds = {}
+    else:
+        conds = _conditionings(guider)
+        # Its step size follows the error of the whole batch, so only alone is a picture independent of the others.
+        pack = 1 if name == "dpm_adaptive" else pack or max(len(rows), 1)
+        parts = [group[i : i + pack] for group in groups(list(conds.values()), rows) for i in range(0, len(group), pack)]
     samples, evaluations = dict[int, Tensor](), dict[int, float]()
     for part_rows in parts:
-        part = take_latent(latent, part_rows)
-        counter = Counter()
-        controls: dict[Any, Any] = {}
-        counted = counter.attach(model)
-        tell_rows(counted, part_rows, total)
-        drawn = comfy.sample.sample_custom(
-            counted, noise[list(part_rows)], cfg, _RowsSampler(stock, name, noise.shape, part_rows), sigmas,
-            for_rows(positive, part_rows, total, noise.ndim, controls),
-            for_rows(negative, part_rows, total, noise.ndim, controls),
-            _among(part["samples"], latent["samples"]), noise_mask=part.get("noise_mask"), callback=callback,
-            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
-        )  # fmt: skip
+        part, counter = take_latent(latent, part_rows), Counter()
+        drawn = _for_rows(guider, conds, part_rows, total, ndim, counter).sample(
+            take_rows(noise, part_rows, total), _among(part["samples"], latent["samples"]),
+            stock if whole else _RowsSampler(stock, name, latent["samples"].shape, part_rows), sigmas,
+            denoise_mask=part.get("noise_mask"), callback=callback, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed,
+        ).to(comfy.model_management.intermediate_device())  # fmt: skip
         samples |= dict(zip(part_rows, drawn, strict=True))
-        evaluations |= dict.fromkeys(part_rows, counter.rows / len(part_rows))
+        spent = counter.rows or count_evaluations(model, stock, sigmas, cfg, guider) * len(part_rows)
+        evaluations |= dict.fromkeys(part_rows, spent / len(rows if whole else part_rows))
     if not rows:
         return latent["samples"][:0], []
     return torch.stack([samples[row] for row in rows]), [evaluations[row] for row in rows]
+
+
+def _conditionings(guider: Any) -> dict[str, Conditioning]:
+    """A guider's conditionings by its own names, as nodes pass them."""
+    kept = {"cross_attn", "uuid"}
+    found: dict[str, Conditioning] = {}
+    for name, entries in guider.original_conds.items():
+        found[name] = [
+            [entry.get("cross_attn"), {k: v for k, v in entry.items() if k not in kept and (k != "model_conds" or v)}]
+            for entry in entries
+        ]
+    return found
+
+
+def _for_rows(
+    guider: Any, conds: dict[str, Conditioning], rows: Sequence[int], total: int, ndim: int, counter: Counter
+) -> Any:
+    """A copy of ``guider`` for ``rows``, whose model is counted and told of them."""
+    part = with_model(guider, counter.attach(guider.model_patcher))
+    tell_rows(part.model_options, rows, total)
+    controls: dict[Any, Any] = {}
+    picked = {name: for_rows(conditioning, rows, total, ndim, controls) for name, conditioning in conds.items()}
+    if picked:
+        part.original_conds = {name: comfy.sampler_helpers.convert_cond(entries) for name, entries in picked.items()}
+    return part
 
 
 def _among(part: Tensor, whole: Tensor) -> Tensor:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
 from torch import Tensor, nn
 
 from ..precision import DTYPES, native_bfloat16, warning
+from ..training.lora import checkpoint_blocks, out_of_place
 from .comfy import Conditioning
 from .schedules import sampling_kind
 
@@ -38,6 +41,11 @@ def copy_network(model: comfy.model_patcher.ModelPatcher, dtype: torch.dtype) ->
     twin = _around(model.model, network)
     twin.manual_cast_dtype = None
     return twin.train(False)
+
+
+def another(base: Any) -> Any:
+    """``base`` once more: around a copy of its network, all else shared."""
+    return _around(base, copy.deepcopy(base.diffusion_model))
 
 
 def _around(base: Any, network: nn.Module) -> Any:
@@ -76,43 +84,126 @@ def training_dtype(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def denoiser(base: Any, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Any], Tensor]:
-    """D(x, sigma [B, 1, 1, 1], conditions by name) as the MODEL's own sampling computes it, in ``dtype``'s autocast."""
+@contextmanager
+def training() -> Iterator[None]:
+    """Inside, gradients can be had from ComfyUI's networks: no inference mode, and newer ComfyUIs know (``in_training``).
 
-    def denoise(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
-        mixed = torch.autocast(x.device.type, dtype) if dtype != torch.float32 else nullcontext()
-        with mixed:
-            return base.apply_model(x, sigma.flatten(), **labels).float()
+    What was placed is let go at the end: ComfyUI's own lists would break if it were still there when Python collects it.
+    """
+    told = getattr(comfy.model_management, "in_training", None)
+    try:
+        if told is not None:
+            comfy.model_management.in_training = True
+        with torch.inference_mode(False):
+            yield
+    finally:
+        if told is not None:
+            comfy.model_management.in_training = told
+        comfy.model_management.unload_all_models()
 
-    return denoise
+
+def latent_shape(model: comfy.model_patcher.ModelPatcher, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of the latents of one picture of ``size`` (width, height): (C, h, w), or (C, 1, h, w) where they are videos.
+
+    Raises:
+        ValueError: The model doesn't draw pictures.
+    """
+    latent = model.get_model_object("latent_format")
+    if latent.latent_dimensions not in (2, 3):
+        raise ValueError("This model draws no pictures, so it can't be trained here; connect one that draws pictures or videos.")
+    scale = getattr(latent, "spacial_downscale_ratio", 8)
+    frames = (1,) if latent.latent_dimensions == 3 else ()
+    return (latent.latent_channels, *frames, size[1] // scale, size[0] // scale)
 
 
-def conditions(base: Any, prompts: Sequence[Conditioning], shape: Sequence[int]) -> dict[str, Tensor]:
-    """What the network is given of every prompt, by name: tensors with a row a prompt, on the CPU.
+class Conditions:
+    """What the network is given of every prompt, as ComfyUI's own sampling gives it, asked for by numbers of prompts.
 
     Args:
+        base: The BaseModel.
         prompts: Conditionings of single prompts, as CLIP gives them.
-        shape: Of one latent, (C, H, W); SDXL is told the size of the picture.
+        shape: Of one latent, see ``latent_shape``; some networks are told the size of the picture.
+
+    Raises:
+        ValueError: A prompt's conditioning changes along the sampling.
     """
-    noise = torch.zeros(1, *shape)
-    height, width = (side * 8 for side in shape[-2:])
-    rows: list[dict[str, Tensor]] = []
-    for conditioning in prompts:
-        text, options = conditioning[0]
-        found = base.extra_conds(
-            cross_attn=text, noise=noise, device=torch.device("cpu"), width=width, height=height, prompt_type="positive",
-            **{key: value for key, value in options.items() if key not in ("width", "height")},
-        )  # fmt: skip
-        rows.append({key: cond.cond.detach().cpu() for key, cond in found.items() if isinstance(cond.cond, Tensor)})
-    return {key: _stack([row[key] for row in rows]) for key in rows[0]}
+
+    def __init__(self, base: Any, prompts: Sequence[Conditioning], shape: Sequence[int]) -> None:
+        self._given = [_conds(base, conditioning, shape) for conditioning in prompts]
+        self._kinds = [tuple((name, _form(cond.cond)) for name, cond in sorted(given.items())) for given in self._given]
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+    def groups(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Places in ``numbers`` whose prompts one call of the network can take: texts of one length, constants of one value."""
+        found: dict[Any, list[int]] = {}
+        for place, number in enumerate(numbers):
+            found.setdefault(self._kinds[number], []).append(place)
+        return list(found.values())
+
+    def of(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """``apply_model``'s arguments for prompts of one group, a row each."""
+        first, *others = [self._given[number] for number in numbers]
+        return {name: cond.concat([other[name] for other in others]) for name, cond in first.items()}
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
-    """Rows of one length: shorter texts are repeated to the longest, which changes nothing that attention sees."""
-    if tensors[0].ndim == 3:
-        longest = max(t.shape[1] for t in tensors)
-        tensors = [t if t.shape[1] == longest else t.repeat(1, -(-longest // t.shape[1]), 1)[:, :longest] for t in tensors]
-    return torch.cat(tensors)
+def _conds(base: Any, conditioning: Conditioning, shape: Sequence[int]) -> dict[str, Any]:
+    """ComfyUI's own COND objects of one prompt, by name, on the CPU."""
+    if len(conditioning) != 1:
+        raise ValueError(
+            "The text encoder gives a prompt several conditionings, as hooks scheduled along the sampling do; training needs "
+            "one: connect a CLIP without scheduled hooks."
+        )
+    text, options = conditioning[0]
+    options = {key: value for key, value in options.items() if key not in ("width", "height")}  # the picture's size is told
+    noise, device = torch.zeros(1, *shape), torch.device("cpu")
+    with torch.no_grad():
+        given = comfy.samplers.process_conds(
+            base, noise, {"positive": comfy.sampler_helpers.convert_cond([[text, options]])}, device, torch.zeros_like(noise),
+            seed=0,
+        )["positive"][0]["model_conds"]  # fmt: skip
+    return {name: _detached(cond.process_cond(batch_size=1, area=None)) for name, cond in given.items()}
+
+
+def _detached(cond: Any) -> Any:
+    """Tensors of inference mode, as text encoders give them, can't be part of what learns."""
+    value = cond.cond
+    if isinstance(value, Tensor):
+        cond.cond = value.detach().cpu().clone()
+    elif isinstance(value, list):
+        cond.cond = [v.detach().cpu().clone() if isinstance(v, Tensor) else v for v in value]
+    return cond
+
+
+def _form(value: Any) -> Any:
+    """Equal for what can be one batch."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return tuple(map(_form, value)) if isinstance(value, list) else repr(value)
+
+
+def denoiser(base: Any, dtype: torch.dtype, conditions: Conditions) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """D(x, sigma [B, ...], numbers of prompts [B]) as the MODEL's own sampling computes it, in ``dtype``'s autocast.
+
+    Prompts whose texts differ in length go through the network apart, each as it is.
+    """
+
+    def together(x: Tensor, sigma: Tensor, numbers: list[int]) -> Tensor:
+        options = {"sigmas": sigma, "cond_or_uncond": [0]}
+        denoised: Tensor = base.apply_model(x, sigma, transformer_options=options, **conditions.of(numbers))
+        return denoised.float()
+
+    def denoise(x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
+        mixed = torch.autocast(x.device.type, dtype) if dtype != torch.float32 else nullcontext()
+        numbers, sigma = prompts.tolist(), sigma.flatten()
+        places = conditions.groups(numbers)
+        with mixed, out_of_place():
+            parts = [together(x[rows], sigma[rows], [numbers[row] for row in rows]) for rows in places]
+        order = torch.tensor([row for rows in places for row in rows], device=x.device)
+        return torch.cat(parts)[order.argsort()]
+
+    return denoise
 
 
 def noise_levels(model: comfy.model_patcher.ModelPatcher) -> tuple[str, Tensor]:
@@ -172,20 +263,35 @@ def with_lora(model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor
 
 
 def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL of the same kind whose diffusion network is ``network``."""
+    """A MODEL of the same kind whose diffusion network is ``network``, its weights kept as stock loaders keep a float16 file."""
     twin = _around(model.model, network)
+    cast: list[Any] = [m for m in network.modules() if hasattr(m, "comfy_cast_weights")]
+    if cast:
+        possible, size = twin.model_config.supported_inference_dtypes, sum(p.numel() for p in network.parameters())
+        dtype = comfy.model_management.unet_dtype(model_params=size, supported_dtypes=possible, weight_dtype=torch.float16)
+        twin.manual_cast_dtype = comfy.model_management.unet_manual_cast(dtype, model.load_device, possible)
+        network.to(dtype).dtype = dtype
+        for module in cast:
+            module.comfy_cast_weights = twin.manual_cast_dtype is not None
     return comfy.model_patcher.ModelPatcher(twin, load_device=model.load_device, offload_device=model.offload_device)
 
 
 def decoder(model: comfy.model_patcher.ModelPatcher, vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """The VAE as a function that can be differentiated: the network's latents [B, C, h, w] to pictures [B, H, W, 3] in 0..1.
+    """The VAE as a function that can be differentiated: the network's latents to pictures [B, H, W, 3] in 0..1.
 
-    On a copy, since ComfyUI's own weights can't be differentiated through. Call outside of inference mode.
+    On a copy, since ComfyUI's own weights can't be differentiated through; in bfloat16 where the GPU has it. Image VAEs compute
+    their blocks again in the backward pass, so memory is that of one block (``apprentice bench decoder-memory``). VAEs for video
+    carry frames from block to block, which can't be computed again.
     """
-    network = copy.deepcopy(vae.first_stage_model).to(device, torch.float32).requires_grad_(False).eval()
+    dtype = torch.bfloat16 if device.type != "cpu" and native_bfloat16(str(device)) else torch.float32
+    network = copy.deepcopy(vae.first_stage_model).to(device, dtype).requires_grad_(False).eval()
+    if getattr(vae, "latent_dim", 2) == 2:
+        checkpoint_blocks(network, smallest=True)
 
     def decode(latents: Tensor) -> Tensor:
-        pixels: Tensor = vae.process_output(network.decode(model.model.process_latent_out(latents.float())).float())
-        return pixels.movedim(1, -1)[..., :3]
+        with out_of_place():
+            decoded = network.decode(model.model.process_latent_out(latents.float()).to(dtype))
+            pixels: Tensor = vae.process_output(decoded.float().clone()).movedim(1, -1)
+        return pixels.reshape(-1, *pixels.shape[-3:])[..., :3]
 
     return decode

@@ -393,10 +393,34 @@ def teaches() -> tuple[Graph, Layout]:
     return g, layout
 
 
+def custom() -> tuple[Graph, Layout]:
+    """Schedules, sampler, guidance and noise from ComfyUI's own nodes, as SamplerCustomAdvanced takes them."""
+    g, world, lines, negative, latent = start()
+    noise = g.add("RandomNoise", "5", noise_seed=12)
+    levels = g.add("KarrasScheduler", "6", steps=2, sigma_max=80.0, sigma_min=1.55, rho=7.0)
+    lcm = g.add("KSamplerSelect", "7", sampler_name="lcm")
+    plain = g.add("BasicGuider", "8", model=world[1], conditioning=lines[0])
+    schedule = g.add("BasicScheduler", "9", model=world[0], scheduler="karras", steps=16, denoise=1.0)
+    second_order = g.add("KSamplerSelect", "10", sampler_name="heun")
+    guided = g.add("CFGGuider", "11", model=world[0], positive=lines[0], negative=negative[0], cfg=2.0)
+    sampler = g.add(
+        "ApprenticeSampler", "12", student=world[1], teacher=world[0], vae=world[3], oracle=world[4], positive=lines[0],
+        negative=negative[0], prompt=lines[1], latent_image=latent[0], **SETTINGS, noise=noise[0], sigmas=levels[0],
+        sampler=lcm[0], guider=plain[0], teacher_sigmas=schedule[0], teacher_sampler=second_order[0], teacher_guider=guided[0],
+    )  # fmt: skip
+    g.add("SaveImage", "13", images=sampler[3], filename_prefix="apprentice/contact_sheet")
+    layout = START | {
+        "5": (400, 60, 300, 110), "6": (400, 250, 300, 150), "7": (400, 480, 300, 60), "8": (400, 620, 300, 60),
+        "9": (400, 800, 300, 130), "10": (400, 1010, 300, 60), "11": (400, 1150, 300, 120), "12": (760, 60, 380, 1220),
+        "13": (1200, 60, 640, 560),
+    }  # fmt: skip
+    return g, layout
+
+
 EXAMPLES = {
     "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
     "distil": distil, "students": students, "critic": critic, "sorting": sorting,
-    "critic-teaches-student": teaches, "promising-noise": promising,
+    "critic-teaches-student": teaches, "promising-noise": promising, "custom-sampling": custom,
 }  # fmt: skip
 
 ARRANGE = """(layout) => {

@@ -14,15 +14,24 @@ from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import offline
 from costs import Costs
 from harness import Comfy, comfyui
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One thread a process, here and in every child: beside other work two are many times slower, and sums stay the same."""
+    offline.block()
     torch.set_num_threads(1)
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
     config.pluginmanager.register(Costs())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What a library asked for, and was silent about when it was refused."""
+    if offline.REFUSED:
+        print("addresses outside of this machine:", *offline.REFUSED)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +39,7 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """A real ComfyUI with the pack in it."""
     with comfyui(tmp_path_factory.mktemp("comfyui")) as server:
         yield server
+        assert server.refused() == [], "a node asked for an address outside of this machine"
 
 
 @pytest.fixture(scope="session")

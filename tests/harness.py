@@ -90,6 +90,11 @@ class Comfy:
     def __init__(self, url: str, base: Path) -> None:
         self.url, self.base = url, base
 
+    def refused(self) -> list[str]:
+        """Addresses outside of this machine that something in this ComfyUI asked for."""
+        found: list[str] = requests.get(f"{self.url}/apprentice_test/refused", timeout=ANSWER_SECONDS).json()
+        return found
+
     def run(self, graph: Graph | dict[str, Any], timeout: float = PROMPT_SECONDS) -> Run:
         """Queue a prompt and wait for it.
 

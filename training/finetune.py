@@ -240,6 +240,25 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
 # ------------------------------------------------------------------------------------------------------------ runs
 
 
+def check(settings: Settings, steps: int, differentiable: bool) -> None:
+    """Whether ``settings`` fit a model that draws in ``steps`` steps, and the oracle.
+
+    Raises:
+        ValueError: They don't.
+    """
+    settings.check()
+    if not differentiable and settings.algorithm != "weighted_regression":
+        raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
+    if settings.algorithm in ("preview", "direct") and settings.divergence != "kl":
+        raise ValueError(f"'{settings.algorithm}' has a price of its own, so there is no divergence to choose; set it to 'kl'.")
+    if settings.algorithm == "direct" and settings.strength != "alpha":
+        raise ValueError("'direct' pays picture by picture and reaches no tilted law, so only 'alpha' can be its strength.")
+    if settings.algorithm == "direct" and steps != 1:
+        raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
+    if settings.algorithm != "direct" and steps == 1:
+        raise ValueError("A one-step student has no path to pay for; choose 'direct', or tune its teacher and distil again.")
+
+
 def finetune(
     task: Task, settings: Settings, folder: Path, *, watch: Watch | None = None, save_every: int = 25,
     processes: Processes | None = None,
@@ -255,17 +274,7 @@ def finetune(
         FloatingPointError: A loss is no longer finite.
         ValueError: The settings don't fit the task, or the strength can't be had.
     """
-    settings.check()
-    if not task.differentiable and settings.algorithm != "weighted_regression":
-        raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
-    if settings.algorithm in ("preview", "direct") and settings.divergence != "kl":
-        raise ValueError(f"'{settings.algorithm}' has a price of its own, so there is no divergence to choose; set it to 'kl'.")
-    if settings.algorithm == "direct" and settings.strength != "alpha":
-        raise ValueError("'direct' pays picture by picture and reaches no tilted law, so only 'alpha' can be its strength.")
-    if settings.algorithm == "direct" and task.process.steps != 1:
-        raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
-    if settings.algorithm != "direct" and task.process.steps == 1:
-        raise ValueError("A one-step student has no path to pay for; choose 'direct', or tune its teacher and distil again.")
+    check(settings, task.process.steps, task.differentiable)
     told, processes = watch or Watch(), processes or Processes()
     processes.rows(settings.batch)
     watch = replace(told, interrupted=lambda: processes.any(told.interrupted())) if processes.count > 1 else told

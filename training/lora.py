@@ -8,14 +8,18 @@ this is not peft: its layers can be switched only together with what learns.)
 
 from __future__ import annotations
 
+import dis
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 Layer = nn.Linear | nn.Conv2d
@@ -61,8 +65,6 @@ class Adapters:
 
     def __init__(self, network: nn.Module, names: tuple[str, ...], rank: int, seed: int = 0) -> None:
         layers = adaptable(network)
-        if not layers:
-            raise ValueError("This network has no layers that a LoRA could change; distil a full copy.")
         self.network = network.requires_grad_(False)
         self.active: str | None = None
         generator = torch.Generator().manual_seed(seed)
@@ -89,12 +91,49 @@ class Adapters:
 
 
 def adaptable(network: nn.Module) -> dict[str, Layer]:
-    """The layers that a LoRA changes: every linear one and every convolution without groups."""
-    return {
+    """The layers that a LoRA changes: every linear one and every convolution without groups.
+
+    Raises:
+        ValueError: There are none.
+    """
+    layers = {
         name: layer
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     }
+    if not layers:
+        raise ValueError("This network has no layers that a LoRA could change; distil a full copy.")
+    return layers
+
+
+class _OutOfPlace(TorchFunctionMode):
+    """``x += y`` makes a new x."""
+
+    _INSTEAD: ClassVar = {Tensor.add_: torch.add, Tensor.sub_: torch.sub, Tensor.mul_: torch.mul, Tensor.div_: torch.div}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._INSTEAD and _is_assignment(sys._getframe(1)):
+            func = self._INSTEAD[func]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_assignment(frame: FrameType) -> bool:
+    """Whether the frame is at ``x += y``, which is ``add_`` to torch, and not at ``x.add_(y)``, whose answer may be dropped."""
+    code, at = frame.f_code.co_code, frame.f_lasti
+    name = dis.opname[code[at]]
+    return name.startswith("INPLACE_") or (name == "BINARY_OP" and code[at + 1] >= _FIRST_INPLACE)
+
+
+_FIRST_INPLACE = 13  # NB_INPLACE_ADD, of Python's BINARY_OP (3.11 and later; before, the instruction's name says it)
+
+
+def out_of_place() -> AbstractContextManager[Any]:
+    """Inside, augmented assignments leave their tensor as it was wherever gradients are computed.
+
+    Networks that are made for drawing add in place, also to what the backward pass or a block that is run again needs. A mode
+    is of its thread, so what runs in the backward pass has to enter it anew.
+    """
+    return _OutOfPlace() if torch.is_grad_enabled() else nullcontext()
 
 
 def lora_state_dict(tensors: dict[str, Tensor], names: list[str], prefix: str = "diffusion_model.") -> dict[str, Tensor]:
@@ -113,16 +152,19 @@ def lora_state_dict(tensors: dict[str, Tensor], names: list[str], prefix: str = 
     return found
 
 
-def checkpoint_blocks(network: nn.Module, adapters: Adapters | None = None) -> int:
+def checkpoint_blocks(network: nn.Module, adapters: Adapters | None = None, smallest: bool = False) -> int:
     """Make every block of ``network`` compute its activations again in the backward pass instead of keeping them.
 
     Blocks are the first modules below lists and sequences that compute something themselves. A block that is run again
     finds the adapter on that was on the first time.
 
+    Args:
+        smallest: Blocks are what holds layers alone, for networks whose lists hold whole resolutions, as decoders do.
+
     Returns:
         How many blocks there are.
     """
-    blocks = list(_blocks(network))
+    blocks = list(_of_layers(network) if smallest else _blocks(network))
     for block in blocks:
         block.forward = _recomputed(block.forward, adapters)  # type: ignore[method-assign]
     return len(blocks)
@@ -136,6 +178,14 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
+def _of_layers(module: nn.Module) -> Iterator[nn.Module]:
+    inner = [child for child in module.children() if any(True for _ in child.children())]
+    for child in inner:
+        yield from _of_layers(child)
+    if not inner and any(True for _ in module.children()) and any(True for _ in module.parameters()):
+        yield module
+
+
 def _recomputed(forward: Callable[..., Any], adapters: Adapters | None) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
@@ -143,9 +193,7 @@ def _recomputed(forward: Callable[..., Any], adapters: Adapters | None) -> Calla
         active = adapters.active if adapters is not None else None
 
         def again(*args: Any, **kwargs: Any) -> Any:
-            if adapters is None:
-                return forward(*args, **kwargs)
-            with adapters.on(active):
+            with out_of_place(), adapters.on(active) if adapters is not None else nullcontext():
                 return forward(*args, **kwargs)
 
         return checkpoint(again, *args, use_reentrant=False, **kwargs)

@@ -29,23 +29,25 @@ class RunFolder:
         """Losses as JSON lines."""
         return self.path / "loss.jsonl"
 
-    def claim(self, facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
-        """Take the folder for the run that is made of ``facts``, unless it holds another.
+    def differences(self, facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+        """Of a run that is there and was told something else: name -> (what it was told, what it is told now).
 
         Args:
-            facts: What the run was told; anything that JSON can hold.
+            facts: What the run is told; anything that JSON can hold.
             free: What may change while a run goes on.
-
-        Returns:
-            Of a run that is there and was told something else: name -> (what it was told, what it is told now).
         """
-        kept = {key: value for key, value in json.loads(json.dumps(facts)).items() if key not in free}
-        record = self.path / "run.json"
         if not self.checkpoint.exists():
-            write_atomically(record, lambda part: part.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8"))
             return {}
+        record = self.path / "run.json"
         there = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-        return {key: (there.get(key), value) for key, value in kept.items() if there.get(key) != value}
+        return {key: (there.get(key), value) for key, value in _kept(facts, free).items() if there.get(key) != value}
+
+    def claim(self, facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, tuple[Any, Any]]:
+        """Take the folder for the run that is made of ``facts``, unless it holds another: see ``differences``."""
+        if not self.checkpoint.exists():
+            text = json.dumps(_kept(facts, free), indent=1) + "\n"
+            write_atomically(self.path / "run.json", lambda part: part.write_text(text, encoding="utf-8"))
+        return self.differences(facts, free)
 
     def pictures_seen(self, batch: int) -> int:
         """How many pictures the generator has drawn so far.
@@ -60,3 +62,8 @@ class RunFolder:
             return int(state["step"]) * batch
         except Exception as error:  # torch raises a dozen kinds for bad files
             raise ValueError(f"{self.checkpoint} is damaged: delete it to begin anew.") from error
+
+
+def _kept(facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """As JSON gives them back."""
+    return {key: value for key, value in json.loads(json.dumps(facts)).items() if key not in free}

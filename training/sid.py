@@ -30,11 +30,14 @@ SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
 LEAST_WEIGHT = 1e-5
 
 Labels = Tensor | Mapping[str, Tensor] | None
-"""What a network is conditioned on: one-hot classes [B, classes], text vectors, several of them by name, or nothing."""
+"""What a network is conditioned on: one-hot classes [B, classes], text vectors, several of them by name, numbers of prompts
+[B], or nothing."""
 
 
 Denoise = Callable[[Tensor, Tensor, Any], Tensor]
-"""A network as D(x, sigma, labels): the picture behind ``x`` [B, C, H, W] at noise level ``sigma`` [B, 1, 1, 1]."""
+"""A network as D(x, sigma, labels): the picture behind ``x`` [B, C, H, W] at noise level ``sigma`` [B, 1, 1, 1].
+
+Latents of video models are [B, C, 1, H, W], and their levels have as many dimensions."""
 
 
 # ---------------------------------------------------------------------------------------------- noise levels
@@ -125,8 +128,9 @@ def not_nan(*tensors: Tensor) -> Tensor:
 
 
 def sid_weight(images: Tensor, y_real: Tensor) -> Tensor:
-    """w [B, 1, 1, 1] = max(mean |images - y_real|, 1e-5) a sample, without gradient: the scale that a loss is divided by."""
-    return (images - y_real).detach().float().abs().mean((1, 2, 3), keepdim=True).clamp(min=LEAST_WEIGHT)
+    """w [B, 1, ...] = max(mean |images - y_real|, 1e-5) a sample, without gradient: the scale that a loss is divided by."""
+    error = (images - y_real).detach().float().abs()
+    return error.mean(tuple(range(1, error.ndim)), keepdim=True).clamp(min=LEAST_WEIGHT)
 
 
 def generator_loss(images: Tensor, y_real: Tensor, y_fake: Tensor, alpha: float = 1.2) -> Tensor:
@@ -249,7 +253,7 @@ def generate(
     """
     images = torch.zeros_like(z)
     for number, sigma in enumerate(sigmas):
-        level = z.new_full((len(z), 1, 1, 1), sigma)
+        level = z.new_full((len(z), *[1] * (z.ndim - 1)), sigma)
         noise = z if number == 0 else between[number - 1]
         last = number == len(sigmas) - 1
         with torch.set_grad_enabled(torch.is_grad_enabled() and last):

@@ -6,11 +6,15 @@ import pytest
 from comfyui_apprentice.benchmarks import families
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 
+# Which families have what others lack; a newer ComfyUI may give it to more.
+HAVE = {"references": ("flux", "flux2", "qwen", "schnell", "wan21", "wan22"), "other families": families.PAIRED}
+
 
 @pytest.mark.parametrize("check", families.CHECKS)
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_every_check_holds_in_every_family(name: str, check: str) -> None:
-    assert families.checked(name, check) == ""
+    found = families.checked(name, check)
+    assert found == "" or (found == families.NOTHING and name not in HAVE.get(check, tiny.FAMILIES))
 
 
 def test_the_checks_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,9 +23,8 @@ def test_the_checks_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) ->
 
     real = adaptive.sample_rows
     monkeypatch.setattr(adaptive, "sample_rows", lambda *given, **named: real(*given, **{**named, "noise": -named["noise"]}))
-    assert {check for check in families.CHECKS if families.checked("sdxl", check)} >= {
-        "gate open", "gate shut", "one of three", "refined", "masked",
-    }  # fmt: skip
+    by_noise = ("gate open", "gate shut", "one of three", "refined", "masked")
+    assert all(families.checked("sdxl", check) for check in by_noise)
     first = lambda model, latent, rows, **named: real(model, latent, [0] * len(rows), **named)  # noqa: E731
     monkeypatch.setattr(adaptive, "sample_rows", first)
     assert "off by" in families.checked("sdxl", "one of three")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
+from comfyui_apprentice.benchmarks.tiny_vaes import vae
 from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, improve
 from comfyui_apprentice.samplers.comfy import fast_decode, fit_channels
 from comfyui_apprentice.samplers.pixels import as_pictures, pad_mask, pad_to, spatial_ratio, to_latents, to_pixels
 from comfyui_apprentice.samplers.schedules import CUSTOM
-from families.vaes import vae
 from torch import Tensor
 
-PAIRS = list(itertools.permutations(("sdxl", "flux", "zimage", "qwen", "wan21"), 2))
 EULER = Drawing(2, 2.0, "euler", "simple", 3)
 
 
@@ -47,22 +45,16 @@ def drafted(name: str, batch: int) -> dict[str, Any]:
         )
 
 
-ALONE = [("sdxl", "qwen", 1, "regenerate"), ("wan21", "flux", 1, "regenerate")]
-
-
-@pytest.mark.parametrize(("student", "teacher", "batch", "strategy"), [*((*pair, 3, "refine") for pair in PAIRS), *ALONE])
-def test_a_teacher_of_another_family_improves_the_rejected_and_leaves_the_rest(
-    student: str, teacher: str, batch: int, strategy: str
-) -> None:
-    drafts, rows = drafted(student, batch), [0] if batch == 1 else [2, 0]
+@pytest.mark.parametrize(("student", "teacher"), [("sdxl", "qwen"), ("wan21", "flux")])
+def test_a_teacher_of_another_family_redraws_one_picture_alone(student: str, teacher: str) -> None:
+    """Batches that are refined, in every pair, are in the matrix."""
+    drafts = drafted(student, 1)
     with torch.inference_mode():
         found = improve(
-            tiny.model(teacher), tiny.text(teacher, batch), tiny.text(teacher, seed=9), drafts, rows, strategy, 0.5, EULER,
+            tiny.model(teacher), tiny.text(teacher), tiny.text(teacher, seed=9), drafts, [0], "regenerate", 0.5, EULER,
             vaes=(vae(student), vae(teacher)),
         )["samples"]  # fmt: skip
-    assert found.shape == drafts["samples"].shape and found.isfinite().all()
-    for row in range(batch):
-        assert torch.equal(found[row], drafts["samples"][row]) == (row not in rows)
+    assert found.shape == drafts["samples"].shape and found.isfinite().all() and not torch.equal(found, drafts["samples"])
 
 
 @pytest.mark.parametrize("name", ["sd15", "flux", "qwen", "wan21"])

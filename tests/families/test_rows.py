@@ -283,6 +283,7 @@ def test_patches_that_go_by_place_are_told_the_rows(pictures: int) -> None:
 
 def changes(drafts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What stock nodes between student and teacher make of ``drafts``."""
+    import comfy_extras.nodes_post_processing  # noqa: F401 - before nodes_latent, with which newer ComfyUIs have it in a circle
     from comfy_extras.nodes_latent import LatentBatch, LatentMultiply
 
     import nodes

@@ -6,6 +6,7 @@ import os
 import sys
 import urllib.request
 from collections import Counter
+from pathlib import Path
 
 import comfy.ops
 import comfy.patcher_extension
@@ -19,7 +20,19 @@ from server import PromptServer
 
 import nodes
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import offline
+
+offline.block()
+
 COUNTS: Counter[str] = Counter()
+
+
+@PromptServer.instance.routes.get("/apprentice_test/refused")
+async def refused(_request):
+    """Addresses outside of this machine that something asked for."""
+    return web.json_response(offline.REFUSED)
 
 
 @PromptServer.instance.routes.post("/apprentice_test/counts")

@@ -14,6 +14,7 @@ from comfyui_apprentice.samplers.schedules import (
     find_preset,
     initial_scale,
     preset_sigmas,
+    recognise,
     refine_sigmas,
     rollback_sigma,
     timestep_sigma,
@@ -217,3 +218,42 @@ def test_tcd_sampler_equals_diffusers_tcd_scheduler(steps: int, eta: float) -> N
 
     ours = sample_tcd(model, start * (1 + sigmas[0] ** 2).sqrt(), sigmas, noise_sampler=noise_sampler, eta=eta)
     torch.testing.assert_close(ours, x, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "steps"),
+    [
+        ("sdxl_lightning_8step_unet.safetensors", "sdxl-lightning", 8),
+        ("sdxl_lightning_4step.safetensors", "sdxl-lightning", 4),
+        ("sdxl_lightning_1step_unet_x0.safetensors", "sdxl-lightning-1step/x0", 1),
+        ("sdxl_lightning_1step_x0.safetensors", "sdxl-lightning-1step/x0", 1),
+        ("dmd2_sdxl_4step_unet_fp16.bin", "dmd2", 4), ("dmd2_sdxl_1step_unet_fp16.bin", "dmd2-1step/t399", 1),
+        ("Hyper-SDXL-1step-Unet.safetensors", "hyper-sdxl-1step/t800", 1),
+        ("Hyper-SDXL-1step-Unet-Comfyui.fp16.safetensors", None, 0), ("Hyper-FLUX.1-dev-8steps-lora.safetensors", None, 0),
+        ("lcm-sdxl", "lcm-lora-sd15-sdxl", 4), ("LCM_Dreamshaper_v7", "lcm-lora-sd15-sdxl", 4),
+        ("sd_xl_turbo_1.0_fp16.safetensors", "sdxl-turbo/stability-first-n", 1), ("sd_xl_base_1.0.safetensors", None, 0),
+        ("DreamShaperXL_Turbo.safetensors", None, 0), ("my sdxl-turbo merge.safetensors", None, 0),
+        ("flux1-schnell-fp8.safetensors", "flux-schnell", 4), ("flux1-dev.safetensors", None, 0),
+        ("sd3.5_large_turbo.safetensors", "sd35-large-turbo/shift3", 4), ("sd3.5_large.safetensors", None, 0),
+        ("z_image_turbo_bf16.safetensors", "z-image-turbo/res-multistep", 9), ("z_image_bf16.safetensors", None, 0),
+        ("flux-2-klein-4b-fp8.safetensors", "flux2-klein", 4), ("flux-2-klein-base-4b.safetensors", None, 0),
+        ("krea2_turbo_fp8_scaled.safetensors", "krea2-turbo", 8),
+        ("ernie-image-turbo.safetensors", "ernie-image-turbo/shift3", 8),
+        ("mage_flow_turbo_int8_convrot.safetensors", "mage-flow-turbo/shift6", 4),
+        ("lens_turbo_bf16.safetensors", "lens-turbo", 4),
+        ("boogu_image_turbo_fp8_scaled.safetensors", "boogu-turbo/shift3.16", 4),
+        ("hidream_i1_fast_fp8.safetensors", "hidream-i1-fast/shift3", 16),
+        ("qwen_image_2.1_turbo_int8_convrot.safetensors", "qwen-image-2.1-turbo", 8), ("qwen_image_2512.safetensors", None, 0),
+        ("ltx-2-19b-distilled.safetensors", "ltx-distilled", 8), ("ltx-2.3-22b-dev-fp8.safetensors", None, 0),
+        ("wan2.1_t2v_14b_lightx2v_4step.safetensors", "wan21-lightx2v/shift5", 4),
+    ],
+)  # fmt: skip
+def test_students_are_recognised_by_the_names_of_their_published_files_and_no_others(
+    name: str, preset: str | None, steps: int
+) -> None:
+    found = recognise(["model.safetensors", name])
+    if preset is None:
+        assert found is None
+    else:
+        assert found is not None and found[1] == name
+        assert find_preset(found[0]) == (PRESETS[preset], steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from comfyui_apprentice.benchmarks import tiny_families as tiny
+from . import tiny_families as tiny
 
 CHANNELS = {"sd15": 4, "sdxl": 4, "sd3": 16, "flux": 16, "zimage": 16, "qwen": 16, "wan21": 16}
 

@@ -1,0 +1,79 @@
+"""The preset "auto": a student recognised by what its loader knows of it, and by nothing that leaves a doubt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comfyui_apprentice.benchmarks import tiny_families as tiny
+
+tiny.start()
+
+from comfyui_apprentice.networks.diffusers_unet import UNetFiles  # noqa: E402
+from comfyui_apprentice.nodes import sample, students  # noqa: E402
+from comfyui_apprentice.samplers.adaptive import chosen_preset, info_of  # noqa: E402
+from comfyui_apprentice.samplers.comfy import CARD  # noqa: E402
+
+
+def carded(name: str, file: str, metadata: dict[str, str] | None = None, scheduler: Path | None = None) -> tuple[Any, str]:
+    """A family's MODEL as Load Student hands it out."""
+    return students._with_card(tiny.model(name), metadata or {}, UNetFiles(file, (), None, scheduler))
+
+
+def test_load_student_believes_a_published_name_for_models_of_its_kind() -> None:
+    model, told = carded("sdxl", "sdxl_lightning_8step_unet.safetensors")
+    assert chosen_preset(model) == ("sdxl-lightning/8step", "it is called sdxl_lightning_8step_unet.safetensors")
+    assert told == "The preset auto will be sdxl-lightning/8step, as it is called sdxl_lightning_8step_unet.safetensors."
+    for name, file in (("flux", "sdxl_lightning_8step_unet.safetensors"), ("sdxl", "my student.safetensors")):
+        model, told = carded(name, file)
+        assert told == ""
+        with pytest.raises(ValueError, match="'auto' needs a model with a card"):
+            chosen_preset(model)
+
+
+def test_load_student_believes_titles_and_the_pipelines_scheduler(tmp_path: Path) -> None:
+    assert chosen_preset(carded("sdxl", "x.safetensors", {"ss_output_name": "dmd2_sdxl_4step_unet"})[0])[0] == "dmd2"
+    assert chosen_preset(carded("zimage", "x.bin", {"modelspec.title": "Z-Image-Turbo"})[0])[0] == "z-image-turbo/res-multistep"
+    config = tmp_path / "scheduler_config.json"
+    config.write_text(json.dumps({"_class_name": "LCMScheduler"}))
+    assert chosen_preset(carded("sd15", "unet", scheduler=config)[0]) == (
+        "lcm-lora-sd15-sdxl", "its pipeline has the LCMScheduler",
+    )  # fmt: skip
+    config.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler"}))
+    assert carded("sd15", "unet", scheduler=config)[1] == ""
+
+
+def test_a_card_of_our_own_comes_first() -> None:
+    model, told = carded("sdxl", "dmd2_sdxl_4step_unet.safetensors", {"apprentice": "1", "preset": "sid-lsg"})
+    assert chosen_preset(model) == ("sid-lsg", "its card says so") and told == ""
+
+
+def test_newer_comfyuis_remember_the_file() -> None:
+    """There a MODEL carries its loader and what it was called with, and so do its clones."""
+    model = tiny.model("zimage")
+    model.cached_patcher_init = (print, ("/models/diffusion_models/z_image_turbo_bf16.safetensors", {"dtype": None}))
+    assert chosen_preset(model) == ("z-image-turbo/res-multistep", "it is called z_image_turbo_bf16.safetensors")
+    model.set_attachments(CARD, {"preset": "custom"})
+    assert chosen_preset(model)[0] == "custom"
+
+
+def test_student_sampler_says_what_auto_chose_and_draws_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(sample, "show_text", told.append)
+    model, _ = carded("sdxl", "sdxl_lightning_2step_unet.safetensors")
+    text, latent = tiny.text("sdxl"), tiny.empty("sdxl", 2)
+
+    def drawn(preset: str) -> dict[str, Any]:
+        with torch.inference_mode():
+            return sample.ApprenticeStudentSampler.execute(
+                model=model, positive=text, negative=text, latent_image=latent, seed=1, preset=preset, steps=0, cfg=1.0,
+                denoise=1.0,
+            )[0]  # fmt: skip
+
+    auto = drawn("auto")
+    assert told == ["auto chose sdxl-lightning/2step, as it is called sdxl_lightning_2step_unet.safetensors."]
+    assert torch.equal(auto["samples"], drawn("sdxl-lightning/2step")["samples"])
+    assert info_of(auto).nfe == (2.0, 2.0)
