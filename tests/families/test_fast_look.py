@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
+from comfyui_apprentice.benchmarks.tiny_vaes import vae
 from comfyui_apprentice.samplers import comfy as bridge
 from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, improve
 from comfyui_apprentice.samplers.pixels import spatial_ratio, to_latents, to_pixels
 from comfyui_apprentice.samplers.schedules import CUSTOM
-from families.vaes import vae
 from safetensors.torch import save_file
 
 tiny.start()
