@@ -168,6 +168,9 @@ def fill(network: nn.Module, seed: int = 0) -> nn.Module:
                 p.copy_(1 + 0.1 * torch.randn(p.shape, generator=rng))
             else:
                 p.copy_(0.02 * torch.randn(p.shape, generator=rng))
+        for name, buffer in network.named_buffers():
+            if name.endswith("pos_embed"):  # SD3's comes from the file, too, and is whatever memory held till then
+                buffer.copy_(torch.randn(buffer.shape, generator=rng))
     return network
 
 

@@ -28,6 +28,7 @@ from .comfy import (
     fit_channels,
     model_fingerprint,
     model_name,
+    pixels_per_latent,
     predict_x0,
     progress,
     sample_rows,
@@ -37,6 +38,7 @@ from .comfy import (
     with_model,
     without_ratios,
 )
+from .comfy_patches import careless_patches
 from .pixels import pad_mask, require_tensor, spatial_ratio, to_latents, to_pixels
 from .schedules import (
     AUTO,
@@ -249,8 +251,7 @@ def chosen_preset(model: Any) -> tuple[str, str]:
 
 def tiles_of(model: Any, latent: Latent) -> float:
     """The size of the pictures in tiles of 16 x 16 pixels."""
-    kind = model.get_model_object("latent_format")
-    ratio = getattr(kind, "spacial_downscale_ratio", 16 if kind.latent_channels == 128 else 8)  # FLUX.2's, in older ComfyUIs
+    ratio = pixels_per_latent(model.get_model_object("latent_format"))
     return float(latent["samples"].shape[-1] * latent["samples"].shape[-2] * (ratio / 16) ** 2)
 
 
@@ -354,13 +355,18 @@ def improve(
         note = f"regenerated in {max(len(sigmas) - 1, 0)} steps{_lost(drafts, info)}"
     if cache := step_cache(model):
         note += f" with {cache}, which skips steps by the batch: the pictures depend on which others were rejected"
-    if (why := draws_whole(model, drawing.sampler, drawing.guider)) and len(rows) < len(start["samples"]):
-        note += f"; the whole batch was drawn for them, as {why}"
-    packs = -(-len(rows) // pack) if pack else 1
+    if why := draws_whole(model, drawing.sampler, drawing.guider):
+        note += f"; the whole batch was drawn for them, as {why}" * (len(rows) < len(start["samples"]))
+    elif (len(rows) < len(start["samples"]) or 0 < pack < len(rows)) and (packs := careless_patches(model)):
+        note += (
+            f". Patches by {' and '.join(packs)} on the teacher may not know which pictures of the batch they see: what they "
+            "keep for each picture could go to another; if so, let the teacher draw all (worst share 1)"
+        )
+    passes = -(-len(rows) // pack) if pack else 1
     drawn, evaluations = sample_rows(
         model, start, rows, noise=drawing.first_noise(start), sigmas=sigmas, sampler=drawing.sampler,
         cfg=drawing.cfg, positive=positive, negative=negative, seed=drawing.seed, pack=pack, guider=drawing.guider,
-        callback=callback or progress(model, max(len(sigmas) - 1, 1), packs),
+        callback=callback or progress(model, max(len(sigmas) - 1, 1), passes),
     )  # fmt: skip
     if foreign and vaes and len(drawn):
         drawn = _back_through_pixels(drawn, drafts["samples"], vaes)

@@ -135,9 +135,9 @@ def test_the_all_in_one_node_tilted_start_and_calibrate_say_it_too(tmp_path: Pat
     executing.run(prompt)
     assert executing.Keep.kept["said"][0].note.count("The prompt is empty") == 1
 
-    text = loader.load_clip().encode_from_tokens_scheduled(loader.load_clip().tokenize("red heart"))
     latent, oracle = {"samples": torch.zeros(1, 32, 8, 8)}, Brightness()
     with torch.inference_mode():
+        text = loader.load_clip().encode_from_tokens_scheduled(loader.load_clip().tokenize("red heart"))
         report = ApprenticeTiltedStart.execute(
             [loader.load_student("consistency")], [text], [text], [latent], [loader.load_vae()], [oracle], [""], [2], [1.0],
             [0], ["tiny-world"], [1], [1.0],
