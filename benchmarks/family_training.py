@@ -28,7 +28,7 @@ SID: dict[str, Any] = {
 }  # fmt: skip
 REWARD: dict[str, Any] = {
     "prompts": "bundled", "text": "\n".join(LINES), "max_prompts": 2, "algorithm": "adjoint_matching", "divergence": "kl",
-    "strength": "alpha", "value": 0.1, "rank": 2, "updates": 2, "batch_size": 2, "at_once": 8, "steps": 3,
+    "strength": "alpha", "value": 0.1, "rank": 2, "updates": 2, "batch_size": 2, "at_once": 8, "steps": 4,
     "scheduler": "simple", "regressed_steps": 2, "learning_rate": 1e-3, "base_draws": 8, "rounds": 1, "precision": "fp32",
     "gradient_checkpointing": True, "first_seed": 1, "save_every": 100,
 }  # fmt: skip
@@ -102,11 +102,18 @@ def folders() -> Iterator[Path]:
             folder_paths.folder_names_and_paths.update(before)
 
 
+def _side(model: Any, family: str) -> int:
+    """In pixels, of the smallest pictures that the family draws."""
+    from ..samplers.comfy import pixels_per_latent
+
+    return tiny.FAMILIES[family].side * pixels_per_latent(model.get_model_object("latent_format"))
+
+
 def distil(model: Any, family: str, name: str = "student", **changes: Any) -> Any:
     """What SiD Distill answers: MODEL, curve, samples, file."""
     from ..nodes.distill import ApprenticeSiDDistill
 
-    side = tiny.FAMILIES[family].side * 8
+    side = _side(model, family)
     with torch.inference_mode():
         return ApprenticeSiDDistill.execute(model, Encoder(family), name=name, width=side, height=side, **{**SID, **changes})
 
@@ -115,7 +122,7 @@ def tune(model: Any, family: str, name: str = "tuned", **changes: Any) -> Any:
     """What Reward Finetune answers: MODEL, run, file, report."""
     from ..nodes.finetune import ApprenticeRewardFinetune
 
-    side = tiny.FAMILIES[family].side * 8
+    side = _side(model, family)
     with torch.inference_mode():
         return ApprenticeRewardFinetune.execute(
             model, Encoder(family), vae(family), Red(), name=name, width=side, height=side, **{**REWARD, **changes}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..precision import DTYPES, native_bfloat16, warning
 from ..training.lora import checkpoint_blocks, out_of_place
-from .comfy import Conditioning
+from .comfy import Conditioning, pixels_per_latent
 from .schedules import sampling_kind
 
 Cancelled = comfy.model_management.InterruptProcessingException
@@ -111,7 +111,7 @@ def latent_shape(model: comfy.model_patcher.ModelPatcher, size: tuple[int, int])
     latent = model.get_model_object("latent_format")
     if latent.latent_dimensions not in (2, 3):
         raise ValueError("This model draws no pictures, so it can't be trained here; connect one that draws pictures or videos.")
-    scale = getattr(latent, "spacial_downscale_ratio", 8)
+    scale = pixels_per_latent(latent)
     frames = (1,) if latent.latent_dimensions == 3 else ()
     return (latent.latent_channels, *frames, size[1] // scale, size[0] // scale)
 

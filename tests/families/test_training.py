@@ -220,6 +220,7 @@ def test_the_help_page_has_the_computed_table_of_memory() -> None:
 def test_video_latents_have_one_frame_and_sound_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bridge.latent_shape(tiny.model("qwen"), (64, 32)) == (16, 1, 4, 8)
     assert bridge.latent_shape(tiny.model("sdxl"), (64, 32)) == (4, 4, 8)
+    assert bridge.latent_shape(tiny.model("flux2"), (64, 32)) == (128, 2, 4)
     model = tiny.model("sdxl")
     monkeypatch.setattr(type(model.get_model_object("latent_format")), "latent_dimensions", 1)
     with pytest.raises(ValueError, match="draws no pictures"):
