@@ -203,7 +203,10 @@ def references(case: Case) -> str:
     rng, shape = torch.Generator().manual_seed(3), case.latent["samples"].shape
     shown = [torch.randn(shape, generator=rng)]
     positive = tiny.text(case.family, PICTURES, reference_latents=shown)
-    whole = tiny.stock(case.teacher, case.latent, positive, case.negative, seed=SEED, steps=STEPS)
+    try:
+        whole = tiny.stock(case.teacher, case.latent, positive, case.negative, seed=SEED, steps=STEPS)
+    except AttributeError:  # newer ComfyUIs' Lumina 2 has Z-Image's way with references, and not the weights for it
+        return NOTHING
     if torch.equal(whole, case.stock(case.teacher)):
         return NOTHING
     return close(case.improved([1], "regenerate", positive=positive)[1], whole[1])

@@ -92,11 +92,17 @@ def bfloat16_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def family_figures(results: dict[str, Any]) -> str:
-    """Which checks hold in which family."""
+def family_figures(results: dict[str, Any], newest: dict[str, Any]) -> str:
+    """Which checks hold in which family, and what is different in the newest ComfyUI that was tried."""
     names = list(results["rows"][0])
     lines = ["| " + " | ".join(names) + " |", "| --- |" + " --- |" * (len(names) - 1)]
-    return "\n".join([*lines, *("| " + " | ".join(row[name] for name in names) + " |" for row in results["rows"])])
+    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in results["rows"]]
+    others = [
+        f"{row['family']}, {name}: {there[name]}"
+        for row, there in zip(results["rows"], newest["rows"], strict=True) for name in names if row[name] != there[name]
+    ]  # fmt: skip
+    but = f", but for {'; '.join(others)}" if others else ""
+    return "\n".join([*lines, "", f"On ComfyUI {newest['settings']['comfyui']} every cell is the same{but}."])
 
 
 PROMPTKD_WORDS = {
@@ -188,7 +194,7 @@ def filled(readme: str) -> str:
     begin, end = "<!-- figures: benchmarks/results/bfloat16.json -->", "<!-- end of bfloat16 -->"
     readme = _between(readme, begin, end, bfloat16_figures(read("bfloat16")))
     begin, end = "<!-- figures: benchmarks/results/families.json -->", "<!-- end of families -->"
-    readme = _between(readme, begin, end, family_figures(read("families")))
+    readme = _between(readme, begin, end, family_figures(read("families"), read("families-newest")))
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())
 
 
