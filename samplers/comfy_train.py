@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..precision import DTYPES, native_bfloat16, warning
-from ..training.lora import checkpoint_blocks, out_of_place
+from ..training.lora import checkpoint_blocks, out_of_place, untrained
 from .comfy import Conditioning
 from .schedules import sampling_kind
 
@@ -263,8 +263,11 @@ def with_lora(model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor
 
 
 def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL of the same kind whose diffusion network is ``network``, its weights kept as stock loaders keep a float16 file."""
-    twin = _around(model.model, network)
+    """A MODEL of the same kind whose diffusion network is ``network``, its weights kept as stock loaders keep a float16 file.
+
+    What training put on the network is taken off.
+    """
+    twin = _around(model.model, untrained(network))
     cast: list[Any] = [m for m in network.modules() if hasattr(m, "comfy_cast_weights")]
     if cast:
         possible, size = twin.model_config.supported_inference_dtypes, sum(p.numel() for p in network.parameters())
