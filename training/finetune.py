@@ -328,7 +328,7 @@ def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator,
     reward = lambda x, rows: known.surrogate(task.reward(x, rows), rows)  # noqa: E731
     rows = torch.randint(task.prompts, (settings.batch,), generator=rng)
     seeds = torch.randint(2**62, (settings.batch,), generator=rng)
-    steps = control.chosen_steps(task.process, settings.count, settings.last, rng) if task.process.steps > 1 else []
+    steps = control.chosen_steps(task.process, settings.count, settings.last, rng) if task.process.steps > 1 else {}
     mine = torch.arange(settings.batch)[processes.rows(settings.batch)]
     total = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
     for part in mine.split(settings.part or settings.batch):
@@ -342,7 +342,7 @@ def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator,
     return Report(**total)
 
 
-def _algorithm(name: str, problem: Problem, steps: Sequence[int], batch: int, spread: float, scale: float) -> Report:
+def _algorithm(name: str, problem: Problem, steps: control.Steps, batch: int, spread: float, scale: float) -> Report:
     """One part's gradients, times ``scale``; all noise is the problem's own."""
     unused = torch.Generator()
     if name == "adjoint_matching":

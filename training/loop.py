@@ -54,7 +54,7 @@ class Schedule:
 class Ema:
     """Exponential moving average of parameters: e <- d e + (1 - d) p, with d ramped up over the first pictures.
 
-    ``half_life`` is in pictures; as in EDM the half-life never exceeds ``rampup`` of the pictures seen so far.
+    ``half_life`` is in pictures, 0 for no average; as in EDM it never exceeds ``rampup`` of the pictures seen so far.
     """
 
     def __init__(self, model: nn.Module, half_life: float, rampup: float = 0.1) -> None:
@@ -65,7 +65,7 @@ class Ema:
     def update(self, model: nn.Module, seen: int, batch: int) -> None:
         """Fold in the weights after a step on ``batch`` pictures, before which ``seen`` had been seen."""
         half_life = min(self.half_life, max(seen * self.rampup, 1e-8))
-        decay = 0.5 ** (batch / half_life)
+        decay = 0.5 ** (batch / half_life) if half_life else 0.0
         for key, value in model.state_dict().items():
             if value.is_floating_point():
                 self.shadow[key].lerp_(value, 1 - decay)

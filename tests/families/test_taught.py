@@ -69,3 +69,27 @@ def test_what_training_puts_on_a_network_comes_off_and_what_others_put_there_sta
     untrained(network)
     assert block.forward is theirs and list(block.linear1._forward_hooks) == [foreign.id]
     assert marks(network) == ["2", "2.linear1"]
+
+
+# ------------------------------------------------------------------------------------------ a start without score (16)
+
+
+def test_tilted_start_passes_over_drafts_without_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_apprentice.nodes import start
+
+    model, latent, scores = tiny.model("sdxl"), tiny.empty("sdxl", 2), iter([[float("nan"), 1.0], [2.0, float("nan")]])
+    monkeypatch.setattr(start, "score", lambda *_: next(scores))
+    monkeypatch.setattr(start, "to_pixels", lambda vae, samples: samples)
+    text = tiny.text("sdxl", 1)
+    with torch.inference_mode():
+        noise, report = start.ApprenticeTiltedStart.execute(
+            [model], [text], [text], [latent], [None], [training.Red()], [""], [2], [1.0], [5], ["custom"], [1], [1.0],
+            ["euler"], ["simple"],
+        ).result  # fmt: skip
+    stock = [start.batch_noise(latent, seed) for seed in (5, 6)]
+    assert torch.equal(noise.noise, torch.stack([stock[1][0], stock[0][1]]))
+    assert "2 of 4 drafts have no score (NaN) and were passed over." in report and "| nan |" not in report
+
+
+def test_sid_distill_takes_its_own_least_half_life() -> None:
+    training.distil(tiny.model("flux"), "flux", ema_half_life=0.0, pictures=2)

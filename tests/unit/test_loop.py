@@ -88,6 +88,15 @@ def test_average_forgets_by_half_in_its_half_life_and_follows_at_once_in_the_beg
     assert ema.shadow["weight"].item() == pytest.approx(0.25)
 
 
+def test_a_half_life_of_nothing_is_no_average() -> None:
+    model = torch.nn.Linear(1, 1)
+    ema = Ema(model, half_life=0.0)
+    for seen in (0, 4, 1000):
+        model.weight.data += 0.1
+        ema.update(model, seen, 4)
+        assert torch.equal(ema.shadow["weight"], model.weight)
+
+
 def test_training_that_diverges_says_so_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     model, _ = regression()
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
