@@ -322,7 +322,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """Of one update: the loss, the mean reward, and the KL a picture of tuned path to base path, estimated from the steps chosen."""
+    """Of one update: the loss, the mean reward, and the KL a picture of tuned to base path, as the chosen steps tell it."""
 
     loss: float
     reward: float

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dis
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, ClassVar

@@ -93,3 +93,60 @@ def test_tilted_start_passes_over_drafts_without_a_score(monkeypatch: pytest.Mon
 
 def test_sid_distill_takes_its_own_least_half_life() -> None:
     training.distil(tiny.model("flux"), "flux", ema_half_life=0.0, pictures=2)
+
+
+# ------------------------------------------------------------------------------------- the level of direct tuning (14)
+
+
+def direct(model: Any, preset: str = "auto") -> Any:
+    """The level at which Reward Finetune would tune, and its process."""
+    from comfyui_apprentice.nodes.finetune import Recipe, one_step, student_level
+
+    level = student_level(model, Recipe("a", 2, "fp32", True, (64, 64), 4, "normal"), preset)
+    return level, one_step(level.model, level.sigma).b.tolist()
+
+
+def test_direct_tunes_the_bundled_sid_student_at_its_own_level() -> None:
+    from comfyui_apprentice.nodes.edm import ApprenticeLoadEDM
+    from comfyui_apprentice.world import loader
+
+    student = ApprenticeLoadEDM.execute("coloured digits SiD student.safetensors").result[0]
+    assert direct(student)[1] == [2.5, 0.0]
+    assert [direct(loader.load_student(name))[1] for name in loader.students()] == [[80.0, 0.0]] * 2
+    with pytest.raises(ValueError, match="'auto' needs a model with a card"):
+        direct(ApprenticeLoadEDM.execute("coloured digits teacher.safetensors").result[0])
+
+
+def test_the_preset_decides_the_level_where_there_is_no_card() -> None:
+    from comfyui_apprentice.samplers.schedules import timestep_sigma
+
+    model = tiny.model("sdxl")
+    sampling = model.get_model_object("model_sampling")
+    with pytest.raises(ValueError, match="'auto' needs a model with a card"):
+        direct(model)
+    for preset, timestep, scaled in (("sid-lsg", 625, False), ("dmd2-1step/t399", 399, True), ("sdxl-turbo", 999, False)):
+        level, levels = direct(model, preset)
+        sigma = timestep_sigma(timestep, sampling)
+        assert levels == [pytest.approx(sigma), 0.0]
+        assert level.scale == pytest.approx((1 + sigma**2) ** 0.5 / sigma if scaled else 1.0)
+    assert direct(model, "custom")[1] == [pytest.approx(float(sampling.sigma_max)), 0.0]
+    assert direct(model, "sdxl-lightning-1step/x0")[0].model is not model, "its network's output is the picture"
+
+
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_direct_tunes_what_sid_distill_made_at_the_level_it_was_made_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the tuned student still draws with its preset, and is tuned again at the same level."""
+    import json
+
+    from comfyui_apprentice.samplers.comfy import CARD
+    from comfyui_apprentice.training import control
+
+    seen: list[float] = []
+    real = control.direct_step
+    monkeypatch.setattr(control, "direct_step", lambda problem, *a: seen.append(float(problem.process.b[0])) or real(problem, *a))
+    student = training.distil(tiny.model(name), name).result[0]
+    card = student.attachments[CARD]
+    tuned = training.tune(student, name, "b", algorithm="direct", updates=1).result[0]
+    training.tune(tuned, name, "c", algorithm="direct", updates=1)
+    assert len(seen) == 2 and seen == [pytest.approx(json.loads(card["sigmas"])[0])] * 2
+    assert {key: tuned.attachments[CARD][key] for key in ("preset", "sigmas")} == {key: card[key] for key in ("preset", "sigmas")}

@@ -62,7 +62,7 @@ def test_the_network_in_training_is_the_one_that_draws_and_reads_each_text_as_it
 @pytest.mark.parametrize("name", QUICK)
 def test_the_other_ways_of_tuning(name: str, algorithm: str, folder: Path) -> None:
     model = tiny.model(name)
-    made, _run, file, _report = training.tune(model, name, algorithm=algorithm).result
+    made, _run, file, _report = training.tune(model, name, algorithm=algorithm, preset="custom").result
     assert training.lora_wrong(model, made, name, folder / "loras" / file) == ""
 
 
