@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -26,6 +25,7 @@ from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_d
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
+from ..training.target import Target
 from . import folders, types
 from .calibrate import gather_prompts
 from .types import CATEGORY
@@ -56,8 +56,7 @@ class Recipe:
     @property
     def file(self) -> Path:
         """What the run makes: in models/loras or models/diffusion_models, where the stock loaders look."""
-        kind = "loras" if self.method == LORA else "diffusion_models"
-        return Path(folder_paths.get_folder_paths(kind)[0]) / f"{folders.check_name(self.name, 'student')}.safetensors"
+        return folders.made_file("loras" if self.method == LORA else "diffusion_models", self.name, "student")
 
 
 class ApprenticeSiDDistill(io.ComfyNode):
@@ -256,7 +255,9 @@ class _Run:
         self.made = model_fingerprint(teacher), model_fingerprint(self.start)
         # Rates are constant, so that a run may be made longer.
         facts = {**asdict(recipe), **asdict(settings), "models": self.made}
-        self.claim = Claim(recipe.folder, facts, ("part", "gradient_checkpointing", "pictures"))
+        free = ("part", "gradient_checkpointing", "pictures")
+        self.claim, self.target = Claim(recipe.folder, facts, free), Target.of(recipe.file, facts, free)
+        folders.check_target(self.target)
 
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
@@ -368,7 +369,8 @@ class _Run:
             student = bridge.with_weights(self.start, network)
             tensors = self.start.model.model_config.process_unet_state_dict_for_saving(half)
             tensors = {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
-        save_safetensors_atomically(tensors, self.recipe.file, about)
+        folders.check_target(self.target)
+        save_safetensors_atomically(tensors, self.target.file, about | self.target.about)
         student.set_attachments(CARD, about)
         return student
 

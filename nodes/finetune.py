@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.samplers
-import folder_paths
 import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
@@ -28,6 +26,7 @@ from ..training.loop import Ema, Means, Watch, read_log
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
+from ..training.target import Target
 from . import folders, types
 from .calibrate import gather_prompts
 from .distill import Claim, Clock, switched
@@ -250,7 +249,10 @@ class _Run:
         if direct:
             facts["level"] = self.drawn.sigma
             self.card |= {"preset": self.drawn.preset} if self.drawn.preset else {}
-        self.claim = Claim(self.folder, facts, ("part", "gradient_checkpointing"))
+        free = ("part", "gradient_checkpointing")
+        self.claim = Claim(self.folder, facts, free)
+        self.target = Target.of(folders.made_file("loras", self.name, "model"), facts, free)
+        folders.check_target(self.target)
 
     def prepare(self, encoded: list[Any], vae: Any) -> None:
         """Make the network that learns; ``encoded`` are the prompts' conditionings."""
@@ -317,8 +319,9 @@ class _Run:
         about |= {"teacher_fingerprint": self.made, **self.card}
         half = {key: value.to(torch.float16).cpu() for key, value in average.items()}
         tensors = lora_state_dict(half, self.lora.names)
-        file = Path(folder_paths.get_folder_paths("loras")[0]) / f"{self.name}.safetensors"
-        save_safetensors_atomically(tensors, file, about)
+        file = self.target.file
+        folders.check_target(self.target)
+        save_safetensors_atomically(tensors, file, about | self.target.about)
         tuned = bridge.with_lora(self.model, dict(tensors))
         tuned.set_attachments(CARD, about)
         text = report_text(known, read_log(self.folder.log), self.task)

@@ -150,3 +150,73 @@ def test_direct_tunes_what_sid_distill_made_at_the_level_it_was_made_for(name: s
     training.tune(tuned, name, "c", algorithm="direct", updates=1)
     assert len(seen) == 2 and seen == [pytest.approx(json.loads(card["sigmas"])[0])] * 2
     assert {key: tuned.attachments[CARD][key] for key in ("preset", "sigmas")} == {key: card[key] for key in ("preset", "sigmas")}
+
+
+# ------------------------------------------------------------------------------------------------ own files alone (A1)
+
+
+@pytest.mark.parametrize(("call", "kind", "changes"), [
+    (training.distil, "loras", {}), (training.distil, "diffusion_models", FULL), (training.tune, "loras", {}),
+])  # fmt: skip
+def test_a_file_that_this_run_did_not_make_is_refused_before_training(
+    call: Any, kind: str, changes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = tiny.model("flux"), folder / kind / "a.safetensors"
+    call(model, "flux", "a", **changes)
+    made = file.stat().st_mtime_ns
+    call(model, "flux", "a", **changes)  # its own
+    assert file.stat().st_mtime_ns > made
+    theirs = folder / kind / "b.safetensors"
+    theirs.write_bytes(b"the artist's own")
+    monkeypatch.setattr(training.Encoder, "encode_from_tokens_scheduled", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ValueError, match=f"{kind}/b.safetensors is there already, .* such as 'b 2'"):
+        call(model, "flux", "b", **changes)
+    assert theirs.read_bytes() == b"the artist's own" and not (folder / "apprentice" / "training" / "b").exists()
+
+
+def test_a_file_that_comes_while_a_run_learns_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_apprentice.nodes import distill
+
+    theirs, real = folder / "loras" / "a.safetensors", distill.distil
+    monkeypatch.setattr(distill, "distil", lambda *a, **k: theirs.write_bytes(b"late") and real(*a, **k))
+    with pytest.raises(ValueError, match="such as 'a 2'"):
+        training.distil(tiny.model("flux"), "flux", "a")
+    assert theirs.read_bytes() == b"late"
+    theirs.unlink()
+    monkeypatch.setattr(distill, "distil", real)
+    training.distil(tiny.model("flux"), "flux", "a")
+    assert theirs.exists(), "nothing is lost: the run is kept"
+
+
+def test_promptkd_s_nodes_overwrite_nothing(folder: Path) -> None:
+    from comfyui_apprentice.nodes import folders, promptkd
+
+    for kind, what in ((folders.CRITICS, "critic"), (folders.TEACHERS, "teacher")):
+        file = folders.made_file(kind, "zz theirs", what)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"theirs")
+        try:
+            with pytest.raises(ValueError, match=f"{kind}/zz theirs.safetensors is there already"):
+                promptkd._Run("zz theirs", what, "fp32").target(kind, {})
+        finally:
+            file.unlink()
+
+
+def test_a_full_copy_goes_to_the_folder_that_the_tooltip_names(tmp_path: Path) -> None:
+    """The first folder of that kind is models/unet in ComfyUI."""
+    import folder_paths
+    from comfyui_apprentice.nodes.folders import made_file
+
+    before = folder_paths.folder_names_and_paths["diffusion_models"]
+    try:
+        own, theirs = Path(folder_paths.models_dir) / "diffusion_models", tmp_path / "diffusion_models"
+        for listed, expected in (
+            ([tmp_path / "unet", own], own), ([tmp_path / "unet", theirs, own], own), ([tmp_path / "unet", theirs], theirs),
+            ([tmp_path / "unet"], tmp_path / "unet"),
+        ):  # fmt: skip
+            folder_paths.folder_names_and_paths["diffusion_models"] = ([str(path) for path in listed], before[1])
+            file = made_file("diffusion_models", "a", "student")
+            assert file.parent == expected and str(file.parent) in folder_paths.get_folder_paths("diffusion_models")
+            assert file.suffix in folder_paths.folder_names_and_paths["diffusion_models"][1]
+    finally:
+        folder_paths.folder_names_and_paths["diffusion_models"] = before
