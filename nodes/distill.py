@@ -21,7 +21,7 @@ from ..samplers.pixels import to_pixels
 from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
-from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
+from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
@@ -361,10 +361,10 @@ class _Run:
             rank=self.recipe.rank, starts_from=self.made[1], sigmas=json.dumps(self._sigmas(self.settings.steps)),
         )  # fmt: skip
         if self.adapters is not None:
-            tensors = lora_state_dict(_in_half(average), self.adapters.of["generator"].names)
+            tensors = lora_state_dict(in_half(average), self.adapters.of["generator"].names)
             student = bridge.with_lora(self.teacher, dict(tensors))
         else:
-            network, half = self.generator_base.diffusion_model.requires_grad_(False), _in_half(average)
+            network, half = self.generator_base.diffusion_model.requires_grad_(False), in_half(average)
             network.load_state_dict(half)  # rounded as in the file, so that both draw the same
             student = bridge.with_weights(self.start, network)
             tensors = self.start.model.model_config.process_unet_state_dict_for_saving(half)
@@ -409,10 +409,6 @@ class Clock:
         seconds = (time.monotonic() - self.begun) / (step - self.first) * (self.total - step)
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"about {hours} h {minutes:02d} min left" if hours else f"about {max(minutes, 1)} min left"
-
-
-def _in_half(average: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.to(torch.float16).cpu() for key, value in average.items()}
 
 
 class Claim:

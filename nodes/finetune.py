@@ -23,7 +23,7 @@ from ..samplers.schedules import AUTO, initial_scale
 from ..training.control import Process
 from ..training.finetune import Baseline, Settings, Task, card, check, finetune
 from ..training.loop import Ema, Means, Watch, read_log
-from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
+from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from ..training.target import Target
@@ -317,8 +317,7 @@ class _Run:
         """Save the LoRA with its card, and hand the tuned model out."""
         about = card(self.settings, known, model_name(self.model), self.oracle.name)
         about |= {"teacher_fingerprint": self.made, **self.card}
-        half = {key: value.to(torch.float16).cpu() for key, value in average.items()}
-        tensors = lora_state_dict(half, self.lora.names)
+        tensors = lora_state_dict(in_half(average), self.lora.names)
         file = self.target.file
         folders.check_target(self.target)
         save_safetensors_atomically(tensors, file, about | self.target.about)

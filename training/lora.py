@@ -156,6 +156,18 @@ def lora_state_dict(tensors: dict[str, Tensor], names: list[str], prefix: str = 
     return found
 
 
+def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` in float16 on the CPU, as files hold them.
+
+    Raises:
+        FloatingPointError: That can't hold one of them.
+    """
+    half = {key: value.to(torch.float16).cpu() for key, value in tensors.items()}
+    if not all(bool(value.isfinite().all()) for value in half.values()):
+        raise FloatingPointError("The weights that were learned are too large for a file in float16; lower the learning rate.")
+    return half
+
+
 def checkpoint_blocks(network: nn.Module, adapters: Adapters | None = None, smallest: bool = False) -> int:
     """Make every block of ``network`` compute its activations again in the backward pass instead of keeping them.
 

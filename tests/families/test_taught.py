@@ -220,3 +220,20 @@ def test_a_full_copy_goes_to_the_folder_that_the_tooltip_names(tmp_path: Path) -
             assert file.suffix in folder_paths.folder_names_and_paths["diffusion_models"][1]
     finally:
         folder_paths.folder_names_and_paths["diffusion_models"] = before
+
+
+# ------------------------------------------------------------------------------------------- runs that turn NaN (A3)
+
+
+@pytest.mark.parametrize(("call", "changes"), [
+    (training.distil, {"generator_rate": float("nan")}), (training.distil, {"fake_rate": float("nan")}),
+    (training.distil, {"kappa4": float("nan")}), (training.distil, {"generator_rate": float("nan"), **FULL}),
+    (training.tune, {"learning_rate": 1e30, "algorithm": "path_kl"}), (training.tune, {"learning_rate": 1e30, "updates": 1}),
+    (training.tune, {"algorithm": "weighted_regression", "learning_rate": float("inf"), "updates": 1}),
+])  # fmt: skip
+def test_a_run_that_turns_nan_stops_and_writes_nothing(call: Any, changes: dict[str, Any], folder: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"lower the learning rates?\."):
+        call(tiny.model("flux"), "flux", "a", **changes)
+    assert not list(folder.glob("*/a.safetensors"))
+    kept = folder / "apprentice" / "training" / "a" / "checkpoint.pt"
+    assert not kept.exists() or all(v.isfinite().all() for v in torch.load(kept, weights_only=True)["ema"].values())

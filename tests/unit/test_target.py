@@ -19,7 +19,7 @@ def test_a_run_overwrites_its_own_file_and_no_other(tmp_path: Path) -> None:
     save_safetensors_atomically({"a": torch.zeros(1)}, file, target.about)
     target.check()
     Target.of(file, {**FACTS, "pictures": 200, "size": [8, 8]}, ("pictures",)).check()  # the same run, longer
-    with pytest.raises(ValueError, match="^loras/mine.safetensors is there already, and this run did not make it: .*'mine 2'.$"):
+    with pytest.raises(ValueError, match=r"^loras/mine.safetensors is there already, and this run did not make it: .*'mine 2'.$"):
         Target.of(file, {**FACTS, "rank": 8}, ("pictures",)).check()
 
 
