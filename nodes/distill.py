@@ -269,11 +269,11 @@ class _Run:
         base = bridge.copy_network(self.teacher, self.dtype)
         prompts = bridge.Conditions(base, encoded, self.shape)
         if self.recipe.method == LORA:
+            device, self.patchers = bridge.place([base])
             adapters = Adapters(base.diffusion_model, ("generator", "fake"), self.recipe.rank, self.settings.seed)
             if self.recipe.gradient_checkpointing:
                 checkpoint_blocks(base.diffusion_model, adapters)
-            device, self.patchers = bridge.place([base])
-            generator, fake = (adapters.of[name].to(device) for name in ("generator", "fake"))
+            generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
             return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)

@@ -239,9 +239,9 @@ class _Run:
         self.folder = folders.run_folder(self.name)
         self.card = {key: value for key, value in model.attachments.get(CARD, {}).items() if key in ("preset", "sigmas")}
         direct = settings.algorithm == "direct"
+        check(settings, 1 if direct else recipe.steps, oracle.differentiable)
         self.drawn = student_level(model, recipe, preset) if direct else Level(model)
         self.process = one_step(model, self.drawn.sigma) if direct else levels_of(model, recipe)
-        check(settings, self.process.steps, oracle.differentiable)
         adaptable(model.model.diffusion_model)
         self.shape = bridge.latent_shape(model, recipe.size)
         self.made, self.dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
@@ -256,15 +256,14 @@ class _Run:
 
     def prepare(self, encoded: list[Any], vae: Any) -> None:
         """Make the network that learns; ``encoded`` are the prompts' conditionings."""
-        base = bridge.copy_network(self.drawn.model, self.dtype)
+        base, decode = bridge.copy_network(self.drawn.model, self.dtype), bridge.Decoder(self.model, vae)
         conditions = bridge.Conditions(base, encoded, self.shape)
+        device, self.patchers = bridge.place([base, decode.network, self.oracle.network])
         adapters = Adapters(base.diffusion_model, (TUNED,), self.recipe.rank, self.settings.seed)
         if self.recipe.gradient_checkpointing:
             checkpoint_blocks(base.diffusion_model, adapters)
-        device, self.patchers = bridge.place([base])
-        self.lora = adapters.of[TUNED].to(device)
-        denoise, decode = bridge.denoiser(base, self.dtype, conditions), bridge.decoder(self.model, vae, device)
-        self.oracle.network.to(device)
+        self.lora = adapters.of[TUNED]
+        denoise = bridge.denoiser(base, self.dtype, conditions)
 
         def reward(latents: Tensor, rows: Tensor) -> Tensor:
             return self.oracle.reward(decode(latents), [self.lines[int(i)] for i in rows]).float()
@@ -300,8 +299,6 @@ class _Run:
             return ema.shadow, known
         except (KeyboardInterrupt, bridge.Cancelled):
             bar.stop()
-        finally:
-            self.oracle.network.to("cpu")
 
     def _sheet(self) -> tuple[Tensor, Tensor, list[float]]:
         """Pictures [prompts, seeds, H, W, 3] by the network as it is now, their latents, and their rewards."""

@@ -372,7 +372,7 @@ class _Run:
     asked: str
     what: str
     asked_precision: str
-    networks: list[torch.nn.Module] = field(default_factory=list)
+    before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -402,10 +402,20 @@ class _Run:
 
     def place(self, networks: list[torch.nn.Module]) -> None:
         """Everything onto the computing device, where ComfyUI makes room first; until ``go`` ends, however it ends."""
-        device, self.networks = comfy.model_management.get_torch_device(), networks
-        comfy.model_management.unload_all_models()
+        dtype = torch.float16 if self.precision == "fp16" else torch.float32
+        values = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+        self.before = [(value, value.data) for value in values]
         for network in networks:
-            network.to(device, torch.float16 if self.precision == "fp16" else torch.float32)
+            network.to(dtype)
+        _device, self.patchers = bridge.place(networks)
+
+    def _take_back(self, made: Any) -> None:
+        """Off the device; the CLIPs as they were, to the bit."""
+        comfy.model_management.unload_all_models()
+        for value, data in self.before:
+            value.data = data
+        if made is not None:  # with what was learned
+            (made.clip if isinstance(made, Teacher) else made.network).to("cpu", torch.float32)
 
     def go(self, steps: int, batch: int, work: Callable[[Watch, int], Any]) -> Any:
         """``work`` with a progress bar, a log, and cancelling that saves first."""
@@ -422,10 +432,11 @@ class _Run:
         watch = Watch(
             report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step
         )
+        made = None
         try:
-            return work(watch, every)
+            made = work(watch, every)
         except KeyboardInterrupt:
             bar.stop()
         finally:
-            for network in self.networks:
-                network.to("cpu", torch.float32)
+            self._take_back(made)
+        return made

@@ -237,3 +237,186 @@ def test_a_run_that_turns_nan_stops_and_writes_nothing(call: Any, changes: dict[
     assert not list(folder.glob("*/a.safetensors"))
     kept = folder / "apprentice" / "training" / "a" / "checkpoint.pt"
     assert not kept.exists() or all(v.isfinite().all() for v in torch.load(kept, weights_only=True)["ema"].values())
+
+
+# --------------------------------------------------------------------------------------------- one owner of memory (15)
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Modules that somebody other than ComfyUI's memory management put on a device."""
+    import sys
+
+    found: list[str] = []
+    real = torch.nn.Module.to
+
+    def recording(module: torch.nn.Module, *given: Any, **named: Any) -> Any:
+        asked = [v for v in (*given, *named.values()) if isinstance(v, str | torch.device)]
+        caller = sys._getframe(1).f_code.co_filename
+        if asked and not caller.endswith("model_patcher.py"):
+            found.append(f"{type(module).__name__} by {Path(caller).name}")
+        return real(module, *given, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "to", recording)
+    return found
+
+
+class Tall(training.Red):
+    """An oracle whose network is no single layer, as a ViT's with its own parameters."""
+
+    def __init__(self, name: str = "tall") -> None:
+        super().__init__()
+        self.name = name
+        with torch.inference_mode(False):
+            self.network = torch.nn.Sequential(self.network, torch.nn.Linear(1, 1))
+            self.network.register_parameter("position", torch.nn.Parameter(torch.zeros(1)))
+
+
+def owners() -> list[int]:
+    """Of what ComfyUI has loaded, each weight as often as somebody owns it."""
+    import comfy.model_management
+
+    return [id(p) for loaded in comfy.model_management.current_loaded_models for p in loaded.model.model.parameters()]
+
+
+def test_an_oracle_in_an_ensemble_keeps_its_own_patcher() -> None:
+    import comfy.model_management
+    from comfyui_apprentice.oracles.ensemble import Ensemble, Member
+    from comfyui_apprentice.samplers.comfy import on_device, patchers_of
+
+    a, b, pixels = Tall("a"), Tall("b"), torch.rand(2, 4, 4, 3)
+    inner = Ensemble([Member(a, 1.0, 0.0, 1.0, 0.0), Member(b, 1.0, 0.0, 1.0, 0.0)])
+    both = Ensemble([Member(inner, 1.0, 0.0, 1.0, 0.0), Member(a, 1.0, 0.0, 1.0, 0.0)])
+    comfy.model_management.unload_all_models()
+    with torch.inference_mode():
+        for oracle in (a, both, b, inner):
+            with on_device(oracle.network):
+                assert torch.isfinite(oracle.score(pixels, [""])).all()
+    assert patchers_of(both.network) == patchers_of(inner.network) == [*patchers_of(a.network), *patchers_of(b.network)]
+    assert len(owners()) == len(set(owners())) == 8
+
+
+def test_critics_of_other_words_share_one_patcher() -> None:
+    from comfyui_apprentice.nodes.critics import ApprenticeLoadPromptKD
+    from comfyui_apprentice.samplers.comfy import on_device, patchers_of
+
+    with torch.inference_mode():
+        critic = ApprenticeLoadPromptKD.execute("tiny world critic.safetensors", "auto").result[0]
+        other = critic.with_classes(["a", "b"], critic.network.text_features[:2])
+        assert patchers_of(critic.network) == patchers_of(other.network)
+        with on_device(other.network):
+            shown = other.probabilities(torch.rand(1, 64, 64, 3))
+    assert shown.shape == (1, 2)
+
+
+def test_a_network_is_whole_on_a_device_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has room for half of it. ComfyUI would leave the rest on the CPU, where plain torch layers are not cast."""
+    import comfy.model_management as management
+    from comfyui_apprentice.samplers.comfy import on_device, patchers_of
+
+    oracle, room = Tall(), [1e12]
+    (patcher,) = patchers_of(oracle.network)
+    patcher.load_device = torch.device("meta")
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NO_VRAM)
+    free = lambda dev=None, torch_free_too=False: (room[0], room[0]) if torch_free_too else room[0]  # noqa: E731
+    monkeypatch.setattr(management, "get_free_memory", free)
+    room[0] = patcher.model_size() / 2
+    with pytest.raises(ValueError, match=r"must be on one device whole .* are free: choose fp16"), \
+         on_device(oracle.network):  # fmt: skip
+        pass
+    assert {p.device.type for p in oracle.network.parameters()} == {"cpu"}
+    room[0] = 1e12
+    with on_device(oracle.network):
+        assert {p.device.type for p in oracle.network.parameters()} == {"meta"}
+    assert patcher.partially_unload(torch.device("cpu"), 1) == 0
+    management.current_loaded_models.clear()
+
+
+@pytest.mark.parametrize("call", [training.distil, lambda *a: training.distil(*a, **FULL), training.tune])
+def test_training_moves_nothing_by_itself(call: Any, moved: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And while it learns each network has one owner, the oracle and the VAE too."""
+    from comfyui_apprentice.training import loop
+
+    seen: list[list[int]] = []
+    real = loop.run
+    for module in ("finetune", "distill"):
+        monkeypatch.setattr(f"comfyui_apprentice.training.{module}.run", lambda *a, **k: seen.append(owners()) or real(*a, **k))
+    call(tiny.model("flux"), "flux")
+    assert moved == [] and len(seen) == 1 and len(seen[0]) == len(set(seen[0])) > 0
+
+
+def test_while_it_tunes_comfyui_counts_network_vae_and_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management
+    from comfyui_apprentice.nodes import finetune
+
+    held: list[set[str]] = []
+    real = finetune.finetune
+
+    def watching(*given: Any, **named: Any) -> Any:
+        loaded = comfy.model_management.current_loaded_models
+        held.append({type(m).__name__ for entry in loaded for m in entry.model.model.modules()})
+        return real(*given, **named)
+
+    monkeypatch.setattr(finetune, "finetune", watching)
+    training.tune(tiny.model("flux"), "flux")
+    assert {"Flux", "Decoder", "Linear"} <= held[0] and comfy.model_management.current_loaded_models == []
+
+
+def test_an_oracle_in_fp16_that_judged_can_still_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded, cast and moved by nodes, in inference mode."""
+    from comfyui_apprentice.nodes import oracles
+    from comfyui_apprentice.samplers.comfy import on_device
+
+    monkeypatch.setattr(oracles.folders, "model_file", lambda *_: Path("x"))
+    monkeypatch.setattr(oracles, "_load", lambda *_: Tall())
+    with torch.inference_mode():
+        oracle = oracles.ApprenticeLoadOracle.execute("x", precision="fp16").result[0]
+        with on_device(oracle.network):
+            pass
+    assert not any(p.is_inference() for p in oracle.network.parameters()) and oracle.dtype == torch.float16
+    x = torch.rand(1, 4, 4, 3, dtype=torch.float16, requires_grad=True)
+    oracle.reward(x, [""]).sum().backward()
+    assert x.grad is not None
+
+
+def test_what_was_made_in_inference_mode_can_teach_once_it_is_placed() -> None:
+    from comfyui_apprentice.samplers import comfy_train
+
+    with torch.inference_mode():
+        network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).eval()
+    with comfy_train.training():
+        comfy_train.place([network])
+        x = torch.rand(3, 2, requires_grad=True)
+        network(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_the_copy_that_learns_is_made_weight_by_weight() -> None:
+    """Straight to the CPU, so that no device holds the network twice while it is copied."""
+    from comfyui_apprentice.samplers.comfy_train import _copy
+
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    network.tied = network[0]
+    made = _copy(network, torch.bfloat16)
+    assert made.tied is made[0] and made[0].weight.dtype == torch.bfloat16 and made[1].num_batches_tracked.dtype == torch.long
+    assert not any(p.requires_grad for p in made.parameters())
+    assert not {p.data_ptr() for p in network.parameters()} & {p.data_ptr() for p in made.parameters()}
+
+
+def test_promptkd_leaves_the_clips_as_they_were(moved: list[str], folder: Path) -> None:
+    """Computed in float16 on a device, and back: to the bit, and counted by ComfyUI meanwhile."""
+    from types import SimpleNamespace
+
+    from comfyui_apprentice.nodes.promptkd import _Run
+
+    run, network, made = _Run("a", "critic", "fp16"), torch.nn.Linear(3, 3), torch.nn.Linear(2, 2).half()
+    before = network.weight.detach().clone()
+
+    def work(*_: Any) -> Any:
+        assert network.weight.dtype == torch.float16 and id(network.weight) in owners() and moved == []
+        return SimpleNamespace(network=made)
+
+    with torch.inference_mode(False):
+        run.place([network])
+        run.go(1, 1, work)
+    assert torch.equal(network.weight, before) and made.weight.dtype == torch.float32 and owners() == []
