@@ -16,6 +16,7 @@ from .running import (
     Finite,
     Precision,
     Threads,
+    check_out,
     check_precision,
     pick_device,
     progress_bar,
@@ -34,6 +35,7 @@ distill = typer.Typer(no_args_is_help=True, help="Distil teachers into students:
 distill.command(cls=Finite)(promptkd)
 distill.command(cls=Finite)(promptkd_teacher)
 
+_FREE = ("pictures", "part")  # what may change while a run goes on
 _PRESETS = (
     "A published run's settings; options given beside it win. The paper's FIDs, not measured here: cifar10-uncond 1.923, "
     "cifar10-cond 1.710, imagenet64-cond 1.524, ffhq64 1.550, afhqv2-64 1.628."
@@ -178,12 +180,18 @@ class _Run:
         seen = self.folder.pictures_seen(self.settings.batch)
         if seen > self.whole:
             raise ValueError(f"The run in {self.folder.path} has seen {seen:,} pictures already: ask for more with --pictures.")
-        if self.out.exists() and not force:
-            if seen < self.whole:
-                raise ValueError(f"{self.out} is there already; add --force to overwrite it.")
-            self.say(f"{self.out} is finished after {seen:,} pictures. To go on, raise --pictures and add --force.")
+        target = check_out(self.out, force, self._facts, _FREE)
+        if target.is_ours and seen == self.whole:
+            self.say(f"{self.out} is finished after {seen:,} pictures. To go on, raise --pictures.")
             return True
         return False
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """What the run is told."""
+        real = getattr(self.task.real, "files", ())
+        more = {"teacher": self.fingerprint, "precision": self.precision, "dropout": self.dropout, "real": len(real)}
+        return {**asdict(self.settings), **more}
 
     def go(self, save_every: int, samples_every: int) -> None:
         """Train from where the run is to its end, and write the student.
@@ -195,11 +203,10 @@ class _Run:
         """
         from ..training.distill import distil
         from ..training.edm_task import save_student
+        from ..training.target import Target
 
         if self.processes.main:
-            real = getattr(self.task.real, "files", ())
-            more = {"teacher": self.fingerprint, "precision": self.precision, "dropout": self.dropout, "real": len(real)}
-            self._claim({**asdict(self.settings), **more})
+            self._claim(self._facts)
         if self.processes.count > 1:
             self.say(f"{self.processes.count} processes share every batch of {self.settings.batch}.")
         try:
@@ -212,7 +219,8 @@ class _Run:
             self.say(f"Stopped: {seen:,} of {self.whole:,} pictures are saved in {self.folder.path}. The same command goes on.")
             raise
         if self.processes.main:
-            save_student(ema.shadow, self.config, self.out, self.settings, self.teacher, self.fingerprint, self.precision)
+            about = Target.of(self.out, self._facts, _FREE).about
+            save_student(ema.shadow, self.config, self.out, self.settings, self.teacher, self.fingerprint, self.precision, about)
         self.say(f"{self.out}: a student of {self.teacher} after {self.whole:,} pictures. Losses, samples: {self.folder.path}")
 
     def _claim(self, facts: dict[str, Any]) -> None:
@@ -221,7 +229,7 @@ class _Run:
         Raises:
             ValueError: It holds another run.
         """
-        if other := self.folder.claim(facts, free=("pictures", "part")):
+        if other := self.folder.claim(facts, free=_FREE):
             found = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in other.items())
             raise ValueError(
                 f"{self.folder.path} holds another run ({found}): give the same options, another --work, or delete it."

@@ -14,6 +14,7 @@ from .running import (
     Device,
     Threads,
     check_out,
+    check_suffix,
     claim,
     launched,
     pick_device,
@@ -66,19 +67,19 @@ def finetune(
     from ..training.finetune import Settings
 
     with told_in_words(), launched() as processes:
-        check_out(out, force)
+        check_suffix(out)
         settings = Settings(
             algorithm=algorithm, divergence=divergence, strength=strength, value=value, updates=updates, batch=batch, part=part,
             learning_rate=lr, base_draws=base_draws, pool=base_draws, rounds=rounds, seed=seed,
         )  # fmt: skip
         settings.check()
         judge, where = _oracle(oracle, clip), pick_device(device.value, processes)
-        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every, threads, processes)
+        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every, threads, processes, force)
 
 
 def _tune(
     file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, steps: int, device: str, out: Path,
-    work: Path | None, save_every: int, threads: int | None, processes: Processes,
+    work: Path | None, save_every: int, threads: int | None, processes: Processes, force: bool,
 ) -> None:  # fmt: skip
     from ..files import save_safetensors_atomically
     from ..networks.edm_pickle import read_edm, snapshot_metadata
@@ -92,12 +93,14 @@ def _tune(
     set_threads(threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
     task = _task(build_network(snapshot, file.name), judge, lines, steps, device)
     facts = {**asdict(settings), "steps": steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
+    target = check_out(out, force, facts, ("part",))
     folder = claim(work or out.with_suffix(".run"), facts, ("part",), processes)
     with watched("Tuning", folder, settings.updates, processes) as watch:
         ema, known = tune(task, settings, folder.path, watch=watch, save_every=save_every, processes=processes)
     if not processes.main:
         return
-    about = card(settings, known, file.name, judge.name) | {"teacher_fingerprint": fingerprint} | snapshot_metadata(snapshot[0])
+    about = card(settings, known, file.name, judge.name) | {"teacher_fingerprint": fingerprint, **target.about}
+    about |= snapshot_metadata(snapshot[0])
     save_safetensors_atomically({key: value.cpu() for key, value in ema.shadow.items()}, out, about)
     told = known.told()
     typer.echo(f"{out}: {file.name} tuned by {judge.name}, alpha {told['alpha']:.4g}, {told['target_kl']:.3g} nats a picture.")

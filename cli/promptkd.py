@@ -15,6 +15,7 @@ from .running import (
     Threads,
     check_out,
     check_precision,
+    check_suffix,
     claim,
     launched,
     pick_device,
@@ -64,7 +65,7 @@ def promptkd_teacher(
     from ..training.promptkd import SourceSettings
 
     with told_in_words(), launched() as processes:
-        check_out(out, force)
+        check_suffix(out)
         classes, items = labelled_folder(labelled)
         chosen, large = few_shot(items, shots, seed), load_clip(clip)
         pictures = DomainPictures([item.path for item in chosen], large.picture_size, augment=True, seed=seed)
@@ -75,6 +76,7 @@ def promptkd_teacher(
             **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
             "pictures": critics.digest(pictures.sources()),
         }  # fmt: skip
+        target = check_out(out, force, facts)
         folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place([large.network], device, precision, threads, processes)
         with watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch:
@@ -83,7 +85,8 @@ def promptkd_teacher(
                 watch=watch, processes=processes,
             )  # fmt: skip
         if processes.main:
-            critics.save_tokens(teacher, out, {"classes": str(len(classes)), "pictures": str(len(pictures))})
+            about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **target.about}
+            critics.save_tokens(teacher, out, about)
             typer.echo(f"{out}: prompt tokens for {large.name}, {len(classes)} classes from {len(pictures)} pictures.")
 
 
@@ -125,7 +128,7 @@ def promptkd(
     from ..training.promptkd import Settings
 
     with told_in_words(), launched() as processes:
-        check_out(out, force)
+        check_suffix(out)
         classes, large, small = read_lines(words), load_clip(teacher), load_clip(student)
         teach = critics.load_teacher(large, tokens, read_lines(templates) if templates else ())
         domain = DomainPictures(pictures_in(pictures), large.picture_size, augment, seed)
@@ -137,6 +140,7 @@ def promptkd(
             **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual), "teacher": critics.fingerprint(teach),
             "classes": classes, "pictures": critics.digest(domain.sources()), "augment": augment,
         }  # fmt: skip
+        target = check_out(out, force, facts)
         folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place([teach.clip, small.network], device, precision, threads, processes)
         with watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch:
@@ -145,7 +149,8 @@ def promptkd(
                 sources=None if augment else domain.sources(), save_every=save_every, watch=watch, processes=processes,
             )  # fmt: skip
         if processes.main:
-            save_critic(critic, out, {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(epochs)})
+            about = {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(epochs), **target.about}
+            save_critic(critic, out, about)
             typer.echo(f"{out}: {len(classes)} classes from {len(domain)} pictures without labels. Losses: {folder.log}")
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..training.loop import Ema, Means, Watch
     from ..training.processes import Processes
     from ..training.run_folder import RunFolder
+    from ..training.target import Target
 
 
 class Device(str, Enum):
@@ -148,16 +149,28 @@ def progress_bar(label: str, steps: int, done: int) -> Iterator[tuple[Callable[[
         yield after_step, report
 
 
-def check_out(out: Path, force: bool) -> None:
-    """Whether the file can be made.
+def check_out(out: Path, force: bool, facts: dict[str, Any], free: tuple[str, ...] = ()) -> Target:
+    """The file that a run of ``facts`` makes, if it may: ``--force`` overwrites what other runs or people made.
+
+    Raises:
+        ValueError: It may not.
+    """
+    from ..training.target import Target
+
+    target = Target.of(out, facts, free)
+    if not force:
+        target.check(otherwise=", or add --force to overwrite it")
+    return target
+
+
+def check_suffix(out: Path) -> None:
+    """Whether the file can be what is made.
 
     Raises:
         ValueError: It can't.
     """
     if out.suffix != ".safetensors":
         raise ValueError(f"{out.name} must end in .safetensors.")
-    if out.exists() and not force:
-        raise ValueError(f"{out} is there already; add --force to overwrite it.")
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

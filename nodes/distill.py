@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -22,10 +21,11 @@ from ..samplers.pixels import to_pixels
 from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
-from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
+from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
+from ..training.target import Target
 from . import folders, types
 from .calibrate import gather_prompts
 from .types import CATEGORY
@@ -56,8 +56,7 @@ class Recipe:
     @property
     def file(self) -> Path:
         """What the run makes: in models/loras or models/diffusion_models, where the stock loaders look."""
-        kind = "loras" if self.method == LORA else "diffusion_models"
-        return Path(folder_paths.get_folder_paths(kind)[0]) / f"{folders.check_name(self.name, 'student')}.safetensors"
+        return folders.made_file("loras" if self.method == LORA else "diffusion_models", self.name, "student")
 
 
 class ApprenticeSiDDistill(io.ComfyNode):
@@ -256,7 +255,9 @@ class _Run:
         self.made = model_fingerprint(teacher), model_fingerprint(self.start)
         # Rates are constant, so that a run may be made longer.
         facts = {**asdict(recipe), **asdict(settings), "models": self.made}
-        self.claim = Claim(recipe.folder, facts, ("part", "gradient_checkpointing", "pictures"))
+        free = ("part", "gradient_checkpointing", "pictures")
+        self.claim, self.target = Claim(recipe.folder, facts, free), Target.of(recipe.file, facts, free)
+        folders.check_target(self.target)
 
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
@@ -268,11 +269,11 @@ class _Run:
         base = bridge.copy_network(self.teacher, self.dtype)
         prompts = bridge.Conditions(base, encoded, self.shape)
         if self.recipe.method == LORA:
+            device, self.patchers = bridge.place([base])
             adapters = Adapters(base.diffusion_model, ("generator", "fake"), self.recipe.rank, self.settings.seed)
             if self.recipe.gradient_checkpointing:
                 checkpoint_blocks(base.diffusion_model, adapters)
-            device, self.patchers = bridge.place([base])
-            generator, fake = (adapters.of[name].to(device) for name in ("generator", "fake"))
+            generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
             return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)
@@ -360,15 +361,16 @@ class _Run:
             rank=self.recipe.rank, starts_from=self.made[1], sigmas=json.dumps(self._sigmas(self.settings.steps)),
         )  # fmt: skip
         if self.adapters is not None:
-            tensors = lora_state_dict(_in_half(average), self.adapters.of["generator"].names)
+            tensors = lora_state_dict(in_half(average), self.adapters.of["generator"].names)
             student = bridge.with_lora(self.teacher, dict(tensors))
         else:
-            network, half = self.generator_base.diffusion_model.requires_grad_(False), _in_half(average)
+            network, half = self.generator_base.diffusion_model.requires_grad_(False), in_half(average)
             network.load_state_dict(half)  # rounded as in the file, so that both draw the same
             student = bridge.with_weights(self.start, network)
             tensors = self.start.model.model_config.process_unet_state_dict_for_saving(half)
             tensors = {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
-        save_safetensors_atomically(tensors, self.recipe.file, about)
+        folders.check_target(self.target)
+        save_safetensors_atomically(tensors, self.target.file, about | self.target.about)
         student.set_attachments(CARD, about)
         return student
 
@@ -407,10 +409,6 @@ class Clock:
         seconds = (time.monotonic() - self.begun) / (step - self.first) * (self.total - step)
         hours, minutes = divmod(round(seconds / 60), 60)
         return f"about {hours} h {minutes:02d} min left" if hours else f"about {max(minutes, 1)} min left"
-
-
-def _in_half(average: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.to(torch.float16).cpu() for key, value in average.items()}
 
 
 class Claim:

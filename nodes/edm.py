@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..networks import class_names
 from ..oracles.checkpoints import read_metadata
-from ..samplers.comfy import show_text
+from ..samplers.comfy import CARD, show_text
 from ..samplers.comfy_edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
 from ..samplers.edm import MOST_STEPS, sid_levels, tile
 from ..samplers.pixels import to_pixels
@@ -98,6 +98,8 @@ class ApprenticeLoadEDM(io.ComfyNode):
         if path is None:
             raise ValueError(f"There is no file '{network}' in models/edm.")
         model = load_edm(path)
+        if "preset" in (about := read_metadata(path)):
+            model.set_attachments(CARD, about)
         classes = network_of(model).label_dim
         labels = class_names.choose_labels(label, class_number, label_seed, batch_size, classes)
         show_text(_summary(model, path))

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import comfy.samplers
-import folder_paths
 import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
@@ -19,17 +17,20 @@ from torch import Tensor
 from ..files import save_safetensors_atomically, write_atomically
 from ..oracles.base import Oracle as OracleBase
 from ..samplers import comfy_train as bridge
+from ..samplers.adaptive import Drawing, known_preset, student_schedule
 from ..samplers.comfy import CARD, model_fingerprint, model_name, show_text
+from ..samplers.schedules import AUTO, initial_scale
 from ..training.control import Process
 from ..training.finetune import Baseline, Settings, Task, card, check, finetune
 from ..training.loop import Ema, Means, Watch, read_log
-from ..training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
+from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
+from ..training.target import Target
 from . import folders, types
 from .calibrate import gather_prompts
 from .distill import Claim, Clock, switched
-from .types import CATEGORY, Oracle
+from .types import CATEGORY, COMBOS, Oracle
 
 TUNED = "tuned"
 LEAST = 0.1  # noise to picture, below which the last step goes to the clean picture
@@ -141,6 +142,11 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                     "first_seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Decides all randomness of the run."
                 ),
                 io.Int.Input("save_every", default=25, min=1, max=100000, tooltip="Steps between saves and pictures."),
+                io.Combo.Input(
+                    "preset", options=COMBOS["preset"], default=AUTO, optional=True,
+                    tooltip="direct: the student's schedule, whose first noise level it draws from and is tuned at. auto: what "
+                    "the model's card says, where Apprentice made or loaded it; custom: the scheduler's highest level.",
+                ),  # fmt: skip
             ],
             outputs=[
                 io.Model.Output("tuned_model", display_name="tuned", tooltip="The model with the LoRA at strength 1."),
@@ -160,12 +166,14 @@ class ApprenticeRewardFinetune(io.ComfyNode):
         strength: Any = None,
         precision: Any = None,
         scheduler: Any = None,
+        preset: Any = None,
     ) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "model", prompts)
         return wrong or types.check_combos(
-            algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler
-        )
+            algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler,
+            preset=preset,
+        )  # fmt: skip
 
     @classmethod
     def execute(
@@ -198,6 +206,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
         gradient_checkpointing: bool,
         first_seed: int,
         save_every: int,
+        preset: str = AUTO,
     ) -> io.NodeOutput:
         recipe = Recipe(name, rank, precision, gradient_checkpointing, (width, height), steps, scheduler)
         settings = Settings(
@@ -206,7 +215,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
             base_draws=base_draws, rounds=rounds, pool=base_draws, seed=first_seed,
         )  # fmt: skip
         lines = gather_prompts(prompts, text, max_prompts)
-        run = _Run(model, oracle, lines, recipe, settings)
+        run = _Run(model, oracle, lines, recipe, settings, preset)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         with bridge.training():
             run.prepare(encoded, vae)
@@ -217,7 +226,9 @@ class ApprenticeRewardFinetune(io.ComfyNode):
 class _Run:
     """One fine-tuning of a ComfyUI model."""
 
-    def __init__(self, model: Any, oracle: OracleBase, lines: list[str], recipe: Recipe, settings: Settings) -> None:
+    def __init__(
+        self, model: Any, oracle: OracleBase, lines: list[str], recipe: Recipe, settings: Settings, preset: str
+    ) -> None:
         """What can be refused before anything is computed or written.
 
         Raises:
@@ -226,25 +237,33 @@ class _Run:
         self.model, self.oracle, self.lines, self.recipe, self.settings = model, oracle, lines, recipe, settings
         self.name = folders.check_name(recipe.name, "model")
         self.folder = folders.run_folder(self.name)
-        self.process = levels_of(model, recipe, settings.algorithm)
-        check(settings, self.process.steps, oracle.differentiable)
+        self.card = {key: value for key, value in model.attachments.get(CARD, {}).items() if key in ("preset", "sigmas")}
+        direct = settings.algorithm == "direct"
+        check(settings, 1 if direct else recipe.steps, oracle.differentiable)
+        self.drawn = student_level(model, recipe, preset) if direct else Level(model)
+        self.process = one_step(model, self.drawn.sigma) if direct else levels_of(model, recipe)
         adaptable(model.model.diffusion_model)
         self.shape = bridge.latent_shape(model, recipe.size)
         self.made, self.dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
         facts = {**asdict(recipe), **asdict(settings), "model": self.made, "oracle": oracle.fingerprint(), "prompts": lines}
-        self.claim = Claim(self.folder, facts, ("part", "gradient_checkpointing"))
+        if direct:
+            facts["level"] = self.drawn.sigma
+            self.card |= {"preset": self.drawn.preset} if self.drawn.preset else {}
+        free = ("part", "gradient_checkpointing")
+        self.claim = Claim(self.folder, facts, free)
+        self.target = Target.of(folders.made_file("loras", self.name, "model"), facts, free)
+        folders.check_target(self.target)
 
     def prepare(self, encoded: list[Any], vae: Any) -> None:
         """Make the network that learns; ``encoded`` are the prompts' conditionings."""
-        base = bridge.copy_network(self.model, self.dtype)
+        base, decode = bridge.copy_network(self.drawn.model, self.dtype), bridge.Decoder(self.model, vae)
         conditions = bridge.Conditions(base, encoded, self.shape)
+        device, self.patchers = bridge.place([base, decode.network, self.oracle.network])
         adapters = Adapters(base.diffusion_model, (TUNED,), self.recipe.rank, self.settings.seed)
         if self.recipe.gradient_checkpointing:
             checkpoint_blocks(base.diffusion_model, adapters)
-        device, self.patchers = bridge.place([base])
-        self.lora = adapters.of[TUNED].to(device)
-        denoise, decode = bridge.denoiser(base, self.dtype, conditions), bridge.decoder(self.model, vae, device)
-        self.oracle.network.to(device)
+        self.lora = adapters.of[TUNED]
+        denoise = bridge.denoiser(base, self.dtype, conditions)
 
         def reward(latents: Tensor, rows: Tensor) -> Tensor:
             return self.oracle.reward(decode(latents), [self.lines[int(i)] for i in rows]).float()
@@ -252,7 +271,7 @@ class _Run:
         self.decode = decode
         self.task = Task(
             switched(denoise, adapters, None), switched(denoise, adapters, TUNED), self.lora, reward, lambda rows: rows,
-            len(self.lines), self.process, self.shape, device, self.oracle.differentiable,
+            len(self.lines), self.process, self.shape, device, self.oracle.differentiable, start_scale=self.drawn.scale,
         )  # fmt: skip
 
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
@@ -280,8 +299,6 @@ class _Run:
             return ema.shadow, known
         except (KeyboardInterrupt, bridge.Cancelled):
             bar.stop()
-        finally:
-            self.oracle.network.to("cpu")
 
     def _sheet(self) -> tuple[Tensor, Tensor, list[float]]:
         """Pictures [prompts, seeds, H, W, 3] by the network as it is now, their latents, and their rewards."""
@@ -295,11 +312,12 @@ class _Run:
 
     def finish(self, average: dict[str, Tensor], known: Baseline) -> io.NodeOutput:
         """Save the LoRA with its card, and hand the tuned model out."""
-        about = card(self.settings, known, model_name(self.model), self.oracle.name) | {"teacher_fingerprint": self.made}
-        half = {key: value.to(torch.float16).cpu() for key, value in average.items()}
-        tensors = lora_state_dict(half, self.lora.names)
-        file = Path(folder_paths.get_folder_paths("loras")[0]) / f"{self.name}.safetensors"
-        save_safetensors_atomically(tensors, file, about)
+        about = card(self.settings, known, model_name(self.model), self.oracle.name)
+        about |= {"teacher_fingerprint": self.made, **self.card}
+        tensors = lora_state_dict(in_half(average), self.lora.names)
+        file = self.target.file
+        folders.check_target(self.target)
+        save_safetensors_atomically(tensors, file, about | self.target.about)
         tuned = bridge.with_lora(self.model, dict(tensors))
         tuned.set_attachments(CARD, about)
         text = report_text(known, read_log(self.folder.log), self.task)
@@ -307,13 +325,56 @@ class _Run:
         return io.NodeOutput(tuned, self.name, file.name, text)
 
 
-def levels_of(model: Any, recipe: Recipe, algorithm: str) -> Process:
-    """The model's own noise levels by a stock scheduler, drawn through with fresh noise; a one-step student's is its first."""
+@dataclass(frozen=True)
+class Level:
+    """Where a one-step student draws from.
+
+    Attributes:
+        model: As it is drawn with.
+        sigma: The noise level.
+        scale: Of the first noise, over ComfyUI's own.
+        preset: With which preset it draws; "" where that is not known.
+    """
+
+    model: Any
+    sigma: float = 0.0
+    scale: float = 1.0
+    preset: str = ""
+
+
+def student_level(model: Any, recipe: Recipe, preset: str) -> Level:
+    """The first level of the student's schedule: as its card says, or by the preset.
+
+    Raises:
+        ValueError: The preset is "auto" and there is no card, or it does not fit the model.
+    """
+    known = model.attachments.get(CARD, {})
+    if preset == AUTO and (first := _first_level(known)):
+        return Level(model, first, preset=str(known.get("preset", "")))
+    preset = known_preset(model, preset)
+    drawn, _sampler, sigmas = student_schedule(model, preset, Drawing(1, 1.0, "euler", recipe.scheduler, 0))
+    first = float(sigmas[0])
+    return Level(drawn, first, initial_scale(preset, first), preset)
+
+
+def _first_level(known: dict[str, str]) -> float:
+    """The first of the levels in a card; 0 where it names none."""
+    try:
+        first = float(json.loads(known.get("sigmas", "[]"))[0])
+    except (ValueError, TypeError, LookupError):
+        return 0.0
+    return first if math.isfinite(first) and first > 0 else 0.0
+
+
+def one_step(model: Any, sigma: float) -> Process:
+    """From ``sigma`` to the picture at once."""
+    only = torch.tensor([sigma, 0.0], dtype=torch.float64)
+    return Process.flow(only) if bridge.noise_levels(model)[0] == "flow" else Process.edm(only)
+
+
+def levels_of(model: Any, recipe: Recipe) -> Process:
+    """The model's own noise levels by a stock scheduler, drawn through with fresh noise."""
     sampling, (kind, _levels) = model.get_model_object("model_sampling"), bridge.noise_levels(model)
-    if algorithm == "direct":
-        known = json.loads(model.attachments.get(CARD, {}).get("sigmas", "[]")) or [float(sampling.sigma_max)]
-        only = torch.tensor([known[0], 0.0], dtype=torch.float64)
-        return Process.flow(only) if kind == "flow" else Process.edm(only)
     sigmas = comfy.samplers.calculate_sigmas(sampling, recipe.scheduler, recipe.steps)
     whole = Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
     return whole.ending_at(LEAST)

@@ -12,6 +12,7 @@ import folder_paths
 from ..oracles import calibration
 from ..oracles.checkpoints import PICKLED
 from ..training.run_folder import RunFolder
+from ..training.target import Target
 from ..world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 
 CALIBRATIONS = "calibrations"
@@ -68,6 +69,30 @@ def controller_file(name: str) -> Path:
 def run_folder(name: str) -> RunFolder:
     """Where a training run of that name is kept, so that it can be resumed: output/apprentice/training/<name>."""
     return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / name)
+
+
+def made_file(kind: str, name: str, what: str) -> Path:
+    """Where a node saves what it made: ``<name>.safetensors`` in the model folder of that kind.
+
+    Of several folders the one that is called like the kind, in ComfyUI's own models folder if it is among them: the first of
+    "diffusion_models" is models/unet.
+
+    Raises:
+        ValueError: It can't be a file's name.
+    """
+    listed = [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+    own = Path(folder_paths.models_dir) / kind
+    folder = own if own in listed else next((folder for folder in listed if folder.name == kind), listed[0])
+    return folder / f"{check_name(name, what)}.safetensors"
+
+
+def check_target(target: Target) -> None:
+    """Whether a run may write there.
+
+    Raises:
+        ValueError: There is a file that it didn't make.
+    """
+    target.check(taken=lambda name: run_folder(name).path.exists())
 
 
 def lines_of(text: str) -> tuple[str, ...]:

@@ -100,12 +100,13 @@ class ApprenticeLoadOracle(io.ComfyNode):
         if path is None:
             raise ValueError(f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull'.")
         oracle = _load(path, kind, clip, open_clip_model.strip())
-        if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):
-            oracle.fingerprint()  # of the weights as they are in the file
-            oracle.network.half()
-        elif precision == "fp32":
-            oracle.fingerprint()
-            oracle.network.float()
+        with torch.inference_mode(False):  # what is cast in it can't teach any more
+            if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):
+                oracle.fingerprint()  # of the weights as they are in the file
+                oracle.network.half()
+            elif precision == "fp32":
+                oracle.fingerprint()
+                oracle.network.float()
         slow = warning_of(oracle.network, str(comfy.model_management.get_torch_device()))
         size = sum(p.numel() for p in oracle.network.parameters()) / 1e6
         show_text(f"{oracle.name}, {size:.0f} M parameters" + (slow and f". {slow}"))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -25,6 +24,7 @@ from ..training.loop import Means, Watch, read_log
 from ..training.loss_chart import loss_chart
 from ..training.promptkd import Settings, SourceSettings
 from ..training.run_folder import RunFolder
+from ..training.target import Target
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
 from .distill import Claim, Clock
@@ -130,6 +130,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                 "kind": "teacher", **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
                 "pictures": critics.digest(pictures.sources()),
             }  # fmt: skip
+            target = run.target(folders.TEACHERS, facts)
             Claim(run.folder, facts, ()).take()
             run.place([large.network])
             teacher = run.go(
@@ -138,9 +139,10 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                     large, classes, pictures, labels, settings, run.folder.path, save_every=every, watch=watch
                 ),
             )  # fmt: skip
-            path = Path(folder_paths.get_folder_paths(folders.TEACHERS)[0]) / f"{run.name}.safetensors"
-            critics.save_tokens(teacher, path, {"classes": str(len(classes)), "pictures": str(len(pictures))})
-        text = f"Saved {path.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
+            folders.check_target(target)
+            about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **target.about}
+            critics.save_tokens(teacher, target.file, about)
+        text = f"Saved {target.file.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
         show_text(text)
         titles = {"loss": "all losses", "cross_entropy": "cross entropy: how well the classes are told apart"}
         return io.NodeOutput(teacher, loss_chart(read_log(run.folder.log), titles), text)
@@ -248,6 +250,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 "teacher": critics.fingerprint(teacher), "classes": words, "pictures": critics.digest(domain.sources()),
                 "augment": augment,
             }  # fmt: skip
+            target = run.target(folders.CRITICS, facts)
             Claim(run.folder, facts, ()).take()
             run.place([teacher.clip, small.network])
             critic: CriticData = run.go(
@@ -257,11 +260,12 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                     sources=None if augment else domain.sources(), save_every=every, watch=watch,
                 ),
             )  # fmt: skip
-            file = Path(folder_paths.get_folder_paths(folders.CRITICS)[0]) / f"{run.name}.safetensors"
-            save_critic(critic, file, {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(epochs)})
-        show_text(f"Saved {file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
+            folders.check_target(target)
+            about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(epochs), **target.about}
+            save_critic(critic, target.file, about)
+        show_text(f"Saved {target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
         curve = loss_chart(read_log(run.folder.log), {"loss": "divergence from the teacher's view, times the weight"})
-        return io.NodeOutput(critic, curve, file.name)
+        return io.NodeOutput(critic, curve, target.file.name)
 
 
 def _rate(default: float) -> io.Float.Input:
@@ -368,7 +372,7 @@ class _Run:
     asked: str
     what: str
     asked_precision: str
-    networks: list[torch.nn.Module] = field(default_factory=list)
+    before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -380,6 +384,16 @@ class _Run:
         """Where the run is kept: output/apprentice/training/<name>."""
         return folders.run_folder(self.name)
 
+    def target(self, kind: str, facts: dict[str, Any]) -> Target:
+        """The file that is made, in the model folder ``kind``.
+
+        Raises:
+            ValueError: There is one that this run did not make.
+        """
+        target = Target.of(folders.made_file(kind, self.name, self.what), facts)
+        folders.check_target(target)
+        return target
+
     @property
     def precision(self) -> str:
         """fp32, bf16 or fp16."""
@@ -388,10 +402,20 @@ class _Run:
 
     def place(self, networks: list[torch.nn.Module]) -> None:
         """Everything onto the computing device, where ComfyUI makes room first; until ``go`` ends, however it ends."""
-        device, self.networks = comfy.model_management.get_torch_device(), networks
-        comfy.model_management.unload_all_models()
+        dtype = torch.float16 if self.precision == "fp16" else torch.float32
+        values = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+        self.before = [(value, value.data) for value in values]
         for network in networks:
-            network.to(device, torch.float16 if self.precision == "fp16" else torch.float32)
+            network.to(dtype)
+        _device, self.patchers = bridge.place(networks)
+
+    def _take_back(self, made: Any) -> None:
+        """Off the device; the CLIPs as they were, to the bit."""
+        comfy.model_management.unload_all_models()
+        for value, data in self.before:
+            value.data = data
+        if made is not None:  # with what was learned
+            (made.clip if isinstance(made, Teacher) else made.network).to("cpu", torch.float32)
 
     def go(self, steps: int, batch: int, work: Callable[[Watch, int], Any]) -> Any:
         """``work`` with a progress bar, a log, and cancelling that saves first."""
@@ -408,10 +432,11 @@ class _Run:
         watch = Watch(
             report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step
         )
+        made = None
         try:
-            return work(watch, every)
+            made = work(watch, every)
         except KeyboardInterrupt:
             bar.stop()
         finally:
-            for network in self.networks:
-                network.to("cpu", torch.float32)
+            self._take_back(made)
+        return made

@@ -14,7 +14,7 @@ from ..oracles.base import one_prompt_each, remarks
 from ..samplers.adaptive import Drawing, draw_drafts
 from ..samplers.comfy import batch_noise, fit_channels, show_text
 from ..samplers.pixels import require_tensor, to_pixels
-from ..training.control import tilted_choice
+from ..training.control import tilted_choice, tilted_weights
 from . import types
 from .judge import as_rgb, score
 from .types import CATEGORY, Oracle
@@ -149,10 +149,13 @@ class ApprenticeTiltedStart(io.ComfyNode):
 def told(promised: Tensor, picked: list[int], seeds: list[int], alpha: float) -> str:
     """A table for people, and what was gained by the drafts."""
     lines = ["| picture | seed | its draft's score | mean of all | best | candidates that count |", "| ---: " * 6 + "|"]
+    weights = tilted_weights(promised, alpha)
+    best = promised.nan_to_num(nan=-torch.inf).amax(1)
     for i, (row, k) in enumerate(zip(promised, picked, strict=True)):
-        weights = (row / alpha).softmax(0)
-        effective = 1 / float(weights.square().sum())
-        lines.append(f"| {i} | {seeds[k]} | {row[k]:.4g} | {row.mean():.4g} | {row.max():.4g} | {effective:.1f} of {len(row)} |")
+        effective = 1 / float(weights[i].square().sum())
+        lines.append(f"| {i} | {seeds[k]} | {row[k]:.4g} | {row.nanmean():.4g} | {best[i]:.4g} | {effective:.1f} of {len(row)} |")
     chosen = torch.stack([row[k] for row, k in zip(promised, picked, strict=True)])
-    lines += ["", f"The chosen drafts score {chosen.mean():.4g} on average, all candidates {promised.mean():.4g}."]
+    lines += ["", f"The chosen drafts score {chosen.nanmean():.4g} on average, all candidates {promised.nanmean():.4g}."]
+    if broken := int(promised.isnan().sum()):
+        lines[-1] += f" {broken} of {promised.numel()} drafts have no score (NaN) and were passed over."
     return "\n".join(lines)

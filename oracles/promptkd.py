@@ -38,6 +38,10 @@ class CriticNetwork(nn.Module):
         self.student = student.eval().requires_grad_(False)
         self.register_buffer("text_features", text_features.detach().float())
 
+    def residents(self) -> list[nn.Module]:
+        """What is loaded on a device: the student, which critics of other words share. The words go where they are needed."""
+        return [self.student]
+
     def features(self, images: Tensor) -> Tensor:
         """Unit features [B, D] of pictures [B, H, W, 3] in 0..1 of any size, prepared by open_clip's evaluation transform."""
         features: Tensor = self.student(resize_and_crop(images, self.student.picture_size, round_half_even))
@@ -45,7 +49,8 @@ class CriticNetwork(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """exp(logit_scale) cos [B, C]."""
-        return self.student.logits(self.features(images), self.text_features)
+        features = self.features(images)
+        return self.student.logits(features, self.text_features.to(features.device))
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Critic:
     @torch.no_grad()
     def probabilities(self, images: Tensor, at_once: int = 32) -> Tensor:
         """Class probabilities [B, C], float32 on the CPU, of pictures [B, H, W, 3] in 0..1; no picture looks at another."""
-        device = self.network.text_features.device
+        device = next(self.network.parameters()).device
         if not len(images):
             return torch.zeros(0, len(self.classes))
         return torch.cat([self.network.logits(part.to(device)).softmax(dim=1).cpu() for part in images.split(at_once)])
@@ -249,8 +254,9 @@ class PromptKDOracle(Oracle):
         """See ``Oracle.reward``."""
         if self.measure == "cosine" and self.encode is not None:
             texts = list(dict.fromkeys(prompts))
-            text = self.encode(texts).to(self.network.text_features)[[texts.index(p) for p in prompts]]
-            return (self.network.features(images) * text).sum(-1)
+            features = self.network.features(images)
+            text = self.encode(texts).to(features)[[texts.index(p) for p in prompts]]
+            return (features * text).sum(-1)
         logits = self.network.logits(images)
         values = logits.softmax(dim=1) if self.measure == "probability" else logits
         classes = [self.chosen if self.chosen is not None else self.critic.find_class(p) for p in prompts]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
+import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sampler_helpers
@@ -22,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from ..precision import DTYPES, native_bfloat16, warning
-from ..training.lora import checkpoint_blocks, out_of_place
-from .comfy import Conditioning, pixels_per_latent
+from ..training.lora import checkpoint_blocks, out_of_place, untrained
+from .comfy import Conditioning, WholePatcher, patchers_of, pixels_per_latent
 from .schedules import sampling_kind
 
 Cancelled = comfy.model_management.InterruptProcessingException
@@ -36,11 +37,19 @@ def copy_network(model: comfy.model_patcher.ModelPatcher, dtype: torch.dtype) ->
     LoRAs and other patches of ``model`` are in the copy's weights. Call outside of inference mode.
     """
     comfy.model_management.load_models_gpu([model], force_full_load=True)
-    network = copy.deepcopy(model.model.diffusion_model).to("cpu", dtype).requires_grad_(False)
+    network = _copy(model.model.diffusion_model, dtype)
     network.dtype = dtype
     twin = _around(model.model, network)
     twin.manual_cast_dtype = None
     return twin.train(False)
+
+
+def _copy(network: Any, dtype: torch.dtype) -> Any:
+    """A frozen copy of a network on the CPU, in ``dtype``: no device holds it twice meanwhile, and it can be differentiated."""
+    values = (*network.parameters(), *network.buffers())
+    cast = {id(v): v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype, copy=True) for v in values}
+    made = {id(p): nn.Parameter(cast[id(p)], requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, cast | made)
 
 
 def another(base: Any) -> Any:
@@ -57,18 +66,39 @@ def _around(base: Any, network: nn.Module) -> Any:
     return twin
 
 
-def place(bases: Sequence[Any]) -> tuple[torch.device, list[comfy.model_patcher.ModelPatcher]]:
+def place(networks: Sequence[Any]) -> tuple[torch.device, list[comfy.model_patcher.ModelPatcher]]:
     """Put networks on the computing device the way that ComfyUI counts: one ModelPatcher each, loaded whole.
 
     Returns the device, and the ModelPatchers, to be kept for as long as the networks are used. Everything else that ComfyUI
-    holds there makes room.
+    holds there makes room. All that a run needs has to be placed at once, or the one makes room for the other.
+
+    Args:
+        networks: BaseModels, and other networks, which keep the ModelPatchers that they have.
+
+    Raises:
+        ValueError: They don't fit.
     """
     device = comfy.model_management.get_torch_device()
     comfy.model_management.unload_all_models()
     offload = comfy.model_management.unet_offload_device()
-    patchers = [comfy.model_patcher.ModelPatcher(base, load_device=device, offload_device=offload) for base in bases]
+    patchers: list[comfy.model_patcher.ModelPatcher] = []
+    for network in networks:
+        _teachable(network)
+        own = isinstance(network, comfy.model_base.BaseModel)
+        patchers += [WholePatcher(network, load_device=device, offload_device=offload)] if own else patchers_of(network)
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     return device, patchers
+
+
+def _teachable(network: nn.Module) -> None:
+    """Put ordinary tensors in the place of those of inference mode, which nothing can be differentiated through."""
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_inference():
+                module._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.detach().clone()
 
 
 def training_dtype(precision: str) -> torch.dtype:
@@ -263,8 +293,11 @@ def with_lora(model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor
 
 
 def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL of the same kind whose diffusion network is ``network``, its weights kept as stock loaders keep a float16 file."""
-    twin = _around(model.model, network)
+    """A MODEL of the same kind whose diffusion network is ``network``, its weights kept as stock loaders keep a float16 file.
+
+    What training put on the network is taken off.
+    """
+    twin = _around(model.model, untrained(network))
     cast: list[Any] = [m for m in network.modules() if hasattr(m, "comfy_cast_weights")]
     if cast:
         possible, size = twin.model_config.supported_inference_dtypes, sum(p.numel() for p in network.parameters())
@@ -276,22 +309,28 @@ def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) ->
     return comfy.model_patcher.ModelPatcher(twin, load_device=model.load_device, offload_device=model.offload_device)
 
 
-def decoder(model: comfy.model_patcher.ModelPatcher, vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+class Decoder:
     """The VAE as a function that can be differentiated: the network's latents to pictures [B, H, W, 3] in 0..1.
 
     On a copy, since ComfyUI's own weights can't be differentiated through; in bfloat16 where the GPU has it. Image VAEs compute
     their blocks again in the backward pass, so memory is that of one block (``apprentice bench decoder-memory``). VAEs for video
     carry frames from block to block, which can't be computed again.
+
+    Attributes:
+        network: The copy, on the CPU until it is placed.
     """
-    dtype = torch.bfloat16 if device.type != "cpu" and native_bfloat16(str(device)) else torch.float32
-    network = copy.deepcopy(vae.first_stage_model).to(device, dtype).requires_grad_(False).eval()
-    if getattr(vae, "latent_dim", 2) == 2:
-        checkpoint_blocks(network, smallest=True)
 
-    def decode(latents: Tensor) -> Tensor:
+    def __init__(self, model: comfy.model_patcher.ModelPatcher, vae: Any) -> None:
+        device = comfy.model_management.get_torch_device()
+        half = device.type != "cpu" and native_bfloat16(str(device))
+        self.model, self.vae, self.dtype = model, vae, torch.bfloat16 if half else torch.float32
+        self.network = _copy(vae.first_stage_model, self.dtype).eval()
+        if getattr(vae, "latent_dim", 2) == 2:
+            checkpoint_blocks(self.network, smallest=True)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Pictures of latents [B, C, ...]; frames count as pictures."""
         with out_of_place():
-            decoded = network.decode(model.model.process_latent_out(latents.float()).to(dtype))
-            pixels: Tensor = vae.process_output(decoded.float().clone()).movedim(1, -1)
+            decoded = self.network.decode(self.model.model.process_latent_out(latents.float()).to(self.dtype))
+            pixels: Tensor = self.vae.process_output(decoded.float().clone()).movedim(1, -1)
         return pixels.reshape(-1, *pixels.shape[-3:])[..., :3]
-
-    return decode

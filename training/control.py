@@ -22,7 +22,7 @@ In discrete time, as drawing is: x' = A x + B D(x) + s z. The control adds B (D_
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ from torch.utils.checkpoint import checkpoint
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 """D(x [N, ...], time [N], which [N]) -> the expected clean picture, like x; ``which`` picture of the batch a row is of, for
 networks that are told more of each."""
+Steps = Mapping[int, float]
+"""Steps of a process, and how many steps each of them stands for; see ``chosen_steps``."""
 Reward = Callable[[Tensor], Tensor]
 """Clean pictures [B, ...] -> rewards [B], higher is better."""
 
@@ -221,6 +223,7 @@ class Targets:
         times: [N].
         shift: [N, ...] like x: what D_tuned - D shall be on average.
         price: [N]: (B / s)^2 / 2, by which a squared shift becomes a KL, and by which a row counts.
+        stands_for: [N]: how many steps a row stands for where their costs are summed: 1 / the chance that its step was chosen.
         which: [N]: the picture of the batch.
     """
 
@@ -228,32 +231,33 @@ class Targets:
     times: Tensor
     shift: Tensor
     price: Tensor
+    stands_for: Tensor
     which: Tensor
 
     def rows(self, chosen: Tensor | slice) -> Targets:
         """Some of the rows."""
-        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "price", "which")))
+        return Targets(*(getattr(self, name)[chosen] for name in ("x", "times", "shift", "price", "stands_for", "which")))
 
     def __len__(self) -> int:
         return len(self.x)
 
 
-def matching_targets(process: Process, steps: Sequence[int], states: Sequence[Tensor], adjoints: Sequence[Tensor]) -> Targets:
+def matching_targets(process: Process, steps: Steps, states: Sequence[Tensor], adjoints: Sequence[Tensor]) -> Targets:
     """Adjoint Matching (arXiv 2409.08861, sec. 5.2) in discrete time: sum |c + s adjoint|^2 / 2 over steps, as a regression.
 
     c = (B / s) (D_tuned - D) is the control in units of the step's noise; it shall be -s adjoint: the shift -(s^2 / B) adjoint.
 
     Args:
-        steps: The steps k that count; none without noise.
+        steps: The steps k that count, see ``chosen_steps``; none without noise.
         states: x_0 .. x_K.
         adjoints: At the levels 1 .. K, see ``lean_adjoint``.
     """
     rows: list[tuple[Tensor, ...]] = []
-    for k in steps:
+    for k, stands_for in steps.items():
         (_forward, pull, s), x = process.step(k), states[k]
         price = (pull / s) ** 2 / 2
         one, which = torch.ones(len(x), device=x.device, dtype=x.dtype), torch.arange(len(x), device=x.device)
-        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * price, which))
+        rows.append((x, process.time(k, x), adjoints[k] * -(s * s / pull), one * price, one * stands_for, which))
     return Targets(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
@@ -267,15 +271,20 @@ def noisy_steps(process: Process) -> list[int]:
     return [k for k in range(process.steps) if process.step(k)[2] > 0]
 
 
-def chosen_steps(process: Process, count: int, last: int, generator: torch.Generator) -> list[int]:
-    """``last`` of the last steps and a random subset of the others, ``count`` in all; 0 for all."""
+def chosen_steps(process: Process, count: int, last: int, generator: torch.Generator) -> Steps:
+    """``last`` of the last steps and a random subset of the others, ``count`` in all; 0 for all.
+
+    Each is the key of how many steps it stands for: 1 / the chance that it was chosen, so that sums over the chosen, weighed so,
+    are on average the sums over all (Horvitz and Thompson 1952). Where nothing is drawn at random, the others stand for none.
+    """
     steps = noisy_steps(process)
     if not count or count >= len(steps):
-        return steps
+        return dict.fromkeys(steps, 1.0)
     last = min(last, count)
     early, late = steps[: len(steps) - last], steps[len(steps) - last :]
     picked = torch.randperm(len(early), generator=generator)[: count - last].tolist()
-    return sorted([early[i] for i in picked] + late)
+    drawn = {early[i]: len(early) / (count - last) for i in sorted(picked)}
+    return drawn | dict.fromkeys(late, 1.0)
 
 
 def unit_noise(generator: torch.Generator, like: Tensor) -> Tensor:
@@ -313,14 +322,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Report:
-    """Of one update: the loss, the mean reward, and the KL a picture of tuned path to base path, on the steps that counted."""
+    """Of one update: the loss, the mean reward, and the KL a picture of tuned to base path, as the chosen steps tell it."""
 
     loss: float
     reward: float
     kl: float
 
 
-def draw_targets(problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int]) -> tuple[Targets, Tensor]:
+def draw_targets(problem: Problem, generator: torch.Generator, batch: int, steps: Steps) -> tuple[Targets, Tensor]:
     """Fresh draws of the tuned network, what Adjoint Matching regresses on there, and their rewards [B].
 
     Args:
@@ -333,7 +342,7 @@ def draw_targets(problem: Problem, generator: torch.Generator, batch: int, steps
 
 
 def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0, scale: float = 1.0) -> tuple[float, float]:
-    """Gradients of the loss a picture, added to the parameters' own; returns the loss and the KL on these rows, a picture.
+    """Gradients of the loss a picture, added to the parameters' own; returns the loss and the KL, a picture.
 
     Args:
         pictures: How many the rows stand for.
@@ -349,19 +358,19 @@ def regress(problem: Problem, targets: Targets, pictures: float, part: int = 0, 
         loss = matching_loss(shift, some) / pictures
         (loss * scale).backward()
         total += loss.item()
-        cost += float((shift.detach().flatten(1).square().sum(1) * some.price).sum()) / pictures
+        prices = some.price * some.stands_for
+        cost += float((shift.detach().flatten(1).square().sum(1) * prices).sum()) / pictures
     return total, cost
 
 
 def adjoint_step(
-    problem: Problem, generator: torch.Generator, batch: int, steps: Sequence[int], *, part: int = 0,
+    problem: Problem, generator: torch.Generator, batch: int, steps: Steps, *, part: int = 0,
     scale: float = 1.0,
 ) -> Report:  # fmt: skip
     """Gradients of Adjoint Matching on ``batch`` fresh draws, added to the parameters' own; see ``draw_targets``, ``regress``."""
     targets, values = draw_targets(problem, generator, batch, steps)
-    share = len(noisy_steps(problem.process)) * batch / len(targets)
     loss, cost = regress(problem, targets, batch, part, scale)
-    return Report(loss, values.mean().item(), cost * share)
+    return Report(loss, values.mean().item(), cost)
 
 
 def adjoint_matching(
@@ -404,8 +413,7 @@ def adjoint_matching(
             optimiser.step()
             loss, cost = loss + found[0] / passes, cost + found[1] / passes
         schedule.step()
-        share = len(noisy_steps(problem.process)) * batch / len(targets)
-        reports.append(Report(loss, values.mean().item(), cost * share))
+        reports.append(Report(loss, values.mean().item(), cost))
         if number >= first:
             for total, parameter in zip(mean, parameters, strict=True):
                 total.lerp_(parameter.detach(), 1 / (number - first + 1))
@@ -520,8 +528,18 @@ def weighted_regression_step(
 # -------------------------------------------------------------------------------------------------------- the start
 
 
+def tilted_weights(values: Tensor, alpha: float) -> Tensor:
+    """exp(value / alpha) of each picture's candidates [B, candidates], divided by its sum over them.
+
+    A candidate without a score (NaN) has weight 0; where none has a score, all weigh the same.
+    """
+    known = values.nan_to_num(nan=-math.inf)
+    best = known.amax(1, keepdim=True)
+    return torch.where(best > -math.inf, (known - best) / alpha, 0.0).softmax(1)
+
+
 def tilted_choice(values: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
-    """One of each picture's candidates, picked in proportion to exp(value / alpha).
+    """One of each picture's candidates, picked in proportion to exp(value / alpha): see ``tilted_weights``.
 
     Args:
         values: [B, candidates].
@@ -529,7 +547,7 @@ def tilted_choice(values: Tensor, alpha: float, generator: torch.Generator) -> T
     Returns:
         [B] places among the candidates, on the CPU.
     """
-    return torch.multinomial((values / alpha).softmax(1).cpu(), 1, generator=generator)[:, 0]
+    return torch.multinomial(tilted_weights(values, alpha).cpu(), 1, generator=generator)[:, 0]
 
 
 @dataclass(frozen=True)

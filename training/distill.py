@@ -195,7 +195,7 @@ def distil(
             settings.generator_rate, settings.delay,
         ),
     }  # fmt: skip
-    mine, cancelled = processes.rows(settings.batch), False
+    mine, cancelled, lost = processes.rows(settings.batch), False, 0
 
     def step(rng: torch.Generator) -> Means:
         steps = draw_steps(rng, settings.steps)
@@ -211,7 +211,12 @@ def distil(
         )  # fmt: skip
         nonlocal cancelled
         cancelled = cancelled or result.cancelled
-        return processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
+        means = processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
+        nonlocal lost
+        lost = lost + 1 if means["dropped"] >= settings.batch else 0  # some may be, as in the official loop
+        if lost and (settings.batch > 1 or lost > 1):
+            raise FloatingPointError("Nothing can be learned: the loss is no longer finite; lower the learning rates.")
+        return means
 
     watched = replace(watch, interrupted=lambda: processes.any(cancelled or watch.interrupted()))
     return run(

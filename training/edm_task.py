@@ -232,7 +232,7 @@ class Samples:
 
 def save_student(
     weights: Mapping[str, Tensor], config: Mapping[str, Any], path: Path, settings: Settings, teacher: str, fingerprint: str,
-    precision: str = "fp32",
+    precision: str = "fp32", about: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Write a student as ``read_edm`` and the node Load EDM Network read it, with its card; atomically.
 
@@ -242,6 +242,7 @@ def save_student(
         path: Ends in ``.safetensors``.
         teacher: The teacher's name.
         fingerprint: Of its file.
+        about: Added to the metadata.
     """
     made = {**config, "use_fp16": precision == "fp16"}
     more = {"base": "EDM", "preset": "sid-edm", "precision": precision}
@@ -249,5 +250,5 @@ def save_student(
         more["method"] = "SiDA (arXiv 2410.14919)"
     save_safetensors_atomically(
         {key: value.cpu() for key, value in weights.items()}, path,
-        card(settings, teacher, fingerprint, **more) | snapshot_metadata(made),
+        {**card(settings, teacher, fingerprint, **more), **(about or {}), **snapshot_metadata(made)},
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +111,7 @@ class Task:
         shape: Of one picture or latent.
         differentiable: Whether the reward is.
         spread: Standard deviation of a picture or latent, the unit of what ``direct`` pays for.
+        start_scale: Of the noise that drawing starts from, over the process's own.
     """
 
     base: Labelled
@@ -124,6 +125,7 @@ class Task:
     device: torch.device | str = "cpu"
     differentiable: bool = True
     spread: float = 1.0
+    start_scale: float = 1.0
 
     def problem(
         self, rows: Tensor, alpha: float, reward: Callable[[Tensor, Tensor], Tensor] | None = None, seeds: Tensor | None = None
@@ -145,7 +147,8 @@ class Task:
             return lambda x, time, which: network(x, time, self.labels(rows[which.to(rows.device)]))
 
         def start(generator: torch.Generator, count: int) -> Tensor:
-            return noise(generator, torch.zeros(count, *self.shape, device=self.device)) * float(self.process.b[0])
+            unit = noise(generator, torch.zeros(count, *self.shape, device=self.device))
+            return unit * (float(self.process.b[0]) * self.start_scale)
 
         return Problem(
             with_labels(self.base), with_labels(self.tuned), lambda x: judged(x, rows), alpha, self.process, start, noise
@@ -328,7 +331,7 @@ def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator,
     reward = lambda x, rows: known.surrogate(task.reward(x, rows), rows)  # noqa: E731
     rows = torch.randint(task.prompts, (settings.batch,), generator=rng)
     seeds = torch.randint(2**62, (settings.batch,), generator=rng)
-    steps = control.chosen_steps(task.process, settings.count, settings.last, rng) if task.process.steps > 1 else []
+    steps = control.chosen_steps(task.process, settings.count, settings.last, rng) if task.process.steps > 1 else {}
     mine = torch.arange(settings.batch)[processes.rows(settings.batch)]
     total = {"loss": 0.0, "reward": 0.0, "kl": 0.0}
     for part in mine.split(settings.part or settings.batch):
@@ -342,7 +345,7 @@ def _tilt(task: Task, settings: Settings, known: Baseline, rng: torch.Generator,
     return Report(**total)
 
 
-def _algorithm(name: str, problem: Problem, steps: Sequence[int], batch: int, spread: float, scale: float) -> Report:
+def _algorithm(name: str, problem: Problem, steps: control.Steps, batch: int, spread: float, scale: float) -> Report:
     """One part's gradients, times ``scale``; all noise is the problem's own."""
     unused = torch.Generator()
     if name == "adjoint_matching":

@@ -54,7 +54,7 @@ class Schedule:
 class Ema:
     """Exponential moving average of parameters: e <- d e + (1 - d) p, with d ramped up over the first pictures.
 
-    ``half_life`` is in pictures; as in EDM the half-life never exceeds ``rampup`` of the pictures seen so far.
+    ``half_life`` is in pictures, 0 for no average; as in EDM it never exceeds ``rampup`` of the pictures seen so far.
     """
 
     def __init__(self, model: nn.Module, half_life: float, rampup: float = 0.1) -> None:
@@ -65,7 +65,7 @@ class Ema:
     def update(self, model: nn.Module, seen: int, batch: int) -> None:
         """Fold in the weights after a step on ``batch`` pictures, before which ``seen`` had been seen."""
         half_life = min(self.half_life, max(seen * self.rampup, 1e-8))
-        decay = 0.5 ** (batch / half_life)
+        decay = 0.5 ** (batch / half_life) if half_life else 0.0
         for key, value in model.state_dict().items():
             if value.is_floating_point():
                 self.shadow[key].lerp_(value, 1 - decay)
@@ -168,10 +168,23 @@ def run(
 
     Raises:
         KeyboardInterrupt: The run was interrupted; the checkpoint is up to date.
-        FloatingPointError: A loss is no longer finite; the last checkpoint is from before.
+        FloatingPointError: A loss or a weight is no longer finite; the last checkpoint is from before.
     """
     watch = watch or Watch()
     progress = _resume(checkpoint, learners, ema)
+
+    def check_weights() -> None:
+        """Before every save, since a loss may be finite still when weights no longer are."""
+        parameters = {name: list(learner.network.parameters()) for name, learner in learners.items()}
+        parameters["moving average"] = [ema.shadow[key] for key, _ in ema_of.named_parameters()]
+        for name, values in parameters.items():
+            if not all(bool(value.isfinite().all()) for value in values):
+                raise FloatingPointError(
+                    f"Weights ('{name}') are no longer finite after {progress.step} steps; lower the learning rate. The last "
+                    "checkpoint is from before."
+                )
+
+    check_weights()
     if main_process and watch.log is not None:
         _cut_log(watch.log, progress.step)
     started, first = time.monotonic(), progress.step
@@ -181,6 +194,7 @@ def run(
         try:
             losses = step(step_generator(seed, number))
         except Interrupted as stopped:
+            check_weights()
             if main_process:
                 _save(checkpoint, learners, ema, progress)
             raise KeyboardInterrupt from stopped
@@ -196,6 +210,7 @@ def run(
             _tell(watch, progress, schedule, (time.monotonic() - started) / (progress.step - first), main_process)
         stop = watch.interrupted()
         if stop or progress.step % save_every == 0 or progress.step == schedule.steps:
+            check_weights()
             if main_process:
                 _save(checkpoint, learners, ema, progress)
             if watch.on_save and main_process:

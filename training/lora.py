@@ -11,7 +11,7 @@ from __future__ import annotations
 import dis
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, ClassVar
@@ -70,15 +70,7 @@ class Adapters:
         generator = torch.Generator().manual_seed(seed)
         self.of = {name: Lora(layers, rank, generator) for name in names}
         for number, layer in enumerate(layers.values()):
-            layer.register_forward_hook(self._hook(number))
-
-    def _hook(self, number: int) -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor]:
-        def add(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if self.active is None:
-                return output
-            return output + self.of[self.active].change(number, layer, inputs[0]).to(output.dtype)
-
-        return add
+            layer.register_forward_hook(_Change(self, number))
 
     @contextmanager
     def on(self, name: str | None) -> Iterator[None]:
@@ -88,6 +80,18 @@ class Adapters:
             yield
         finally:
             self.active = before
+
+
+class _Change:
+    """What ``Adapters`` hook to a layer."""
+
+    def __init__(self, adapters: Adapters, number: int) -> None:
+        self.adapters, self.number = adapters, number
+
+    def __call__(self, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if self.adapters.active is None:
+            return output
+        return output + self.adapters.of[self.adapters.active].change(self.number, layer, inputs[0]).to(output.dtype)
 
 
 def adaptable(network: nn.Module) -> dict[str, Layer]:
@@ -152,11 +156,23 @@ def lora_state_dict(tensors: dict[str, Tensor], names: list[str], prefix: str = 
     return found
 
 
+def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` in float16 on the CPU, as files hold them.
+
+    Raises:
+        FloatingPointError: That can't hold one of them.
+    """
+    half = {key: value.to(torch.float16).cpu() for key, value in tensors.items()}
+    if not all(bool(value.isfinite().all()) for value in half.values()):
+        raise FloatingPointError("The weights that were learned are too large for a file in float16; lower the learning rate.")
+    return half
+
+
 def checkpoint_blocks(network: nn.Module, adapters: Adapters | None = None, smallest: bool = False) -> int:
     """Make every block of ``network`` compute its activations again in the backward pass instead of keeping them.
 
     Blocks are the first modules below lists and sequences that compute something themselves. A block that is run again
-    finds the adapter on that was on the first time.
+    finds the adapter on that was on the first time. Before the network is handed out, ``untrained`` takes it back.
 
     Args:
         smallest: Blocks are what holds layers alone, for networks whose lists hold whole resolutions, as decoders do.
@@ -166,7 +182,7 @@ def checkpoint_blocks(network: nn.Module, adapters: Adapters | None = None, smal
     """
     blocks = list(_of_layers(network) if smallest else _blocks(network))
     for block in blocks:
-        block.forward = _recomputed(block.forward, adapters)  # type: ignore[method-assign]
+        block.forward = _Recomputed(block, adapters)  # type: ignore[method-assign]
     return len(blocks)
 
 
@@ -186,19 +202,40 @@ def _of_layers(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _recomputed(forward: Callable[..., Any], adapters: Adapters | None) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
+class _Recomputed:
+    """A block's ``forward`` that keeps nothing for the backward pass but what goes in."""
+
+    def __init__(self, block: nn.Module, adapters: Adapters | None) -> None:
+        self.own = "forward" in block.__dict__  # another's override
+        self.forward, self.adapters = block.forward, adapters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
+            return self.forward(*args, **kwargs)
+        adapters = self.adapters
         active = adapters.active if adapters is not None else None
 
         def again(*args: Any, **kwargs: Any) -> Any:
             with out_of_place(), adapters.on(active) if adapters is not None else nullcontext():
-                return forward(*args, **kwargs)
+                return self.forward(*args, **kwargs)
 
         return checkpoint(again, *args, use_reentrant=False, **kwargs)
 
-    return run
+
+def untrained(network: nn.Module) -> nn.Module:
+    """``network`` without what ``checkpoint_blocks`` and ``Adapters`` put on it for training: as it may be handed out.
+
+    What is left on it would stay on its copies, where it runs the blocks of the network that they were copied from.
+    """
+    for module in network.modules():
+        changed = module.__dict__.get("forward")
+        if isinstance(changed, _Recomputed):
+            del module.forward
+            if changed.own:
+                module.forward = changed.forward  # type: ignore[method-assign]
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _Change)]:
+            del module._forward_hooks[key]
+    return network
 
 
 @torch.no_grad()

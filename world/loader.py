@@ -28,10 +28,12 @@ from ..networks.tiny_autoencoder import COMPRESSION, FOLD, LATENT_CHANNELS, SIGM
 from ..networks.tiny_text import END, MAX_TOKENS, PAD, START, TinyTextEncoder, Vocabulary
 from ..networks.tiny_unet import TinyControlNet, TinyUNet
 from ..oracles.tiny import TinyWorldOracle
+from ..samplers.comfy import CARD
 from .weights import SIGMA_MAX, SIGMA_MIN, load_oracle, read, students
 
 __all__ = ["load_clip", "load_control", "load_student", "load_teacher", "load_vae", "load_world_oracle", "students"]
 
+STUDENT_PRESET = "tiny-world"  # of both students
 _OPS = comfy.ops.manual_cast
 
 
@@ -106,7 +108,10 @@ def load_student(name: str) -> comfy.model_patcher.ModelPatcher:
     """
     if name not in students():
         raise ValueError(f"The tiny world has no student '{name}'; choose one of: {', '.join(students())}.")
-    return model_of(read(f"student_{name}")[0])
+    tensors, about = read(f"student_{name}")
+    model = model_of(tensors)
+    model.set_attachments(CARD, {"preset": STUDENT_PRESET, **about})
+    return model
 
 
 class _Tokenizer:

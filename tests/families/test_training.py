@@ -62,7 +62,7 @@ def test_the_network_in_training_is_the_one_that_draws_and_reads_each_text_as_it
 @pytest.mark.parametrize("name", QUICK)
 def test_the_other_ways_of_tuning(name: str, algorithm: str, folder: Path) -> None:
     model = tiny.model(name)
-    made, _run, file, _report = training.tune(model, name, algorithm=algorithm).result
+    made, _run, file, _report = training.tune(model, name, algorithm=algorithm, preset="custom").result
     assert training.lora_wrong(model, made, name, folder / "loras" / file) == ""
 
 
@@ -185,7 +185,7 @@ def test_decoders_have_the_vae_s_pictures_and_plain_backpropagation_s_gradients(
 
     with torch.inference_mode(False):
         network = copy.deepcopy(vae.first_stage_model)
-        found = [(decode(x := latents.clone().requires_grad_()), x) for decode in (bridge.decoder(model, vae, CPU), plain)]
+        found = [(decode(x := latents.clone().requires_grad_()), x) for decode in (bridge.Decoder(model, vae), plain)]
         weights = torch.randn(found[0][0].shape, generator=torch.Generator().manual_seed(4))
         gradients = [torch.autograd.grad((pictures * weights).sum(), x)[0] for pictures, x in found]
     assert found[0][0].shape[0] == 2 and found[0][0].shape[-1] == 3 and torch.equal(found[0][0], found[1][0])
@@ -199,7 +199,7 @@ def test_a_decoder_holds_one_block_for_its_gradients() -> None:
 
     def held(vae: Any) -> int:
         with torch.inference_mode(False):
-            decode, x = bridge.decoder(tiny.model("sdxl"), vae, CPU), latents.clone().requires_grad_()
+            decode, x = bridge.Decoder(tiny.model("sdxl"), vae), latents.clone().requires_grad_()
             return Held().measure(lambda: decode(x).sum().backward())
 
     blocks, whole = stock_vae("kl"), stock_vae("kl")

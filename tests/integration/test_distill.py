@@ -209,6 +209,6 @@ def test_run_with_other_settings_is_refused_in_one_sentence(comfy: Comfy) -> Non
 def test_preset_auto_without_a_card_is_one_clear_sentence(comfy: Comfy) -> None:
     g = Graph()
     world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
-    draw(g, world[1], world[2], "auto", "ApprenticeStudentSampler", preset="auto", cfg=1.0, denoise=1.0)
+    draw(g, world[0], world[2], "auto", "ApprenticeStudentSampler", preset="auto", cfg=1.0, denoise=1.0)
     with pytest.raises(GraphError, match="'auto' needs a model with a card"):
         comfy.run(g)

@@ -108,6 +108,11 @@ def test_a_known_picture_is_noised_as_the_levels_say(kind: str, eta: float) -> N
             assert s * s == pytest.approx(variance)
 
 
+def every(process: Process) -> control.Steps:
+    """All steps with noise."""
+    return control.chosen_steps(process, 0, 0, torch.Generator())
+
+
 def test_at_eta_one_the_end_forgets_the_start() -> None:
     """Exactly: for unit Gaussian data the correlation of x_K and x_0 is a small a_T, at eta 0 it is 1."""
     for eta, expected in ((1.0, 0.0), (0.0, 1.0)):
@@ -160,7 +165,7 @@ def test_the_exact_control_has_no_gradient_on_average() -> None:
 
     parameter = nn.Parameter(torch.zeros(()))
     problem = Problem(base, tuned, lambda x: c * x[:, 0], alpha, process, lambda g, n: torch.randn(n, 1, generator=g) * 20)
-    report = control.adjoint_step(problem, torch.Generator().manual_seed(0), 64, control.noisy_steps(process))
+    report = control.adjoint_step(problem, torch.Generator().manual_seed(0), 64, every(process))
     assert report.loss == pytest.approx(0, abs=1e-9)
     # Its cost is the KL of the path: half the squared shift of each step in units of its noise.
     cost = sum((process.step(k)[1] * shift[k] / process.step(k)[2]) ** 2 / 2 for k in control.noisy_steps(process))
@@ -180,10 +185,36 @@ def test_steps_are_the_last_ones_and_a_random_rest() -> None:
     seen: set[int] = set()
     for seed in range(40):
         steps = control.chosen_steps(process, 6, 3, torch.Generator().manual_seed(seed))
-        assert len(steps) == 6 and steps[-3:] == [16, 17, 18] and steps == sorted(set(steps))
+        assert len(steps) == 6 and list(steps)[-3:] == [16, 17, 18] and list(steps) == sorted(steps)
         seen |= set(steps)
     assert seen == set(range(19))
-    assert control.chosen_steps(process, 0, 3, torch.Generator()) == list(range(19))
+    assert every(process) == dict.fromkeys(range(19), 1.0)
+
+
+def test_the_reported_kl_of_chosen_steps_is_on_average_that_of_all() -> None:
+    """Over every choice that there is, each as likely: the mean is the full sum, exactly."""
+    process = Process.edm([8.0, 4, 2, 1.5, 1, 0.5, 0.2, 0])
+    base = lambda x, sigma, which: x / (1 + sigma[:, None] ** 2)  # noqa: E731
+    parameter = nn.Parameter(torch.zeros(()))
+
+    def tuned(x: Tensor, sigma: Tensor, which: Tensor) -> Tensor:
+        return base(x, sigma, which) + 0.1 / sigma[:, None] + 0 * parameter  # the last steps cost most
+
+    problem = Problem(base, tuned, lambda x: x[:, 0], 1.0, process, lambda g, n: torch.randn(n, 1, generator=g) * 8)
+
+    def kl(steps: control.Steps) -> float:
+        return control.adjoint_step(problem, torch.Generator().manual_seed(0), 2, steps).kl
+
+    choices = {}
+    for seed in range(60):
+        steps = control.chosen_steps(process, 4, 2, torch.Generator().manual_seed(seed))
+        choices[tuple(steps)] = steps
+    assert len(choices) == 6  # two of the four early ones
+    whole = kl(every(process))
+    expected = sum((process.step(k)[1] * 0.1 / float(process.b[k]) / process.step(k)[2]) ** 2 / 2 for k in range(6))
+    assert whole == pytest.approx(expected, rel=1e-5)
+    found = [kl(steps) for steps in choices.values()]
+    assert sum(found) / 6 == pytest.approx(whole, rel=1e-5) and max(found) > 1.001 * min(found)
 
 
 def solved(alpha: float, divergence: str, **settings: Any) -> tuple[float, float]:
@@ -303,6 +334,18 @@ def test_a_tuned_start_makes_up_for_a_process_with_memory() -> None:
     assert means[1] > 0.09 * c / alpha
 
 
+def test_a_start_without_a_score_is_passed_over() -> None:
+    nan, rng = math.nan, torch.Generator().manual_seed(0)
+    values = tensor([[nan, 1.0, 3.0], [nan, nan, -5.0], [nan, nan, nan], [-math.inf, 2.0, math.inf]])
+    for alpha in (1e-6, 1.0, 1e6):
+        weights = control.tilted_weights(values, alpha)
+        assert bool(weights.isfinite().all()) and torch.allclose(weights.sum(1), torch.ones(4, dtype=weights.dtype))
+        assert not weights[0, 0] and weights[1].tolist() == [0, 0, 1] and weights[2].tolist() == [1 / 3] * 3
+        assert weights[3].tolist() == [0, 0, 1]
+        assert torch.equal(weights[:1, 1:], (values[:1, 1:] / alpha).softmax(1))
+    assert all(control.tilted_choice(values, 1.0, rng)[1] == 2 for _ in range(20))
+
+
 def test_what_cannot_be_a_process_is_refused() -> None:
     with pytest.raises(ValueError, match="to 0 at the end"):
         Process.edm([10.0, 1.0, 0.1])
@@ -320,7 +363,7 @@ def test_memory_is_that_of_one_network_however_many_steps_there_are(algorithm: s
         problem = Problem(toy.denoise, network, toy.reward, 0.5, toy.levels(steps), start)
         rng = torch.Generator().manual_seed(0)
         if algorithm == "adjoint_matching":
-            return Held().measure(lambda: control.adjoint_step(problem, rng, 64, control.noisy_steps(problem.process), part=64))
+            return Held().measure(lambda: control.adjoint_step(problem, rng, 64, every(problem.process), part=64))
         return Held().measure(lambda: control.path_kl_step(problem, rng, 64))
 
     few, many = bytes_held(8), bytes_held(64)

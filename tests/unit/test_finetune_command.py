@@ -44,7 +44,10 @@ def test_a_network_is_tuned_and_read_again(prompts: Path, tmp_path: Path, algori
     card = read_metadata(out)
     assert card["algorithm"] == algorithm and card["oracle"].startswith("tiny world critic") and float(card["alpha"]) > 0
     assert len(read_log(tmp_path / "tuned.run" / "loss.jsonl")) >= 1
-    assert "already" in run(prompts, out, "--algorithm", algorithm, code=2)
+    before_again = out.read_bytes()
+    assert "such as 'tuned 2', or add --force" in run(prompts, out, "--algorithm", algorithm, "--seed", "7", code=2)
+    assert out.read_bytes() == before_again
+    run(prompts, out, "--algorithm", algorithm)  # its own file
 
 
 def test_a_stopped_run_goes_on_to_the_same_network(

@@ -88,9 +88,42 @@ def test_average_forgets_by_half_in_its_half_life_and_follows_at_once_in_the_beg
     assert ema.shadow["weight"].item() == pytest.approx(0.25)
 
 
+def test_a_half_life_of_nothing_is_no_average() -> None:
+    model = torch.nn.Linear(1, 1)
+    ema = Ema(model, half_life=0.0)
+    for seen in (0, 4, 1000):
+        model.weight.data += 0.1
+        ema.update(model, seen, 4)
+        assert torch.equal(ema.shadow["weight"], model.weight)
+
+
 def test_training_that_diverges_says_so_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     model, _ = regression()
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
         train(model, lambda g, n: model.weight.sum() * float("nan"), Schedule(80, 8, 0.1), tmp_path / "x.ckpt")
     assert not (tmp_path / "x.ckpt").exists()
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("save_every", [1, 500])
+def test_weights_that_are_no_numbers_stop_the_run_before_they_are_saved(tmp_path: Path, save_every: int) -> None:
+    """The last step's loss is finite: only the weights tell."""
+    model, loss = regression()
+    steps = []
+
+    def poisoned(generator: torch.Generator, batch: int) -> Tensor:
+        value = loss(generator, batch)
+        steps.append(1)
+        if len(steps) == 4:
+            value.register_hook(lambda gradient: gradient * float("nan"))
+        return value
+
+    path = tmp_path / "x.ckpt"
+    with pytest.raises(FloatingPointError, match="no longer finite after 4 steps; lower the learning rate"):
+        train(model, poisoned, Schedule(32, 8, 0.1), path, save_every=save_every)
+    assert path.exists() == (save_every == 1)
+    if save_every == 1:
+        kept = torch.load(path, weights_only=True)
+        assert kept["step"] == 3 and all(value.isfinite().all() for value in kept["networks"]["model"].values())
+        model, loss = regression()
+        train(model, loss, Schedule(32, 8, 0.1), path)  # goes on from there
