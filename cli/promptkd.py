@@ -75,9 +75,11 @@ def promptkd_teacher(
             **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
             "pictures": critics.digest(pictures.sources()),
         }  # fmt: skip
-        folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place([large.network], device, precision, threads, processes)
-        with watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch:
+        with (
+            claim(work or out.with_suffix(".run"), facts, (), processes) as folder,
+            watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch,
+        ):
             teacher = critics.make_teacher(
                 large, classes, pictures, [item.label for item in chosen], settings, folder.path, save_every=save_every,
                 watch=watch, processes=processes,
@@ -137,9 +139,11 @@ def promptkd(
             **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual), "teacher": critics.fingerprint(teach),
             "classes": classes, "pictures": critics.digest(domain.sources()), "augment": augment,
         }  # fmt: skip
-        folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place([teach.clip, small.network], device, precision, threads, processes)
-        with watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch:
+        with (
+            claim(work or out.with_suffix(".run"), facts, (), processes) as folder,
+            watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch,
+        ):
             critic = critics.make_critic(
                 out.stem, teach, small, classes, domain, settings, folder.path, depth=depth,
                 sources=None if augment else domain.sources(), save_every=save_every, watch=watch, processes=processes,

@@ -130,7 +130,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                 "kind": "teacher", **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
                 "pictures": critics.digest(pictures.sources()),
             }  # fmt: skip
-            Claim(run.folder, facts, ()).take()
+            run.claim = Claim(run.folder, facts, ())
             run.place([large.network])
             teacher = run.go(
                 settings.schedule(len(pictures)).steps, settings.batch,
@@ -248,7 +248,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 "teacher": critics.fingerprint(teacher), "classes": words, "pictures": critics.digest(domain.sources()),
                 "augment": augment,
             }  # fmt: skip
-            Claim(run.folder, facts, ()).take()
+            run.claim = Claim(run.folder, facts, ())
             run.place([teacher.clip, small.network])
             critic: CriticData = run.go(
                 settings.schedule(len(domain)).steps, settings.batch,
@@ -369,6 +369,7 @@ class _Run:
     what: str
     asked_precision: str
     networks: list[torch.nn.Module] = field(default_factory=list)
+    claim: Claim = field(init=False)
 
     @property
     def name(self) -> str:
@@ -406,10 +407,12 @@ class _Run:
             show_text(f"{step} of {steps} steps, {pictures:,} pictures seen, {loss}{clock.left(step)}")
 
         watch = Watch(
-            report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step
-        )
+            report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step,
+            say=show_text,
+        )  # fmt: skip
         try:
-            return work(watch, every)
+            with self.claim.held():
+                return work(watch, every)
         except KeyboardInterrupt:
             bar.stop()
         finally:
