@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 
@@ -39,14 +46,38 @@ NAME_BYTES = 255
 """The longest name of a file or folder that file systems take."""
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``."""
+_PART = re.compile(r"\..+\.(\d{1,10})\.part")  # .<what is written>.<thread>.<process>.part, before 0.5 without the thread
+_FULL = re.compile(r"No space left|os error (28|112)|Disk quota|unexpected pos|PytorchStreamWriter failed")  # libraries' words
+
+
+class DiskFull(OSError):  # noqa: N818 - it names what the disk is
+    """There is no room for a file; the message is one sentence for people that says how much it needs."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.errno = errno.ENOSPC
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object], size: int = 0) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
+
+    The file lies in a folder of its own, since what ``write`` calls may have temporary files too (safetensors has); what a
+    killed process left of the same target is deleted.
+
+    Args:
+        size: Bytes that will be written, where that is known: then a disk too full is told before.
+
+    Raises:
+        DiskFull: There is no room; ``path`` is as it was.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    if len(os.fsencode(temporary.name)) > NAME_BYTES:  # a name that fits must not fail by its temporary one
-        temporary = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{os.getpid()}.part")
+    part = _part_of(target)
+    sweep(target.parent, only=part.name.rsplit(".", 3)[0])
+    require_space(target, size, f"'{target.name}' takes {human_size(size)}")
+    temporary = part / "file"
     try:
+        part.mkdir(exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode  # what everybody's files have here; some writers make theirs private
         write(temporary)
@@ -54,8 +85,116 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except Exception as error:
+        if not _ran_full(error):
+            raise
+        raise DiskFull(_no_room(target, f"'{target.name}' takes {_size_text(size, part)}")) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _part_of(target: Path) -> Path:
+    writer = f"{threading.get_ident()}.{os.getpid()}.part"
+    part = target.with_name(f".{target.name}.{writer}")
+    if len(os.fsencode(part.name)) > NAME_BYTES:  # a name that fits must not fail by its temporary one
+        part = target.with_name(f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}.{writer}")
+    return part
+
+
+def sweep(folder: Path, only: str = "", own: bool = False) -> None:
+    """Delete what killed processes left half-written in ``folder``; another pack's files and live processes' are left alone.
+
+    Args:
+        only: How the names begin.
+        own: Of this process's number too, which in a container is the killed one's: for who holds the folder alone.
+    """
+    for entry in folder.iterdir():
+        found = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
+        if found and ((own and int(found[1]) == os.getpid()) or not _alive(int(found[1]))):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        import psutil  # ComfyUI brings it
+    except ImportError:
+        return True
+    return bool(psutil.pid_exists(process))
+
+
+def require_space(target: Path, needed: int, what: str) -> None:
+    """Look at the disk before it is written to.
+
+    Args:
+        what: Begins the sentence, and says how much is needed: "'a.safetensors' takes 2 GB".
+
+    Raises:
+        DiskFull: ``needed`` bytes are not free where ``target`` shall lie.
+    """
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    if needed > shutil.disk_usage(there).free:
+        raise DiskFull(_no_room(target, what))
+
+
+def _no_room(target: Path, what: str) -> str:
+    there = next(folder for folder in target.absolute().parents if folder.exists())
+    free = human_size(shutil.disk_usage(there).free)
+    return f"The disk is too full: {what}, and {free} are free where '{target.parent.name}' lies; make room and run it again."
+
+
+def _size_text(size: int, part: Path) -> str:
+    return human_size(size) if size else f"more than {human_size(sum(file.stat().st_size for file in part.iterdir()))}"
+
+
+def _ran_full(error: BaseException | None) -> bool:
+    """Whether this, or what it came of, is a disk without room; libraries have only words for it."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or _FULL.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def human_size(size: int) -> str:
+    """``size`` in bytes, for people: three digits and a decimal unit."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.3g} {unit}"
+    return f"{size} bytes"
+
+
+def bytes_of(state: Any) -> int:
+    """Bytes of all tensors in nested containers: about what they take on the disk."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    return sum(map(bytes_of, state)) if isinstance(state, (list, tuple)) else 0
+
+
+@contextmanager
+def locked(file: Path, busy: str = "") -> Iterator[None]:
+    """Hold the lock ``file`` against threads and processes; the system gives it back when its holder ends, killed or not.
+
+    Args:
+        busy: The sentence for people if somebody else holds it; without one that somebody is waited for.
+
+    Raises:
+        ValueError: Somebody else holds it.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=0 if busy else -1, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_safetensors_atomically(
@@ -63,4 +202,4 @@ def save_safetensors_atomically(
 ) -> None:
     """Save ``tensors`` as safetensors, atomically. Tensors are made contiguous, as the format needs."""
     contiguous = {key: value.detach().contiguous() for key, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata), bytes_of(contiguous))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +20,7 @@ from .running import (
     check_precision,
     pick_device,
     progress_bar,
+    say,
     set_threads,
     stop_signals,
     told_in_words,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ..training.distill import Settings, Task
     from ..training.loop import Ema, Watch
     from ..training.processes import Processes
-    from ..training.run_folder import RunFolder
+    from ..training.run_folder import Differences, RunFolder
 
 distill = typer.Typer(no_args_is_help=True, help="Distil teachers into students: one-step generators, and critics.")
 distill.command(cls=Finite)(promptkd)
@@ -189,8 +190,12 @@ class _Run:
     @property
     def _facts(self) -> dict[str, Any]:
         """What the run is told."""
+        from ..training.critic import digest
+
         real = getattr(self.task.real, "files", ())
         more = {"teacher": self.fingerprint, "precision": self.precision, "dropout": self.dropout, "real": len(real)}
+        if real:
+            more["pictures_of"] = digest([f"{file.name} {file.stat().st_size}" for file in real])
         return {**asdict(self.settings), **more}
 
     def go(self, save_every: int, samples_every: int) -> None:
@@ -205,12 +210,10 @@ class _Run:
         from ..training.edm_task import save_student
         from ..training.target import Target
 
-        if self.processes.main:
-            self._claim(self._facts)
         if self.processes.count > 1:
             self.say(f"{self.processes.count} processes share every batch of {self.settings.batch}.")
         try:
-            with stop_signals() as stopped, self._watch(samples_every, stopped) as watch:
+            with self._held(), stop_signals() as stopped, self._watch(samples_every, stopped) as watch:
                 ema = distil(
                     self.task, self.settings, self.folder.checkpoint, watch=watch, save_every=save_every, processes=self.processes
                 )
@@ -223,17 +226,19 @@ class _Run:
             save_student(ema.shadow, self.config, self.out, self.settings, self.teacher, self.fingerprint, self.precision, about)
         self.say(f"{self.out}: a student of {self.teacher} after {self.whole:,} pictures. Losses, samples: {self.folder.path}")
 
-    def _claim(self, facts: dict[str, Any]) -> None:
-        """Take the folder; how long the run goes and how many pictures are computed at a time may change, and nothing else.
+    def _held(self) -> AbstractContextManager[None]:
+        """Hold the folder; how long the run goes and how many pictures are computed at a time may change, and nothing else.
 
         Raises:
-            ValueError: It holds another run.
+            ValueError: It holds another run, or another process works in it.
         """
-        if other := self.folder.claim(facts, free=_FREE):
-            found = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in other.items())
-            raise ValueError(
-                f"{self.folder.path} holds another run ({found}): give the same options, another --work, or delete it."
-            )
+        if not self.processes.main:
+            return nullcontext()
+        return self.folder.held(self._facts, _FREE, self._refusal)
+
+    def _refusal(self, other: Differences) -> str:
+        found = "; ".join(f"{key} was {was} and is {now}" for key, (was, now) in other.items())
+        return f"{self.folder.path} holds another run ({found}): give the same options, another --work, or delete it."
 
     @contextmanager
     def _watch(self, samples_every: int, stopped: Callable[[], bool]) -> Iterator[Watch]:
@@ -255,4 +260,4 @@ class _Run:
                 if samples_every and (step % samples_every == 0 or step == self.settings.schedule.steps):
                     samples(ema.shadow, step * self.settings.batch)
 
-            yield Watch(report, 10, self.folder.log, stopped, after_step=after_step)
+            yield Watch(report, 10, self.folder.log, stopped, after_step=after_step, say=say)

@@ -92,10 +92,13 @@ def _tune(
     judging = sum(p.numel() for p in judge.network.parameters())
     set_threads(threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
     task = _task(build_network(snapshot, file.name), judge, lines, steps, device)
-    facts = {**asdict(settings), "steps": steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
+    task.facts = {"steps": steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
+    facts = {**asdict(settings), **task.facts}
     target = check_out(out, force, facts, ("part",))
-    folder = claim(work or out.with_suffix(".run"), facts, ("part",), processes)
-    with watched("Tuning", folder, settings.updates, processes) as watch:
+    with (
+        claim(work or out.with_suffix(".run"), facts, ("part",), processes) as folder,
+        watched("Tuning", folder, settings.updates, processes) as watch,
+    ):
         ema, known = tune(task, settings, folder.path, watch=watch, save_every=save_every, processes=processes)
     if not processes.main:
         return

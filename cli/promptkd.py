@@ -77,9 +77,11 @@ def promptkd_teacher(
             "pictures": critics.digest(pictures.sources()),
         }  # fmt: skip
         target = check_out(out, force, facts)
-        folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place([large.network], device, precision, threads, processes)
-        with watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch:
+        with (
+            claim(work or out.with_suffix(".run"), facts, (), processes) as folder,
+            watched("Distilling", folder, settings.schedule(len(pictures)).steps, processes) as watch,
+        ):
             teacher = critics.make_teacher(
                 large, classes, pictures, [item.label for item in chosen], settings, folder.path, save_every=save_every,
                 watch=watch, processes=processes,
@@ -141,9 +143,11 @@ def promptkd(
             "classes": classes, "pictures": critics.digest(domain.sources()), "augment": augment,
         }  # fmt: skip
         target = check_out(out, force, facts)
-        folder = claim(work or out.with_suffix(".run"), facts, (), processes)
         _place([teach.clip, small.network], device, precision, threads, processes)
-        with watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch:
+        with (
+            claim(work or out.with_suffix(".run"), facts, (), processes) as folder,
+            watched("Distilling", folder, settings.schedule(len(domain)).steps, processes) as watch,
+        ):
             critic = critics.make_critic(
                 out.stem, teach, small, classes, domain, settings, folder.path, depth=depth,
                 sources=None if augment else domain.sources(), save_every=save_every, watch=watch, processes=processes,

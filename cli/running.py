@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,6 +149,11 @@ def progress_bar(label: str, steps: int, done: int) -> Iterator[tuple[Callable[[
         yield after_step, report
 
 
+def say(sentence: str) -> None:
+    """Beside the progress bar."""
+    typer.echo(sentence, err=True)
+
+
 def check_out(out: Path, force: bool, facts: dict[str, Any], free: tuple[str, ...] = ()) -> Target:
     """The file that a run of ``facts`` makes, if it may: ``--force`` overwrites what other runs or people made.
 
@@ -186,20 +191,23 @@ def read_lines(path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path} is not a text in UTF-8; save it as such, one entry a line.") from error
 
 
-def claim(path: Path, facts: dict[str, Any], free: tuple[str, ...], processes: Processes | None = None) -> RunFolder:
-    """Take the run's folder; what is ``free`` may change while a run goes on.
+@contextmanager
+def claim(
+    path: Path, facts: dict[str, Any], free: tuple[str, ...], processes: Processes | None = None
+) -> Iterator[RunFolder]:
+    """Take the run's folder, and hold it; what is ``free`` may change while a run goes on.
 
     Raises:
-        ValueError: It holds another run.
+        ValueError: It holds another run, or another process works in it.
     """
-    from ..training.run_folder import RunFolder
+    from ..training.run_folder import Differences, RunFolder
+
+    def refusal(other: Differences) -> str:
+        return f"{path} holds a run with another {' and '.join(list(other)[:3])}: give the same options or another --work."
 
     folder = RunFolder(path)
-    if (processes is None or processes.main) and (other := folder.claim(facts, free=free)):
-        raise ValueError(
-            f"{path} holds a run with another {' and '.join(list(other)[:3])}: give the same options or another --work."
-        )
-    return folder
+    with folder.held(facts, free, refusal) if processes is None or processes.main else nullcontext():
+        yield folder
 
 
 @contextmanager
@@ -216,7 +224,7 @@ def watched(label: str, folder: RunFolder, steps: int, processes: Processes | No
         try:
             if main:
                 with progress_bar(label, steps, folder.pictures_seen(1)) as (after_step, report):
-                    yield Watch(report, 10, folder.log, stopped, after_step=after_step)
+                    yield Watch(report, 10, folder.log, stopped, after_step=after_step, say=say)
             else:
                 yield Watch(interrupted=stopped)
         except KeyboardInterrupt:

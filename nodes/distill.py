@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..files import save_safetensors_atomically
 from ..samplers import comfy_train as bridge
-from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, show_text
+from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, part_fingerprint, show_text
 from ..samplers.edm import sid_sigmas
 from ..samplers.pixels import to_pixels
 from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
@@ -23,7 +24,7 @@ from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.loss_chart import loss_chart
-from ..training.run_folder import RunFolder
+from ..training.run_folder import Differences, RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.target import Target
 from . import folders, types
@@ -207,12 +208,13 @@ class ApprenticeSiDDistill(io.ComfyNode):
             kappa1=kappa1, kappa2=kappa2, kappa4=kappa4, steps=steps, generator_scale=1.0, ema_half_life=ema_half_life,
             eps=1e-6 if precision == "fp16" else 1e-8, seed=first_seed,
         )  # fmt: skip
-        made = _Run(model, student, vae, recipe, settings)
         lines = gather_prompts(prompts, text, 0)
+        made = _Run(model, student, vae, recipe, settings, {"prompts": lines, "clip": part_fingerprint(clip)})
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in ["", *lines]]
         with bridge.training():
             made.prepare(encoded)
-            average = made.train(save_every)
+            with made.claim.held():
+                average = made.train(save_every)
             with torch.inference_mode():
                 return made.finish(average)
 
@@ -233,7 +235,9 @@ def _rate(name: str, who: str) -> io.Float.Input:
 class _Run:
     """One distillation of ComfyUI models."""
 
-    def __init__(self, teacher: Any, student: Any, vae: Any, recipe: Recipe, settings: Settings) -> None:
+    def __init__(
+        self, teacher: Any, student: Any, vae: Any, recipe: Recipe, settings: Settings, texts: dict[str, Any]
+    ) -> None:
         """What can be refused before anything is computed or written.
 
         Raises:
@@ -254,7 +258,7 @@ class _Run:
         self._sigmas(settings.steps)
         self.made = model_fingerprint(teacher), model_fingerprint(self.start)
         # Rates are constant, so that a run may be made longer.
-        facts = {**asdict(recipe), **asdict(settings), "models": self.made}
+        facts = {**asdict(recipe), **asdict(settings), "models": self.made, **texts}
         free = ("part", "gradient_checkpointing", "pictures")
         self.claim, self.target = Claim(recipe.folder, facts, free), Target.of(recipe.file, facts, free)
         folders.check_target(self.target)
@@ -317,7 +321,6 @@ class _Run:
 
     def train(self, save_every: int) -> dict[str, Tensor]:
         """Distil, or go on; the student's moving average."""
-        self.claim.take()
         folder, total = self.recipe.folder, self.settings.schedule.steps
         bar, started = bridge.Bar(total), Clock(total)
 
@@ -330,7 +333,7 @@ class _Run:
 
         watch = Watch(
             report, max(1, min(25, total // 100)), folder.log, bar.interrupted, (bridge.Cancelled,),
-            after_step=after_step,
+            after_step=after_step, say=show_text,
         )  # fmt: skip
         try:
             return distil(self.task, self.settings, folder.checkpoint, watch=watch, save_every=save_every).shadow
@@ -412,7 +415,7 @@ class Clock:
 
 
 class Claim:
-    """The folder of a run, looked at before work starts and taken when it does.
+    """The folder of a run, looked at before work starts, taken when it does, and held until it ends.
 
     Args:
         facts: What the run is told.
@@ -424,12 +427,15 @@ class Claim:
 
     def __init__(self, folder: RunFolder, facts: dict[str, Any], free: tuple[str, ...]) -> None:
         self.folder, self.facts, self.free = folder, facts, free
-        if other := list(folder.differences(facts, free)):
-            raise ValueError(
-                f"The run '{folder.path.name}' was begun with another {' and '.join(other[:3])}: take another name, or delete "
-                f"the folder output/apprentice/training/{folder.path.name} to begin anew."
-            )
+        if other := folder.differences(facts, free):
+            raise ValueError(self._refusal(other))
 
-    def take(self) -> None:
-        """From now on the folder is this run's."""
-        self.folder.claim(self.facts, self.free)
+    def held(self) -> AbstractContextManager[None]:
+        """The folder is this run's; nobody else works in it meanwhile."""
+        return self.folder.held(self.facts, self.free, self._refusal)
+
+    def _refusal(self, other: Differences) -> str:
+        return (
+            f"The run '{self.folder.path.name}' was begun with another {' and '.join(list(other)[:3])}: take another name, or "
+            f"delete the folder output/apprentice/training/{self.folder.path.name} to begin anew."
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.samplers
@@ -18,11 +20,11 @@ from ..files import save_safetensors_atomically, write_atomically
 from ..oracles.base import Oracle as OracleBase
 from ..samplers import comfy_train as bridge
 from ..samplers.adaptive import Drawing, known_preset, student_schedule
-from ..samplers.comfy import CARD, model_fingerprint, model_name, show_text
+from ..samplers.comfy import CARD, model_fingerprint, model_name, part_fingerprint, show_text
 from ..samplers.schedules import AUTO, initial_scale
 from ..training.control import Process
 from ..training.finetune import Baseline, Settings, Task, card, check, finetune
-from ..training.loop import Ema, Means, Watch, read_log
+from ..training.loop import Ema, Means, Watch, read_lines, read_log
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
@@ -215,11 +217,13 @@ class ApprenticeRewardFinetune(io.ComfyNode):
             base_draws=base_draws, rounds=rounds, pool=base_draws, seed=first_seed,
         )  # fmt: skip
         lines = gather_prompts(prompts, text, max_prompts)
-        run = _Run(model, oracle, lines, recipe, settings, preset)
+        parts = {"clip": part_fingerprint(clip), "vae": part_fingerprint(vae)}
+        run = _Run(model, oracle, lines, recipe, settings, preset, parts)
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         with bridge.training():
             run.prepare(encoded, vae)
-            average, known = run.tune(save_every)
+            with run.claim.held():
+                average, known = run.tune(save_every)
             return run.finish(average, known)
 
 
@@ -227,7 +231,8 @@ class _Run:
     """One fine-tuning of a ComfyUI model."""
 
     def __init__(
-        self, model: Any, oracle: OracleBase, lines: list[str], recipe: Recipe, settings: Settings, preset: str
+        self, model: Any, oracle: OracleBase, lines: list[str], recipe: Recipe, settings: Settings, preset: str,
+        parts: dict[str, str],
     ) -> None:
         """What can be refused before anything is computed or written.
 
@@ -245,9 +250,11 @@ class _Run:
         adaptable(model.model.diffusion_model)
         self.shape = bridge.latent_shape(model, recipe.size)
         self.made, self.dtype = model_fingerprint(model), bridge.training_dtype(recipe.precision)
-        facts = {**asdict(recipe), **asdict(settings), "model": self.made, "oracle": oracle.fingerprint(), "prompts": lines}
+        drawn = {"model": self.made, "oracle": oracle.fingerprint(), "prompts": lines, **parts}
+        self.facts: dict[str, Any] = {**drawn, "size": recipe.size, "precision": recipe.precision}
+        facts: dict[str, Any] = {**asdict(recipe), **asdict(settings), **drawn}
         if direct:
-            facts["level"] = self.drawn.sigma
+            facts["level"] = self.facts["level"] = self.drawn.sigma
             self.card |= {"preset": self.drawn.preset} if self.drawn.preset else {}
         free = ("part", "gradient_checkpointing")
         self.claim = Claim(self.folder, facts, free)
@@ -272,11 +279,11 @@ class _Run:
         self.task = Task(
             switched(denoise, adapters, None), switched(denoise, adapters, TUNED), self.lora, reward, lambda rows: rows,
             len(self.lines), self.process, self.shape, device, self.oracle.differentiable, start_scale=self.drawn.scale,
+            facts=self.facts,
         )  # fmt: skip
 
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
         """Tune, or go on; the LoRA's moving average, and what the base earned."""
-        self.claim.take()
         bar, clock = bridge.Bar(self.settings.updates), Clock(self.settings.updates)
         album = Album(self.folder, self._sheet)
 
@@ -290,7 +297,7 @@ class _Run:
 
         watch = Watch(
             report, max(1, min(10, self.settings.updates // 50)), self.folder.log, bar.interrupted, (bridge.Cancelled,),
-            after_step=after_step,
+            after_step=after_step, say=show_text,
         )  # fmt: skip
         show_text(f"Drawing {self.settings.base_draws} pictures of each of {len(self.lines)} prompts by the model as it is…")
         try:
@@ -402,13 +409,23 @@ class Album:
     """Pictures along a run: a PNG each, and a line with reward and diversity in ``album.jsonl``."""
 
     def __init__(self, folder: RunFolder, draw: Any) -> None:
-        self.file, self.draw = folder.path / "album.jsonl", draw
+        self.file, self.draw, self.key = folder.album, draw, folder.key
 
     def entries(self) -> list[dict[str, Any]]:
-        """What is there, oldest first."""
-        if not self.file.exists():
-            return []
-        return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        """What is there of this run, oldest first; damaged lines are left out."""
+        found = read_lines(self.file, "step", "reward", "spread")
+        return [entry for entry in found if entry.get("run", self.key) == self.key]
+
+    def sheets(self) -> list[np.ndarray[Any, Any]]:
+        """The pictures of the entries, but for those that are gone, damaged or of another size than the last."""
+        sheets = []
+        for entry in self.entries():
+            with suppress(OSError, ValueError):
+                sheets.append(np.asarray(Image.open(self._sheet(entry["step"])).convert("RGB")))
+        return [sheet for sheet in sheets if sheet.shape == sheets[-1].shape]
+
+    def _sheet(self, step: int) -> Path:
+        return self.file.with_name(f"album_{step:06d}.png")
 
     def add(self, step: int) -> Tensor | None:
         """Draw and note, once for each step, however often a run is resumed; the latents of the first prompt."""
@@ -417,10 +434,10 @@ class Album:
             return None
         pictures, latents, rewards = self.draw()
         spread = [float((x[:, None] - x[None]).flatten(2).norm(dim=2).sum() / (len(x) * (len(x) - 1))) for x in latents]
-        entry = {"step": step, "reward": sum(rewards) / len(rewards), "spread": sum(spread) / len(spread)}
+        entry = {"step": step, "reward": sum(rewards) / len(rewards), "spread": sum(spread) / len(spread), "run": self.key}
         rows = [torch.cat(list(row), 1) for row in pictures]
         sheet = Image.fromarray((torch.cat(rows).clamp(0, 1) * 255).round().byte().numpy())
-        write_atomically(self.file.with_name(f"album_{step:06d}.png"), lambda part: sheet.save(part, "PNG"))
+        write_atomically(self._sheet(step), lambda part: sheet.save(part, "PNG"))
         text = "".join(json.dumps(e) + "\n" for e in [*kept, entry])
         write_atomically(self.file, lambda part: part.write_text(text, encoding="utf-8"))
         first: Tensor = latents[0]
@@ -458,8 +475,8 @@ class ApprenticeRewardCurve(io.ComfyNode):
     def execute(cls, run: str) -> io.NodeOutput:
         folder = folders.run_folder(folders.check_name(run, "run"))
         album = Album(folder, None)
-        entries, log = album.entries(), read_log(folder.log) if folder.log.exists() else []
-        if not entries:
+        entries, log, sheets = album.entries(), read_log(folder.log), album.sheets()
+        if not entries or not sheets:
             raise ValueError(f"There is no run '{run}' in output/apprentice/training; run Reward Finetune first.")
         first = entries[0]["spread"] or 1.0
         points = [{"pictures": e["step"], "shown": e["reward"], "variety": e["spread"] / first} for e in entries]
@@ -469,7 +486,6 @@ class ApprenticeRewardCurve(io.ComfyNode):
             "reward": "reward of the pictures that it learned from", "kl": "KL of the path to the model's own, nats a picture",
             "shown": "reward of the pictures shown", "variety": "variety of the pictures shown; 1 is the model as it was",
         }  # fmt: skip
-        sheets = [np.asarray(Image.open(p).convert("RGB")) for p in sorted(folder.path.glob("album_*.png"))]
         pictures = torch.from_numpy(np.stack(sheets)).float() / 255
         table = ["| step | reward | variety |", "| ---: | ---: | ---: |"]
         table += [f"| {e['step']} | {e['reward']:.4g} | {e['spread'] / first:.3f} |" for e in entries]

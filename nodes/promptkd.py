@@ -131,7 +131,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                 "pictures": critics.digest(pictures.sources()),
             }  # fmt: skip
             target = run.target(folders.TEACHERS, facts)
-            Claim(run.folder, facts, ()).take()
+            run.claim = Claim(run.folder, facts, ())
             run.place([large.network])
             teacher = run.go(
                 settings.schedule(len(pictures)).steps, settings.batch,
@@ -251,7 +251,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 "augment": augment,
             }  # fmt: skip
             target = run.target(folders.CRITICS, facts)
-            Claim(run.folder, facts, ()).take()
+            run.claim = Claim(run.folder, facts, ())
             run.place([teacher.clip, small.network])
             critic: CriticData = run.go(
                 settings.schedule(len(domain)).steps, settings.batch,
@@ -373,6 +373,7 @@ class _Run:
     what: str
     asked_precision: str
     before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    claim: Claim = field(init=False)
 
     @property
     def name(self) -> str:
@@ -430,11 +431,13 @@ class _Run:
             show_text(f"{step} of {steps} steps, {pictures:,} pictures seen, {loss}{clock.left(step)}")
 
         watch = Watch(
-            report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step
-        )
+            report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step,
+            say=show_text,
+        )  # fmt: skip
         made = None
         try:
-            made = work(watch, every)
+            with self.claim.held():
+                made = work(watch, every)
         except KeyboardInterrupt:
             bar.stop()
         finally:

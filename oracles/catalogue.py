@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
+from ..files import human_size
+
 HUB = "https://huggingface.co"
 GITHUB = "https://raw.githubusercontent.com"
 
@@ -200,14 +202,6 @@ def files_of(oracle: str) -> list[ModelFile]:
     if not found:
         raise ValueError(f"There is no oracle called {oracle!r}: choose among {', '.join(names())}.")
     return found
-
-
-def human_size(size: int) -> str:
-    """``size`` in bytes, for people: three digits and a decimal unit."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= factor:
-            return f"{size / factor:.3g} {unit}"
-    return f"{size} bytes"
 
 
 def size_text(file: ModelFile) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..files import locked
 from .records import damaged, number, plain, read_record, write_record
 from .thresholds import Gate, quantile, with_thresholds
 
@@ -148,6 +149,13 @@ class FileController:
         Raises:
             ValueError: The file can't be read, or it followed another oracle.
         """
+        with locked(_lock(self.path)):  # else two processes would count from the same state, and one would be lost
+            after, gate = self._step(scores, keys, target, oracle, oracle_name, first)
+        return replace(gate, note=self._note(after, target))
+
+    def _step(
+        self, scores: Sequence[float], keys: Sequence[str], target: float, oracle: str, oracle_name: str, first: Sequence[float]
+    ) -> tuple[State, Gate]:
         state = load(self.path) if self.path.exists() else State(recent=tuple(s for s in first if math.isfinite(s))[-WINDOW:])
         if state.oracle and oracle and state.oracle != oracle:
             raise ValueError(
@@ -157,7 +165,7 @@ class FileController:
         after, gate = step(state, scores, keys, target)
         if after != state:
             save(replace(after, oracle=oracle, oracle_name=oracle_name), self.path)
-        return replace(gate, note=self._note(after, target))
+        return after, gate
 
     def _note(self, state: State, target: float) -> str:
         if not state.pictures:
@@ -170,9 +178,14 @@ class FileController:
 
 def reset(path: Path) -> bool:
     """Start the controller anew; whether there was anything to forget."""
-    existed = path.exists()
-    path.unlink(missing_ok=True)
+    with locked(_lock(path)):
+        existed = path.exists()
+        path.unlink(missing_ok=True)
     return existed
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def save(state: State, path: Path) -> None:

@@ -21,8 +21,8 @@ from types import ModuleType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..files import write_atomically
-from .catalogue import FILES, ModelFile, human_size
+from ..files import human_size, write_atomically
+from .catalogue import FILES, ModelFile
 from .checkpoints import sha256
 
 LOCK = "apprentice-lock.json"

@@ -554,6 +554,12 @@ def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
     return hashlib.sha256(f"{known[model.patches_uuid]}|{objects}".encode()).hexdigest()[:16]
 
 
+def part_fingerprint(part: Any) -> str:
+    """The same of a CLIP or a VAE; "" of what isn't in ComfyUI's memory management."""
+    patcher = getattr(part, "patcher", None)
+    return "" if patcher is None else model_fingerprint(patcher)
+
+
 def _digest(digest: Any, value: Any) -> None:
     """Add a weight, or a patch made of numbers, texts, weights and objects that hold weights."""
     if isinstance(value, Tensor):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import save_safetensors_atomically, write_atomically
-from ..oracles.checkpoints import read_weights
+from ..oracles.checkpoints import read_metadata, read_weights
 from . import control
 from .control import Problem, Process, Report
 from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
@@ -112,6 +113,7 @@ class Task:
         differentiable: Whether the reward is.
         spread: Standard deviation of a picture or latent, the unit of what ``direct`` pays for.
         start_scale: Of the noise that drawing starts from, over the process's own.
+        facts: Who draws and who judges, for what is kept on disk: network, oracle, prompts, size, as JSON can hold them.
     """
 
     base: Labelled
@@ -126,6 +128,13 @@ class Task:
     differentiable: bool = True
     spread: float = 1.0
     start_scale: float = 1.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def key(self, **more: Any) -> str:
+        """Names what follows from the facts and from ``more``: kept files carry it, and are made anew where it differs."""
+        levels = [value.tolist() for value in (self.process.a, self.process.b, self.process.times)]
+        told = [dict(self.facts), self.prompts, self.shape, levels, self.process.eta, self.start_scale, more]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def problem(
         self, rows: Tensor, alpha: float, reward: Callable[[Tensor, Tensor], Tensor] | None = None, seeds: Tensor | None = None
@@ -210,20 +219,32 @@ class Baseline:
 
 
 def base_rewards(task: Task, settings: Settings, file: Path, interrupted: Callable[[], bool]) -> Tensor:
-    """Rewards [prompts, draws] of the base's pictures; drawn once, kept in ``file``.
+    """Rewards [prompts, draws] of the base's pictures; drawn once, kept in ``file``, and drawn anew if that is another run's.
 
     Raises:
         KeyboardInterrupt: ``interrupted`` said so; what was drawn is kept.
     """
-    known: list[list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    key = task.key(draws=settings.draws, seed=settings.seed)
+    known = _read_rewards(file, key, settings.draws)[: task.prompts]
     for prompt in range(len(known), task.prompts):
         if interrupted():
             raise KeyboardInterrupt
         rows, rng = torch.full((settings.draws,), prompt), step_generator(settings.seed + 7_919, prompt)
         pictures = task.draw(rows, rng, tuned=False, at_once=settings.at_once)
         known.append(task.judge(pictures, rows, settings.at_once).double().tolist())
-        write_atomically(file, lambda part: part.write_text(json.dumps(known), encoding="utf-8"))
+        text = json.dumps({"key": key, "rewards": known})
+        write_atomically(file, lambda part, text=text: part.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     return torch.tensor(known)
+
+
+def _read_rewards(file: Path, key: str, draws: int) -> list[list[float]]:
+    """What ``file`` holds of a run with this key; nothing if it is another's, or damaged."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        rows = [[float(value) for value in row] for row in kept["rewards"]] if kept["key"] == key else []
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return rows if all(len(row) == draws for row in rows) else []
 
 
 def baseline(rewards: Tensor, settings: Settings) -> Baseline:
@@ -363,12 +384,16 @@ class _Regression:
     def __init__(self, task: Task, settings: Settings, known: Baseline, folder: Path, processes: Processes) -> None:
         self.task, self.settings, self.known, self.folder, self.processes = task, settings, known, folder, processes
         self.round, self.pool = -1, dict[str, Tensor]()
+        learned = {name: list(value.shape) for name, value in task.learned.named_parameters()}
+        self.key = task.key(learned=learned, **asdict(replace(settings, part=0)))
 
     def step(self, number: int, rng: torch.Generator) -> Report:
         """Step ``number`` of the run."""
         of_round = min(number * self.settings.rounds // self.settings.updates, self.settings.rounds - 1)
         if of_round != self.round:
             self.pool, self.round = self._pool(of_round), of_round
+        elif not self._file(of_round).exists():  # somebody has deleted it, and it can't be drawn again: what drew has learned
+            self._keep(of_round)
         batch, noisy = self.settings.batch, torch.tensor(control.noisy_steps(self.task.process))
         chosen = torch.randint(len(self.pool["rows"]), (batch,), generator=rng)
         levels = noisy[torch.randint(len(noisy), (batch,), generator=rng)]
@@ -401,9 +426,8 @@ class _Regression:
 
     def _pool(self, number: int) -> dict[str, Tensor]:
         """The pictures of a round, with rewards and weights; drawn by the network as it is when the round begins, and kept."""
-        file = self.folder / f"pool_{number}.safetensors"
-        if file.exists():
-            return read_weights(file)
+        if (kept := self._kept(self._file(number))) is not None:
+            return kept
         rows = torch.arange(self.task.prompts).repeat_interleave(self.settings.pool)
         rng, at_once = step_generator(self.settings.seed + 104_729, number), self.settings.at_once
         pictures = self.task.draw(rows, rng, tuned=number > 0, at_once=at_once)
@@ -412,8 +436,22 @@ class _Regression:
         pool["weights"] = self.known.weights(rewards, rows, self.settings.rounds)
         if number:
             pool |= {_LEARNED + name: value.detach().cpu().clone() for name, value in self.task.learned.named_parameters()}
-        save_safetensors_atomically(pool, file)
+        self.pool = pool
+        self._keep(number)
         return pool
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"pool_{number}.safetensors"
+
+    def _keep(self, number: int) -> None:
+        save_safetensors_atomically(self.pool, self._file(number), {"key": self.key})
+
+    def _kept(self, file: Path) -> dict[str, Tensor] | None:
+        """The round's pictures if they are this run's; None if there are none, another run's, or damaged ones."""
+        try:
+            return read_weights(file) if file.exists() and read_metadata(file).get("key") == self.key else None
+        except ValueError:
+            return None
 
 
 _LEARNED = "learned."  # of a pool: what was learned when its round began

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import write_atomically
+from ..files import bytes_of, human_size, require_space, write_atomically
+from .run_folder import RECORD
 
 Means = dict[str, float]
 # (step, picture count so far, losses averaged since the last report)
@@ -112,6 +113,7 @@ class Watch:
         cancelled_by: What networks raise by themselves when somebody cancels.
         on_save: Called after each save with the moving average and the pictures seen, for samples and plots.
         after_step: Called after each step with the steps done, once the moving average is up to date.
+        say: Told before the work begins what each save takes on the disk.
     """
 
     report: Report | None = None
@@ -121,6 +123,7 @@ class Watch:
     cancelled_by: tuple[type[BaseException], ...] = ()
     on_save: Callable[[Ema, int], None] | None = None
     after_step: Callable[[int, Ema], None] | None = None
+    say: Callable[[str], None] = lambda _sentence: None
 
 
 @dataclass
@@ -169,9 +172,12 @@ def run(
     Raises:
         KeyboardInterrupt: The run was interrupted; the checkpoint is up to date.
         FloatingPointError: A loss or a weight is no longer finite; the last checkpoint is from before.
+        DiskFull: There is no room for what it saves; told before the work, as far as the disk doesn't fill meanwhile.
+        ValueError: The checkpoint is damaged, or another run's.
     """
     watch = watch or Watch()
     progress = _resume(checkpoint, learners, ema)
+    folder = _Folder(checkpoint)
 
     def check_weights() -> None:
         """Before every save, since a loss may be finite still when weights no longer are."""
@@ -185,6 +191,8 @@ def run(
                 )
 
     check_weights()
+    if main_process and progress.step < schedule.steps:
+        _look_at_disk(checkpoint, learners, ema, schedule.steps - progress.step > save_every, watch)
     if main_process and watch.log is not None:
         _cut_log(watch.log, progress.step)
     started, first = time.monotonic(), progress.step
@@ -196,7 +204,7 @@ def run(
         except Interrupted as stopped:
             check_weights()
             if main_process:
-                _save(checkpoint, learners, ema, progress)
+                folder.save(learners, ema, progress)
             raise KeyboardInterrupt from stopped
         for name, value in losses.items():
             if not math.isfinite(value):
@@ -212,7 +220,7 @@ def run(
         if stop or progress.step % save_every == 0 or progress.step == schedule.steps:
             check_weights()
             if main_process:
-                _save(checkpoint, learners, ema, progress)
+                folder.save(learners, ema, progress)
             if watch.on_save and main_process:
                 watch.on_save(ema, progress.step * schedule.batch)
         if stop:
@@ -260,6 +268,7 @@ def _tell(watch: Watch, progress: _Progress, schedule: Schedule, seconds: float,
         return
     if watch.log is not None:
         line = json.dumps({"step": progress.step, "pictures": pictures, **means, "seconds_a_step": round(seconds, 4)})
+        watch.log.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
         with watch.log.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
     if watch.report:
@@ -267,13 +276,20 @@ def _tell(watch: Watch, progress: _Progress, schedule: Schedule, seconds: float,
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last line that was torn by a crash is left out."""
+    """The lines of a run's log; what is no line of one, be it torn by a crash or damaged, is left out."""
+    return [e for e in read_lines(path, "step", "pictures") if all(isinstance(v, (int, float)) for v in e.values())]
+
+
+def read_lines(path: Path, *numbers: str) -> list[dict[str, Any]]:
+    """The JSON objects of a text, one a line, that have all these ``numbers``; other lines are left out."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and all(type(entry.get(name)) in (int, float) for name in numbers):
+            entries.append(entry)
     return entries
 
 
@@ -284,25 +300,55 @@ def _cut_log(path: Path, step: int) -> None:
     write_atomically(path, lambda part: part.write_text("".join(kept), encoding="utf-8"))
 
 
-def _save(path: Path, learners: Mapping[str, Learner], ema: Ema, progress: _Progress) -> None:
-    state = {
-        "networks": {name: learner.network.state_dict() for name, learner in learners.items()},
-        "optimisers": {name: learner.optimiser.state_dict() for name, learner in learners.items()},
-        "ema": ema.shadow,
-        "step": progress.step,
-        "sums": progress.sums,
-        "since": progress.since,
-    }
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+class _Folder:
+    """Where a run is saved. If somebody deletes the folder meanwhile, the next save makes it again, its record too."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.checkpoint, self.record = checkpoint, checkpoint.with_name(RECORD)
+        self.told = self.record.read_bytes() if self.record.exists() else None
+
+    def save(self, learners: Mapping[str, Learner], ema: Ema, progress: _Progress) -> None:
+        """One checkpoint, over the one before."""
+        if (told := self.told) is not None and not self.record.exists():
+            write_atomically(self.record, lambda part: part.write_bytes(told))
+        state = {
+            "networks": {name: learner.network.state_dict() for name, learner in learners.items()},
+            "optimisers": {name: learner.optimiser.state_dict() for name, learner in learners.items()},
+            "ema": ema.shadow,
+            "step": progress.step,
+            "sums": progress.sums,
+            "since": progress.since,
+        }
+        write_atomically(self.checkpoint, lambda temporary: torch.save(state, temporary), bytes_of(state))
+
+
+def _look_at_disk(checkpoint: Path, learners: Mapping[str, Learner], ema: Ema, again: bool, watch: Watch) -> None:
+    """Tell what a save takes, and refuse to begin where there is no room: ``again`` if more than one will be saved."""
+    size = bytes_of(ema.shadow)
+    for learner in learners.values():
+        learnt = [p for group in learner.optimiser.param_groups for p in group["params"]]
+        size += bytes_of(learner.network.state_dict()) + 2 * bytes_of(learnt)  # Adam keeps two numbers for each
+    there, told = checkpoint.exists(), f"each save of this run takes {human_size(size)}, over the one before"
+    if again or there:
+        told += f", and while it is written {human_size(2 * size)}"
+    watch.say(f"{told[0].upper()}{told[1:]}.")
+    require_space(checkpoint, size * (1 + (again and not there)), told)
 
 
 def _resume(path: Path, learners: Mapping[str, Learner], ema: Ema) -> _Progress:
     if not path.exists():
         return _Progress()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, learner in learners.items():
-        learner.network.load_state_dict(state["networks"][name])
-        learner.optimiser.load_state_dict(state["optimisers"][name])
-    for key, value in state["ema"].items():
-        ema.shadow[key].copy_(value)
-    return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, learner in learners.items():
+            learner.network.load_state_dict(state["networks"][name])
+            learner.optimiser.load_state_dict(state["optimisers"][name])
+        for key, value in state["ema"].items():
+            ema.shadow[key].copy_(value)
+        return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # torch raises a dozen kinds for bad files
+        raise ValueError(
+            f"'{path.name}' of the run '{path.parent.name}' is damaged, or another run's: delete the run's folder to begin anew."
+        ) from error
