@@ -78,8 +78,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     temporary = part / "file"
     try:
         part.mkdir(exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # what everybody's files have here; some writers make theirs private
+        (part / "mode").touch()
+        mode = (part / "mode").stat().st_mode  # what everybody's files have here; some writers make theirs private
         write(temporary)
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
