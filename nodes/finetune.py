@@ -32,7 +32,7 @@ from ..training.target import Target
 from . import folders, types
 from .calibrate import gather_prompts
 from .distill import Claim, Clock, switched
-from .types import CATEGORY, COMBOS, Oracle
+from .types import CATEGORY, Oracle
 
 TUNED = "tuned"
 LEAST = 0.1  # noise to picture, below which the last step goes to the clean picture
@@ -144,10 +144,12 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                     "first_seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Decides all randomness of the run."
                 ),
                 io.Int.Input("save_every", default=25, min=1, max=100000, tooltip="Steps between saves and pictures."),
-                io.Combo.Input(
-                    "preset", options=COMBOS["preset"], default=AUTO, optional=True,
-                    tooltip="direct: the student's schedule, whose first noise level it draws from and is tuned at. auto: what "
-                    "the model's card says, where Apprentice made or loaded it; custom: the scheduler's highest level.",
+                # A socket alone: ComfyUI saves the text that a node shows behind its widgets, where a new one would take it.
+                io.String.Input(
+                    "preset", default=AUTO, optional=True, force_input=True,
+                    tooltip="direct: the name of the student's schedule (see Student Sampler), whose first noise level it draws "
+                    "from and is tuned at. Left out (auto): what the model's card says, where Apprentice made or loaded it. "
+                    "custom: the scheduler's highest level.",
                 ),  # fmt: skip
             ],
             outputs=[

@@ -49,7 +49,8 @@ def _content(path: Path) -> Any:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
-                card = {key: value for key, value in (file.metadata() or {}).items() if key != "date"}
+                ours = ("date", "apprentice_run")  # the latter is a digest of settings that has the name in it
+                card = {key: value for key, value in (file.metadata() or {}).items() if key not in ours}
             return load_file(path), card
         except Exception:  # no safetensors file but the hub's bytes
             return path.read_bytes()
