@@ -124,9 +124,10 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                     "learning_rate", default=0.0003, min=1e-8, max=1.0, step=0.0001, round=1e-8, tooltip="Highest learning rate."
                 ),
                 io.Int.Input(
-                    "base_draws", default=64, min=8, max=100000,
-                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow: 64 or "
-                    "more. With strength alpha and kl nothing follows from them, and 8 are drawn.",
+                    "base_draws", default=16, min=8, max=100000,
+                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow. 16 are "
+                    "a matter of minutes; 64 or more meet a target closely. With strength alpha and kl nothing follows from "
+                    "them, and 8 are drawn.",
                 ),  # fmt: skip
                 io.Int.Input(
                     "rounds", default=4, min=1, max=1000, tooltip="weighted_regression: how often fresh pictures are drawn."
@@ -172,7 +173,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
         wrong = folders.check_run(name, "model", prompts)
         return wrong or types.check_combos(
             algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler,
-            preset=preset,
+            preset=asked_preset(preset),
         )  # fmt: skip
 
     @classmethod
@@ -215,7 +216,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
             base_draws=base_draws, rounds=rounds, pool=base_draws, seed=first_seed,
         )  # fmt: skip
         lines = gather_prompts(prompts, text, max_prompts)
-        run = _Run(model, oracle, lines, recipe, settings, preset)
+        run = _Run(model, oracle, lines, recipe, settings, asked_preset(preset))
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
         with bridge.training():
             run.prepare(encoded, vae)
@@ -264,6 +265,7 @@ class _Run:
             checkpoint_blocks(base.diffusion_model, adapters)
         self.lora = adapters.of[TUNED]
         denoise = bridge.denoiser(base, self.dtype, conditions)
+        drawn, judged = bridge.at_once(base, vae, self.shape, device)
 
         def reward(latents: Tensor, rows: Tensor) -> Tensor:
             return self.oracle.reward(decode(latents), [self.lines[int(i)] for i in rows]).float()
@@ -272,6 +274,7 @@ class _Run:
         self.task = Task(
             switched(denoise, adapters, None), switched(denoise, adapters, TUNED), self.lora, reward, lambda rows: rows,
             len(self.lines), self.process, self.shape, device, self.oracle.differentiable, start_scale=self.drawn.scale,
+            drawn_at_once=drawn, judged_at_once=min(judged, self.oracle.batch),
         )  # fmt: skip
 
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
@@ -280,9 +283,17 @@ class _Run:
         bar, clock = bridge.Bar(self.settings.updates), Clock(self.settings.updates)
         album = Album(self.folder, self._sheet)
 
+        first = Clock(0)
+
+        def drawing(done: int, total: int, latents: Tensor) -> None:
+            bar.show(done, lambda: bridge.preview(self.model, latents), total)
+            first.total = total
+            first.step(done)
+            show_text(f"Pictures of the model as it is: {done:,} of {total:,} evaluations, {first.left(done)}")
+
         def after_step(step: int, _ema: Ema) -> None:
             shown = album.add(step) if step % save_every == 0 or step == self.settings.updates else None
-            bar.show(step, None if shown is None else lambda: bridge.preview(self.model, shown))
+            bar.show(step, None if shown is None else lambda: self._preview(shown))
             clock.step(step)
 
         def report(step: int, pictures: int, means: Means) -> None:
@@ -292,20 +303,22 @@ class _Run:
             report, max(1, min(10, self.settings.updates // 50)), self.folder.log, bar.interrupted, (bridge.Cancelled,),
             after_step=after_step,
         )  # fmt: skip
-        show_text(f"Drawing {self.settings.base_draws} pictures of each of {len(self.lines)} prompts by the model as it is…")
         try:
             album.add(0)
-            ema, known = finetune(self.task, self.settings, self.folder.path, watch=watch, save_every=save_every)
+            ema, known = finetune(self.task, self.settings, self.folder.path, watch=watch, save_every=save_every, drawing=drawing)
             return ema.shadow, known
         except (KeyboardInterrupt, bridge.Cancelled):
             bar.stop()
 
+    def _preview(self, latents: Tensor) -> Any:
+        return bridge.preview(self.model, self.model.model.process_latent_in(latents))
+
     def _sheet(self) -> tuple[Tensor, Tensor, list[float]]:
         """Pictures [prompts, seeds, H, W, 3] by the network as it is now, their latents, and their rewards."""
         rows = torch.arange(min(SHOWN, len(self.lines))).repeat_interleave(SEEDS)
-        latents = self.task.draw(rows, torch.Generator().manual_seed(self.settings.seed), at_once=max(self.settings.part, 1))
+        latents = self.task.draw(rows, torch.Generator().manual_seed(self.settings.seed))
         with torch.no_grad():
-            pictures = torch.cat([self.decode(part) for part in latents.split(1)])
+            pictures = torch.cat([self.decode(part) for part in latents.split(self.task.judged_at_once)])
             rewards = self.oracle.reward(pictures, [self.lines[int(i)] for i in rows]).tolist()
         shown = self.model.model.process_latent_out(latents.float().cpu())
         return pictures.float().cpu().unflatten(0, (-1, SEEDS)), shown.unflatten(0, (-1, SEEDS)), rewards
@@ -323,6 +336,14 @@ class _Run:
         text = report_text(known, read_log(self.folder.log), self.task)
         show_text(f"Saved {file.name}.\n{text}")
         return io.NodeOutput(tuned, self.name, file.name, text)
+
+
+def asked_preset(preset: Any) -> Any:
+    """``preset``; or "auto" where a workflow is older than that input, and has what the node said of its run in its place.
+
+    The front end saves that text after a node's last value, and takes it for the value of what has come since.
+    """
+    return AUTO if isinstance(preset, str) and "\n" in preset else preset
 
 
 @dataclass(frozen=True)

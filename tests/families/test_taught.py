@@ -420,3 +420,61 @@ def test_promptkd_leaves_the_clips_as_they_were(moved: list[str], folder: Path) 
         run.place([network])
         run.go(1, 1, work)
     assert torch.equal(network.weight, before) and made.weight.dtype == torch.float32 and owners() == []
+
+
+# ------------------------------------------------------------------------------------------------- base pictures (18)
+
+
+def test_base_pictures_come_in_batches_with_bar_estimate_and_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_apprentice.nodes import finetune
+
+    shown: list[tuple[Any, ...]] = []
+    said: list[str] = []
+    sizes: list[int] = []
+    monkeypatch.setattr(finetune.bridge, "preview", lambda model, latents: ("preview", tuple(latents.shape)))
+    monkeypatch.setattr(finetune, "show_text", said.append)
+
+    class Bar:
+        def __init__(self, total: int) -> None: ...
+
+        def update_absolute(self, value: int, total: int, preview: Any = None) -> None:
+            shown.append((value, total, preview))
+
+    monkeypatch.setattr(finetune.bridge.comfy.utils, "ProgressBar", Bar)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: sizes.append(len(given[0])) if type(module).__name__ == "Flux" else None
+    )
+    with hook:
+        training.tune(tiny.model("flux"), "flux", strength="target KL", value=0.01, at_once=1, updates=1, regressed_steps=1)
+    total = 2 * 8 * (len({value for value, whole, _ in shown if whole > 1}) // 2)
+    base = [entry for entry in shown if entry[1] == total]
+    assert [entry[0] for entry in base] == list(range(8, total + 1, 8)) and all(e[2] == ("preview", (8, 16, 8, 8)) for e in base)
+    assert shown[-1][:2] == (1, 1) and sizes.count(8) >= len(base)
+    lines = [line for line in said if line.startswith("Pictures of the model as it is: ")]
+    assert f"{total} of {total} evaluations" in lines[-1] and "left" in lines[-1]
+
+
+def test_batches_fit_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from comfyui_apprentice.samplers import comfy_train
+
+    base = SimpleNamespace(memory_required=lambda shape: shape[0] * 1000 * shape[-1])
+    vae = SimpleNamespace(memory_used_decode=lambda shape, dtype: shape[0] * 10_000 * shape[-1])
+    for free, expected in ((1e9, (32, 32)), (100_000, (8, 1)), (30_000, (2, 1)), (0, (1, 1))):
+        monkeypatch.setattr(comfy_train.comfy.model_management, "get_free_memory", lambda *_, free=free: free)
+        assert comfy_train.at_once(base, vae, (4, 8, 8), torch.device("cpu")) == expected
+
+
+def test_the_default_number_of_base_pictures_is_a_matter_of_minutes() -> None:
+    from comfyui_apprentice.nodes.finetune import ApprenticeRewardFinetune
+
+    inputs = {i.id: i for i in ApprenticeRewardFinetune.define_schema().inputs}
+    assert inputs["max_prompts"].default * inputs["base_draws"].default * inputs["steps"].default < 10_000
+
+
+def test_a_workflow_from_before_the_preset_has_the_node_s_words_there() -> None:
+    from comfyui_apprentice.nodes.finetune import ApprenticeRewardFinetune
+
+    assert ApprenticeRewardFinetune.validate_inputs(preset="Saved a.safetensors.\nalpha 1.3") is True
+    assert "preset is 'magic'" in ApprenticeRewardFinetune.validate_inputs(preset="magic")
