@@ -343,7 +343,7 @@ def asked_preset(preset: Any) -> Any:
 
     The front end saves that text after a node's last value, and takes it for the value of what has come since.
     """
-    return AUTO if isinstance(preset, str) and "\n" in preset else preset
+    return AUTO if isinstance(preset, str) and " " in preset else preset
 
 
 @dataclass(frozen=True)

@@ -264,8 +264,13 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
     """Strength and lambdas from the base's rewards [prompts, draws].
 
     Raises:
-        ValueError: The target can't be reached, or no density is optimal.
+        ValueError: The target can't be reached, or no density is optimal, or the oracle has no score.
     """
+    if broken := int((~rewards.isfinite()).sum()):
+        raise ValueError(
+            f"The oracle has no score for {broken} of {rewards.numel()} pictures of the model as it was; choose another "
+            "precision, oracle or VAE, and another name for the run."
+        )
     alpha = settings.value
     if settings.strength == "target KL":
         alpha = alpha_for_kl(rewards, settings.value, settings.divergence)

@@ -478,3 +478,37 @@ def test_a_workflow_from_before_the_preset_has_the_node_s_words_there() -> None:
 
     assert ApprenticeRewardFinetune.validate_inputs(preset="Saved a.safetensors.\nalpha 1.3") is True
     assert "preset is 'magic'" in ApprenticeRewardFinetune.validate_inputs(preset="magic")
+
+
+# ---------------------------------------------------------------------------------------- only the rejected (17)
+
+
+def test_keep_better_decodes_the_rejected_alone() -> None:
+    """One of four: with a VAE the other three never go through it."""
+    from types import SimpleNamespace
+
+    from comfyui_apprentice.nodes.judge import ApprenticeKeepBetter
+    from comfyui_apprentice.oracles.gate import judge
+    from comfyui_apprentice.oracles.thresholds import Gate
+
+    drafts, better = torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2)
+    better[2, 0] = 1.0  # red
+    oracle, seen = training.Red(), list[int]()
+    gate, scores = Gate(0.5, (True, True, False, True)), [1.0, 1.0, 0.0, 1.0]
+    verdict = judge(
+        gate, scores, ["a"] * 4, oracle="red", fingerprint=oracle.fingerprint(), mode="absolute", value=0.5, seed=None, nfe=None
+    )
+    assert verdict.rejected == [2]
+    vae = SimpleNamespace(decode=lambda x: seen.append(len(x)) or x.movedim(1, -1))
+    images = drafts.movedim(1, -1)
+    latent, shown, _after = ApprenticeKeepBetter.execute(
+        oracle, verdict, {"samples": drafts}, {"samples": better}, images, 0.0, None, vae
+    ).result
+    assert seen == [1] and torch.equal(latent["samples"], better) and torch.equal(shown, better.movedim(1, -1))
+    whole = ApprenticeKeepBetter.execute(
+        oracle, verdict, {"samples": drafts}, {"samples": better}, images, 0.0, better.movedim(1, -1)
+    ).result
+    assert torch.equal(whole[1], shown)
+    ask = ApprenticeKeepBetter.check_lazy_status
+    asked = [ask(verdict, None), ask(verdict, None, vae=None), ask(verdict, None, vae=vae)]
+    assert asked == [["improved_images"], ["vae"], []]

@@ -109,6 +109,11 @@ def test_base_pictures_are_drawn_in_batches_and_told_of_however_few_are_learned_
     assert taken == []
 
 
+def test_an_oracle_without_scores_is_told_before_anything_is_learned() -> None:
+    with pytest.raises(ValueError, match="no score for 1 of 8 pictures"):
+        baseline(torch.tensor([[1.0, math.nan, 2, 3], [1, 2, 3, 4]]), Settings())
+
+
 def test_cancelling_while_base_pictures_are_drawn_takes_a_step(tmp_path: Path) -> None:
     calls: list[int] = []
     watch = Watch(interrupted=lambda: len(calls) >= 3)
