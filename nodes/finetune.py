@@ -290,6 +290,8 @@ class _Run:
             first.total = total
             first.step(done)
             show_text(f"Pictures of the model as it is: {done:,} of {total:,} evaluations, {first.left(done)}")
+            if bar.interrupted():
+                raise KeyboardInterrupt
 
         def after_step(step: int, _ema: Ema) -> None:
             shown = album.add(step) if step % save_every == 0 or step == self.settings.updates else None

@@ -230,7 +230,8 @@ class Baseline:
 
 
 Drawing = Callable[[int, int, Tensor], None]
-"""Told of the base's pictures while they are drawn: evaluations done, evaluations in all, some pictures as they look now."""
+"""Told of the base's pictures while they are drawn: evaluations done, evaluations in all, some pictures as they look now. It may
+raise KeyboardInterrupt."""
 
 
 def base_rewards(
@@ -321,16 +322,9 @@ def finetune(
     told, processes = watch or Watch(), processes or Processes()
     processes.rows(settings.batch)
     watch = replace(told, interrupted=lambda: processes.any(told.interrupted())) if processes.count > 1 else told
-
-    def drawn(done: int, total: int, pictures: Tensor) -> None:
-        if drawing is not None:
-            drawing(done, total, pictures)
-        if processes.count == 1 and told.interrupted():
-            raise KeyboardInterrupt
-
-    known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted, drawn), settings)
+    known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted, drawing), settings)
     optimiser = torch.optim.Adam(task.learned.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
-    stage = _Regression(task, settings, known, folder, processes, told) if settings.algorithm == "weighted_regression" else None
+    stage = _Regression(task, settings, known, folder, processes) if settings.algorithm == "weighted_regression" else None
     number = _Counter()
 
     def step(rng: torch.Generator) -> Means:
@@ -407,11 +401,8 @@ def _algorithm(name: str, problem: Problem, steps: control.Steps, batch: int, sp
 class _Regression:
     """Weighted regression in rounds: own pictures, scored, then denoised by their weights."""
 
-    def __init__(
-        self, task: Task, settings: Settings, known: Baseline, folder: Path, processes: Processes, watch: Watch
-    ) -> None:
+    def __init__(self, task: Task, settings: Settings, known: Baseline, folder: Path, processes: Processes) -> None:
         self.task, self.settings, self.known, self.folder, self.processes = task, settings, known, folder, processes
-        self.watch = watch
         self.round, self.pool = -1, dict[str, Tensor]()
 
     def step(self, number: int, rng: torch.Generator) -> Report:
@@ -455,13 +446,8 @@ class _Regression:
         if file.exists():
             return read_weights(file)
         rows = torch.arange(self.task.prompts).repeat_interleave(self.settings.pool)
-
-        def step(_pictures: Tensor) -> None:
-            if self.processes.count == 1 and self.watch.interrupted():
-                raise Interrupted
-
         rng = step_generator(self.settings.seed + 104_729, number)
-        pictures = self.task.draw(rows, rng, tuned=number > 0, step=step)
+        pictures = self.task.draw(rows, rng, tuned=number > 0)
         rewards = self.task.judge(pictures, rows)
         pool = {"rows": rows, "pictures": pictures.float().cpu(), "rewards": rewards}
         pool["weights"] = self.known.weights(rewards, rows, self.settings.rounds)

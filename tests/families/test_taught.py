@@ -454,6 +454,17 @@ def test_base_pictures_come_in_batches_with_bar_estimate_and_preview(monkeypatch
     assert f"{total} of {total} evaluations" in lines[-1] and "left" in lines[-1]
 
 
+def test_cancelling_while_base_pictures_are_drawn_takes_a_step(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from comfyui_apprentice.nodes import finetune
+
+    calls: list[int] = []
+    monkeypatch.setattr(finetune.bridge.Bar, "show", lambda self, *_: calls.append(1))
+    monkeypatch.setattr(finetune.bridge.Bar, "interrupted", lambda self: len(calls) >= 2)
+    with pytest.raises(finetune.bridge.Cancelled):
+        training.tune(tiny.model("flux"), "flux", strength="target KL", value=0.01)
+    assert len(calls) == 2 and not list(folder.glob("loras/*"))
+
+
 def test_batches_fit_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 

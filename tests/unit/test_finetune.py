@@ -114,15 +114,6 @@ def test_an_oracle_without_scores_is_told_before_anything_is_learned() -> None:
         baseline(torch.tensor([[1.0, math.nan, 2, 3], [1, 2, 3, 4]]), Settings())
 
 
-def test_cancelling_while_base_pictures_are_drawn_takes_a_step(tmp_path: Path) -> None:
-    calls: list[int] = []
-    watch = Watch(interrupted=lambda: len(calls) >= 3)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(task(), Settings(**{**QUICK, "strength": "target KL"}), tmp_path, watch=watch,
-                 drawing=lambda *_: calls.append(1))  # fmt: skip
-    assert len(calls) == 3
-
-
 @pytest.mark.parametrize("name", ["kl", "half_chi2", "js2"])
 def test_the_strength_follows_from_a_target(name: str) -> None:
     rewards = torch.rand(4, 400, generator=torch.Generator().manual_seed(0)) + torch.arange(4)[:, None]
