@@ -193,6 +193,7 @@ class ApprenticeSampler(io.ComfyNode):
         better = g.node(
             "ApprenticeKeepBetter", oracle=oracle, verdict=verdict, drafts=drafts, improved=improved, margin=margin,
             draft_images=draft_images, improved_images=decoded(improved),
+            **_connected(vae=None if look == types.FAST_DECODE else vae),
         )  # fmt: skip
         images = better.out(1)
         if look == types.FAST_DECODE:

@@ -325,7 +325,7 @@ class _Run:
         bar, started = bridge.Bar(total), Clock(total)
 
         def after_step(step: int, _ema: Ema) -> None:
-            bar.show(step, (lambda: bridge.preview(self.teacher, self._draw())) if step % save_every == 0 else None)
+            bar.show(step, (lambda: bridge.preview(self.teacher, self._drawn())) if step % save_every == 0 else None)
             started.step(step)
 
         def report(step: int, pictures: int, means: Means) -> None:
@@ -345,17 +345,17 @@ class _Run:
         self.task.generator.load_state_dict(average)
         student = self._save(average)
         curve = loss_chart(read_log(self.recipe.folder.log), PANELS)
-        latents = self._draw().float()
+        latents = self.teacher.model.process_latent_out(self._drawn()).float()  # as ComfyUI has them
         samples = to_pixels(self.vae, latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
         show_text(f"Saved {self.recipe.file.name} after {self.settings.schedule.steps * self.settings.batch:,} images.")
         return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.recipe.file.name)
 
-    def _draw(self) -> Tensor:
-        """What the student draws of the first prompts from fixed noise, as ComfyUI's latents."""
+    def _drawn(self) -> Tensor:
+        """What the student draws of the first prompts from fixed noise."""
         rng = torch.Generator().manual_seed(self.settings.seed)
         z = torch.randn(len(self.first), *self.shape, generator=rng).to(self.task.device)
-        drawn = self.task.draw(z, self.first).cpu()
-        return self.teacher.model.process_latent_out(drawn)
+        drawn: Tensor = self.task.draw(z, self.first).cpu()
+        return drawn
 
     def _save(self, average: dict[str, Tensor]) -> Any:
         """Write the student with its card, and return it as a MODEL that carries the card."""

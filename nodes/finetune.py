@@ -126,9 +126,10 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                     "learning_rate", default=0.0003, min=1e-8, max=1.0, step=0.0001, round=1e-8, tooltip="Highest learning rate."
                 ),
                 io.Int.Input(
-                    "base_draws", default=64, min=8, max=100000,
-                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow: 64 or "
-                    "more. With strength alpha and kl nothing follows from them, and 8 are drawn.",
+                    "base_draws", default=16, min=8, max=100000,
+                    tooltip="Pictures of the model as it was, for each prompt, from which strength and divergence follow. 16 are "
+                    "a matter of minutes; 64 or more meet a target closely. With strength alpha and kl nothing follows from "
+                    "them, and 8 are drawn.",
                 ),  # fmt: skip
                 io.Int.Input(
                     "rounds", default=4, min=1, max=1000, tooltip="weighted_regression: how often fresh pictures are drawn."
@@ -273,6 +274,7 @@ class _Run:
             checkpoint_blocks(base.diffusion_model, adapters)
         self.lora = adapters.of[TUNED]
         denoise = bridge.denoiser(base, self.dtype, conditions)
+        drawn, judged = bridge.at_once(base, vae, self.shape, device)
 
         def reward(latents: Tensor, rows: Tensor) -> Tensor:
             return self.oracle.reward(decode(latents), [self.lines[int(i)] for i in rows]).float()
@@ -281,7 +283,7 @@ class _Run:
         self.task = Task(
             switched(denoise, adapters, None), switched(denoise, adapters, TUNED), self.lora, reward, lambda rows: rows,
             len(self.lines), self.process, self.shape, device, self.oracle.differentiable, start_scale=self.drawn.scale,
-            facts=self.facts,
+            facts=self.facts, drawn_at_once=drawn, judged_at_once=min(judged, self.oracle.batch),
         )  # fmt: skip
 
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
@@ -289,9 +291,19 @@ class _Run:
         bar, clock = bridge.Bar(self.settings.updates), Clock(self.settings.updates)
         album = Album(self.folder, self._sheet)
 
+        first = Clock(0)
+
+        def drawing(done: int, total: int, latents: Tensor) -> None:
+            bar.show(done, lambda: bridge.preview(self.model, latents), total)
+            first.total = total
+            first.step(done)
+            show_text(f"Pictures of the model as it is: {done:,} of {total:,} evaluations, {first.left(done)}")
+            if bar.interrupted():
+                raise KeyboardInterrupt
+
         def after_step(step: int, _ema: Ema) -> None:
             shown = album.add(step) if step % save_every == 0 or step == self.settings.updates else None
-            bar.show(step, None if shown is None else lambda: bridge.preview(self.model, shown))
+            bar.show(step, None if shown is None else lambda: self._preview(shown))
             clock.step(step)
 
         def report(step: int, pictures: int, means: Means) -> None:
@@ -301,20 +313,22 @@ class _Run:
             report, max(1, min(10, self.settings.updates // 50)), self.folder.log, bar.interrupted, (bridge.Cancelled,),
             after_step=after_step, say=show_text,
         )  # fmt: skip
-        show_text(f"Drawing {self.settings.base_draws} pictures of each of {len(self.lines)} prompts by the model as it is…")
         try:
             album.add(0)
-            ema, known = finetune(self.task, self.settings, self.folder.path, watch=watch, save_every=save_every)
+            ema, known = finetune(self.task, self.settings, self.folder.path, watch=watch, save_every=save_every, drawing=drawing)
             return ema.shadow, known
         except (KeyboardInterrupt, bridge.Cancelled):
             bar.stop()
 
+    def _preview(self, latents: Tensor) -> Any:
+        return bridge.preview(self.model, self.model.model.process_latent_in(latents))
+
     def _sheet(self) -> tuple[Tensor, Tensor, list[float]]:
         """Pictures [prompts, seeds, H, W, 3] by the network as it is now, their latents, and their rewards."""
         rows = torch.arange(min(SHOWN, len(self.lines))).repeat_interleave(SEEDS)
-        latents = self.task.draw(rows, torch.Generator().manual_seed(self.settings.seed), at_once=max(self.settings.part, 1))
+        latents = self.task.draw(rows, torch.Generator().manual_seed(self.settings.seed))
         with torch.no_grad():
-            pictures = torch.cat([self.decode(part) for part in latents.split(1)])
+            pictures = torch.cat([self.decode(part) for part in latents.split(self.task.judged_at_once)])
             rewards = self.oracle.reward(pictures, [self.lines[int(i)] for i in rows]).tolist()
         shown = self.model.model.process_latent_out(latents.float().cpu())
         return pictures.float().cpu().unflatten(0, (-1, SEEDS)), shown.unflatten(0, (-1, SEEDS)), rewards

@@ -21,7 +21,7 @@ from ..oracles.verdict import IMPROVED, summary, table
 from ..oracles.verdict import Verdict as VerdictData
 from ..samplers.adaptive import Info, info_of
 from ..samplers.comfy import INFO, on_device, show_text
-from ..samplers.pixels import as_pictures
+from ..samplers.pixels import as_pictures, to_pixels
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
@@ -203,6 +203,11 @@ class ApprenticeKeepBetter(io.ComfyNode):
                     tooltip="The decoded improvements; decoded only if there are any.",
                 ),  # fmt: skip
                 types.margin(),
+                io.Vae.Input(
+                    "vae", optional=True, lazy=not types.forgets(),
+                    tooltip="Decodes the improvements of rejected drafts alone. Where it is connected, improved_images is not "
+                    "asked for.",
+                ),  # fmt: skip
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="The better of each pair."),
@@ -212,9 +217,13 @@ class ApprenticeKeepBetter(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, verdict: VerdictData, improved_images: Any = None, **_: Any) -> list[str]:
-        """With nothing rejected, nothing new needs decoding."""
-        return ["improved_images"] if verdict.rejected and improved_images is None else []
+    def check_lazy_status(cls, verdict: VerdictData, improved_images: Any = None, **inputs: Any) -> list[str]:
+        """With nothing rejected, nothing new needs decoding; with a VAE only the rejected are decoded, here."""
+        if not verdict.rejected or improved_images is not None:
+            return []
+        if "vae" in inputs:
+            return ["vae"] if inputs["vae"] is None else []
+        return ["improved_images"]
 
     @classmethod
     def execute(
@@ -226,14 +235,18 @@ class ApprenticeKeepBetter(io.ComfyNode):
         draft_images: Tensor,
         margin: float,
         improved_images: Tensor | None = None,
+        vae: Any = None,
     ) -> io.NodeOutput:
         verdict.require_batch(len(draft_images), "draft_images")
         rows = verdict.rejected
         before, after = info_of(drafts), info_of(improved)
         spent = after.nfe if after and rows else None
         note = f"The rejected were {after.note}." if after and rows and after.note else ""
+        same = before and after and before.mark == after.mark  # Teacher is bypassed, or had no step to take
+        if rows and not same and improved_images is None and vae is not None:
+            improved_images = _decoded(vae, improved["samples"], rows)
         scores: dict[int, float] = {}
-        if rows and before and after and before.mark == after.mark:  # Teacher is bypassed, or had no step to take
+        if rows and same:
             scores, spent = dict.fromkeys(rows, math.nan), (0.0,) * len(verdict)
             note = "The improved pictures are the drafts: no teacher has changed them."
         elif rows and improved_images is not None:
@@ -249,6 +262,14 @@ class ApprenticeKeepBetter(io.ComfyNode):
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         show_text(summary(result))
         return io.NodeOutput(latent, images, result)
+
+
+def _decoded(vae: Any, samples: Tensor, rows: list[int]) -> Tensor:
+    """The pictures of the batch [B, H, W, C]; those that are not in ``rows``, which nobody looks at, are black."""
+    pictures = to_pixels(vae, samples[rows])
+    whole = pictures.new_zeros(len(samples), *pictures.shape[1:])
+    whole[rows] = pictures
+    return whole
 
 
 def replace_rows(

@@ -680,7 +680,7 @@ class WholePatcher(comfy.model_patcher.ModelPatcher):
                 f"A network that must be on one device whole needs {missing / 2**30:.1f} GiB there, and {free / 2**30:.1f} GiB "
                 "are free: choose fp16, or a smaller oracle, CLIP or model."
             )
-        return super().partially_load(device_to, 1e32, **options)
+        return super().partially_load(device_to, **{**options, "extra_memory": 1e32})
 
     def partially_unload(self, *_: Any, **__: Any) -> int:
         """Nothing, so that ComfyUI takes all of it."""

@@ -252,9 +252,22 @@ def mix(base: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def preview(model: comfy.model_patcher.ModelPatcher, latents: Tensor) -> Any:
-    """The first of ``latents`` as ComfyUI's progress bar shows previews, or None where previews are switched off."""
+    """The first of ``latents``, as the network has them, the way ComfyUI's progress bar shows previews; None without previews."""
     previewer = latent_preview.get_previewer(model.load_device, model.get_model_object("latent_format"))
     return previewer.decode_latent_to_preview_image("JPEG", latents) if previewer else None
+
+
+def at_once(base: Any, vae: Any, shape: Sequence[int], device: torch.device, most: int = 32) -> tuple[int, int]:
+    """How many pictures of this shape the network can draw, and the VAE decode, in the memory that is free, without gradients.
+
+    By ComfyUI's own estimates; a quarter of the memory is left alone.
+    """
+    free = 0.75 * comfy.model_management.get_free_memory(device)
+    decoding = getattr(vae, "memory_used_decode", lambda shape, dtype: 0)
+    needs = (lambda n: base.memory_required([n, *shape]), lambda n: decoding((n, *shape), torch.float32))
+    counts = [2**k for k in range(most.bit_length())]
+    drawn, decoded = (max([n for n in counts if need(n) <= free], default=1) for need in needs)
+    return drawn, decoded
 
 
 class Bar:
@@ -267,10 +280,10 @@ class Bar:
     def __init__(self, total: int) -> None:
         self.bar, self.total, self.cancelled = comfy.utils.ProgressBar(total), total, False
 
-    def show(self, step: int, shown: Callable[[], Any] | None = None) -> None:
-        """``step`` of the total is done; ``shown`` makes a preview."""
+    def show(self, step: int, shown: Callable[[], Any] | None = None, total: int = 0) -> None:
+        """``step`` of the total is done, or of another ``total`` that comes before; ``shown`` makes a preview."""
         try:
-            self.bar.update_absolute(step, self.total, shown() if shown else None)
+            self.bar.update_absolute(step, total or self.total, shown() if shown else None)
         except Cancelled:
             self.cancelled = True
 

@@ -118,13 +118,14 @@ class Comfy:
             connection.close()
         return events, binaries, self.history(prompt)
 
-    def run_and_cancel(self, graph: Graph, value: int, layers: int = 0) -> list[dict[str, Any]]:
-        """Run a prompt and press cancel once its bar has come to ``value``, after ``layers`` more layers; its events.
+    def run_and_cancel(self, graph: Graph, value: int, layers: int = 0, total: int = 0) -> list[dict[str, Any]]:
+        """Run a prompt; press cancel once its bar (of ``total``) has come to ``value``, after ``layers`` more layers; its events.
 
         Raises:
             AssertionError: It ended by itself.
         """
-        requests.post(f"{self.url}/apprentice_test/cancel", json={"value": value, "layers": layers}, timeout=ANSWER_SECONDS)
+        requests.post(f"{self.url}/apprentice_test/cancel", json={"value": value, "layers": layers, "total": total},
+                      timeout=ANSWER_SECONDS)  # fmt: skip
         events, _binaries, entry = self._follow(graph, PROMPT_SECONDS)
         assert _message(entry["status"]) == "interrupted", _message(entry["status"])
         return events

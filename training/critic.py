@@ -282,8 +282,9 @@ def make_teacher(
         ValueError: There are no pictures, fewer than two classes, or labels are missing.
     """
     _check_classes(classes)
-    tokens, device = fresh_tokens(clip, settings.seed, depth), clip.network.logit_scale.device
-    prompted = PromptedClip(clip.network, *tokens, clip.tokenizer).to(device)
+    device = clip.network.logit_scale.device
+    picture, words = (tokens.to(device) for tokens in fresh_tokens(clip, settings.seed, depth))  # the CLIP is there
+    prompted = PromptedClip(clip.network, picture, words, clip.tokenizer)
     teacher = Teacher(clip.name, prompted, placeholder_of(clip), templates_of(clip))
     ids = clip.tokenizer(prompted.class_texts(classes, teacher.placeholder)).to(device)
     frozen = promptkd.frozen_text_features(prompted, classes, teacher.templates)
@@ -325,7 +326,9 @@ def make_critic(
     """
     _check_classes(classes)
     text = teacher.features(classes)
-    made = fresh_student(student, text.shape[1], settings.seed, depth).to(teacher.clip.device)
+    made = fresh_student(student, text.shape[1], settings.seed, depth)
+    for learned in (made.tokens, made.projector):  # the CLIP is there
+        learned.to(teacher.clip.device)
     if made.picture_size != teacher.clip.picture_size:
         raise ValueError(
             f"The teacher sees pictures of {teacher.clip.picture_size} pixels and the student of {made.picture_size}; choose two "

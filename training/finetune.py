@@ -87,11 +87,6 @@ class Settings:
         return min(self.base_draws, 8) if told_alone else self.base_draws
 
     @property
-    def at_once(self) -> int:
-        """Pictures that are drawn and judged at a time."""
-        return self.part or 32
-
-    @property
     def schedule(self) -> Schedule:
         """Warm-up, constant, a cosine at the end."""
         return Schedule(self.updates * self.batch, self.batch, self.learning_rate, warmup=0.05, decay=0.5)
@@ -114,6 +109,7 @@ class Task:
         spread: Standard deviation of a picture or latent, the unit of what ``direct`` pays for.
         start_scale: Of the noise that drawing starts from, over the process's own.
         facts: Who draws and who judges, for what is kept on disk: network, oracle, prompts, size, as JSON can hold them.
+        drawn_at_once, judged_at_once: Pictures in memory at a time where nothing is learned, which takes far less of it.
     """
 
     base: Labelled
@@ -129,6 +125,8 @@ class Task:
     spread: float = 1.0
     start_scale: float = 1.0
     facts: Mapping[str, Any] = field(default_factory=dict)
+    drawn_at_once: int = 32
+    judged_at_once: int = 32
 
     def key(self, **more: Any) -> str:
         """Names what follows from the facts and from ``more``: kept files carry it, and are made anew where it differs."""
@@ -163,17 +161,39 @@ class Task:
             with_labels(self.base), with_labels(self.tuned), lambda x: judged(x, rows), alpha, self.process, start, noise
         )
 
-    def draw(self, rows: Tensor, generator: torch.Generator, tuned: bool = True, at_once: int = 32) -> Tensor:
-        """Pictures of these prompts [B], by the tuned network or the base; how many at once changes nothing."""
+    def draw(
+        self, rows: Tensor, generator: torch.Generator, tuned: bool = True, step: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        """Pictures of these prompts [B], by the tuned network or the base; how many at once changes nothing.
+
+        Args:
+            step: Told after every step of some of them how those look.
+        """
         seeds = torch.randint(2**62, (len(rows),), generator=generator)
-        parts = zip(rows.split(at_once), seeds.split(at_once), strict=True)
-        return torch.cat([self.problem(r, 1.0, seeds=s).draw(generator, len(r), tuned)[-1] for r, s in parts])
+        drawn = []
+        for r, s in zip(rows.split(self.drawn_at_once), seeds.split(self.drawn_at_once), strict=True):
+            problem = self.problem(r, 1.0, seeds=s)
+            if step is not None:
+                problem = replace(problem, base=_telling(problem.base, step), tuned=_telling(problem.tuned, step))
+            drawn.append(problem.draw(generator, len(r), tuned)[-1])
+        return torch.cat(drawn)
 
     @torch.no_grad()
-    def judge(self, pictures: Tensor, rows: Tensor, at_once: int) -> Tensor:
+    def judge(self, pictures: Tensor, rows: Tensor) -> Tensor:
         """Rewards [B], float32 on the CPU."""
-        parts = zip(pictures.split(at_once), rows.split(at_once), strict=True)
+        parts = zip(pictures.split(self.judged_at_once), rows.split(self.judged_at_once), strict=True)
         return torch.cat([self.reward(x, r).float().cpu() for x, r in parts])
+
+
+def _telling(network: control.Denoise, step: Callable[[Tensor], None]) -> control.Denoise:
+    """``network``, telling what it answers."""
+
+    def denoise(x: Tensor, time: Tensor, which: Tensor) -> Tensor:
+        denoised = network(x, time, which)
+        step(denoised)
+        return denoised
+
+    return denoise
 
 
 # ------------------------------------------------------------------------------------------------- what base earns
@@ -218,7 +238,14 @@ class Baseline:
         }  # fmt: skip
 
 
-def base_rewards(task: Task, settings: Settings, file: Path, interrupted: Callable[[], bool]) -> Tensor:
+Drawing = Callable[[int, int, Tensor], None]
+"""Told of the base's pictures while they are drawn: evaluations done, evaluations in all, some pictures as they look now. It may
+raise KeyboardInterrupt."""
+
+
+def base_rewards(
+    task: Task, settings: Settings, file: Path, interrupted: Callable[[], bool], drawing: Drawing | None = None
+) -> Tensor:
     """Rewards [prompts, draws] of the base's pictures; drawn once, kept in ``file``, and drawn anew if that is another run's.
 
     Raises:
@@ -226,12 +253,20 @@ def base_rewards(task: Task, settings: Settings, file: Path, interrupted: Callab
     """
     key = task.key(draws=settings.draws, seed=settings.seed)
     known = _read_rewards(file, key, settings.draws)[: task.prompts]
+    done, total = (count * settings.draws * task.process.steps for count in (len(known), task.prompts))
+
+    def step(pictures: Tensor) -> None:
+        nonlocal done
+        done += len(pictures)
+        if drawing is not None:
+            drawing(done, total, pictures)
+
     for prompt in range(len(known), task.prompts):
         if interrupted():
             raise KeyboardInterrupt
         rows, rng = torch.full((settings.draws,), prompt), step_generator(settings.seed + 7_919, prompt)
-        pictures = task.draw(rows, rng, tuned=False, at_once=settings.at_once)
-        known.append(task.judge(pictures, rows, settings.at_once).double().tolist())
+        pictures = task.draw(rows, rng, tuned=False, step=step)
+        known.append(task.judge(pictures, rows).double().tolist())
         text = json.dumps({"key": key, "rewards": known})
         write_atomically(file, lambda part, text=text: part.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     return torch.tensor(known)
@@ -251,8 +286,13 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
     """Strength and lambdas from the base's rewards [prompts, draws].
 
     Raises:
-        ValueError: The target can't be reached, or no density is optimal.
+        ValueError: The target can't be reached, or no density is optimal, or the oracle has no score.
     """
+    if broken := int((~rewards.isfinite()).sum()):
+        raise ValueError(
+            f"The oracle has no score for {broken} of {rewards.numel()} pictures of the model as it was; choose another "
+            "precision, oracle or VAE, and another name for the run."
+        )
     alpha = settings.value
     if settings.strength == "target KL":
         alpha = alpha_for_kl(rewards, settings.value, settings.divergence)
@@ -285,13 +325,14 @@ def check(settings: Settings, steps: int, differentiable: bool) -> None:
 
 def finetune(
     task: Task, settings: Settings, folder: Path, *, watch: Watch | None = None, save_every: int = 25,
-    processes: Processes | None = None,
+    processes: Processes | None = None, drawing: Drawing | None = None,
 ) -> tuple[Ema, Baseline]:  # fmt: skip
     """Tune to the end; the moving average of what is learned, and what the base earned.
 
     Args:
         folder: Where checkpoint, base rewards and pools are kept, and resumed from.
         processes: This process among several; to rounding their number changes nothing but the time.
+        drawing: Told of the base's pictures.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved; the same call goes on.
@@ -302,7 +343,7 @@ def finetune(
     told, processes = watch or Watch(), processes or Processes()
     processes.rows(settings.batch)
     watch = replace(told, interrupted=lambda: processes.any(told.interrupted())) if processes.count > 1 else told
-    known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted), settings)
+    known = baseline(base_rewards(task, settings, folder / "base_rewards.json", watch.interrupted, drawing), settings)
     optimiser = torch.optim.Adam(task.learned.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95))
     stage = _Regression(task, settings, known, folder, processes) if settings.algorithm == "weighted_regression" else None
     number = _Counter()
@@ -429,9 +470,9 @@ class _Regression:
         if (kept := self._kept(self._file(number))) is not None:
             return kept
         rows = torch.arange(self.task.prompts).repeat_interleave(self.settings.pool)
-        rng, at_once = step_generator(self.settings.seed + 104_729, number), self.settings.at_once
-        pictures = self.task.draw(rows, rng, tuned=number > 0, at_once=at_once)
-        rewards = self.task.judge(pictures, rows, at_once)
+        rng = step_generator(self.settings.seed + 104_729, number)
+        pictures = self.task.draw(rows, rng, tuned=number > 0)
+        rewards = self.task.judge(pictures, rows)
         pool = {"rows": rows, "pictures": pictures.float().cpu(), "rewards": rewards}
         pool["weights"] = self.known.weights(rewards, rows, self.settings.rounds)
         if number:

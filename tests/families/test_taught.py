@@ -420,3 +420,106 @@ def test_promptkd_leaves_the_clips_as_they_were(moved: list[str], folder: Path) 
         run.place([network])
         run.go(1, 1, work)
     assert torch.equal(network.weight, before) and made.weight.dtype == torch.float32 and owners() == []
+
+
+# ------------------------------------------------------------------------------------------------- base pictures (18)
+
+
+def test_base_pictures_come_in_batches_with_bar_estimate_and_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_apprentice.nodes import finetune
+
+    shown: list[tuple[Any, ...]] = []
+    said: list[str] = []
+    sizes: list[int] = []
+    monkeypatch.setattr(finetune.bridge, "preview", lambda model, latents: ("preview", tuple(latents.shape)))
+    monkeypatch.setattr(finetune, "show_text", said.append)
+
+    class Bar:
+        def __init__(self, total: int) -> None: ...
+
+        def update_absolute(self, value: int, total: int, preview: Any = None) -> None:
+            shown.append((value, total, preview))
+
+    monkeypatch.setattr(finetune.bridge.comfy.utils, "ProgressBar", Bar)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: sizes.append(len(given[0])) if type(module).__name__ == "Flux" else None
+    )
+    with hook:
+        training.tune(tiny.model("flux"), "flux", strength="target KL", value=0.01, at_once=1, updates=1, regressed_steps=1)
+    total = 2 * 8 * (len({value for value, whole, _ in shown if whole > 1}) // 2)
+    base = [entry for entry in shown if entry[1] == total]
+    assert [entry[0] for entry in base] == list(range(8, total + 1, 8)) and all(e[2] == ("preview", (8, 16, 8, 8)) for e in base)
+    assert shown[-1][:2] == (1, 1) and sizes.count(8) >= len(base)
+    lines = [line for line in said if line.startswith("Pictures of the model as it is: ")]
+    assert f"{total} of {total} evaluations" in lines[-1] and "left" in lines[-1]
+
+
+def test_cancelling_while_base_pictures_are_drawn_takes_a_step(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    from comfyui_apprentice.nodes import finetune
+
+    calls: list[int] = []
+    monkeypatch.setattr(finetune.bridge.Bar, "show", lambda self, *_: calls.append(1))
+    monkeypatch.setattr(finetune.bridge.Bar, "interrupted", lambda self: len(calls) >= 2)
+    with pytest.raises(finetune.bridge.Cancelled):
+        training.tune(tiny.model("flux"), "flux", strength="target KL", value=0.01)
+    assert len(calls) == 2 and not list(folder.glob("loras/*"))
+
+
+def test_batches_fit_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from comfyui_apprentice.samplers import comfy_train
+
+    base = SimpleNamespace(memory_required=lambda shape: shape[0] * 1000 * shape[-1])
+    vae = SimpleNamespace(memory_used_decode=lambda shape, dtype: shape[0] * 10_000 * shape[-1])
+    for free, expected in ((1e9, (32, 32)), (100_000, (8, 1)), (30_000, (2, 1)), (0, (1, 1))):
+        monkeypatch.setattr(comfy_train.comfy.model_management, "get_free_memory", lambda *_, free=free: free)
+        assert comfy_train.at_once(base, vae, (4, 8, 8), torch.device("cpu")) == expected
+
+
+def test_the_default_number_of_base_pictures_is_a_matter_of_minutes() -> None:
+    from comfyui_apprentice.nodes.finetune import ApprenticeRewardFinetune
+
+    inputs = {i.id: i for i in ApprenticeRewardFinetune.define_schema().inputs}
+    assert inputs["max_prompts"].default * inputs["base_draws"].default * inputs["steps"].default < 10_000
+
+
+def test_a_workflow_from_before_the_preset_has_the_node_s_words_there() -> None:
+    from comfyui_apprentice.nodes.finetune import ApprenticeRewardFinetune
+
+    assert ApprenticeRewardFinetune.validate_inputs(preset="Saved a.safetensors.\nalpha 1.3") is True
+    assert "preset is 'magic'" in ApprenticeRewardFinetune.validate_inputs(preset="magic")
+
+
+# ---------------------------------------------------------------------------------------- only the rejected (17)
+
+
+def test_keep_better_decodes_the_rejected_alone() -> None:
+    """One of four: with a VAE the other three never go through it."""
+    from types import SimpleNamespace
+
+    from comfyui_apprentice.nodes.judge import ApprenticeKeepBetter
+    from comfyui_apprentice.oracles.gate import judge
+    from comfyui_apprentice.oracles.thresholds import Gate
+
+    drafts, better = torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2)
+    better[2, 0] = 1.0  # red
+    oracle, seen = training.Red(), list[int]()
+    gate, scores = Gate(0.5, (True, True, False, True)), [1.0, 1.0, 0.0, 1.0]
+    verdict = judge(
+        gate, scores, ["a"] * 4, oracle="red", fingerprint=oracle.fingerprint(), mode="absolute", value=0.5, seed=None, nfe=None
+    )
+    assert verdict.rejected == [2]
+    vae = SimpleNamespace(decode=lambda x: seen.append(len(x)) or x.movedim(1, -1))
+    images = drafts.movedim(1, -1)
+    latent, shown, _after = ApprenticeKeepBetter.execute(
+        oracle, verdict, {"samples": drafts}, {"samples": better}, images, 0.0, None, vae
+    ).result
+    assert seen == [1] and torch.equal(latent["samples"], better) and torch.equal(shown, better.movedim(1, -1))
+    whole = ApprenticeKeepBetter.execute(
+        oracle, verdict, {"samples": drafts}, {"samples": better}, images, 0.0, better.movedim(1, -1)
+    ).result
+    assert torch.equal(whole[1], shown)
+    ask = ApprenticeKeepBetter.check_lazy_status
+    asked = [ask(verdict, None), ask(verdict, None, vae=None), ask(verdict, None, vae=vae)]
+    assert asked == [["improved_images"], ["vae"], []]

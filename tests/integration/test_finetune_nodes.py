@@ -138,8 +138,9 @@ def test_a_cancelled_run_goes_on_and_ends_in_the_same_file(comfy: Comfy) -> None
         return g
 
     comfy.run(graph("whole tuning"))
+    comfy.run_and_cancel(graph("stopped tuning"), 8, total=24)  # among the pictures of the model as it was
     folder = comfy.base / "output" / "apprentice" / "training" / "stopped tuning"
-    comfy.run_and_cancel(graph("stopped tuning"), 1, layers=300)  # within the second update of three
+    comfy.run_and_cancel(graph("stopped tuning"), 1, layers=300, total=3)  # within the second update of three
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 1
     comfy.run(graph("stopped tuning"))
     whole, stopped = (load_file(comfy.base / "models" / "loras" / f"{n} tuning.safetensors") for n in ("whole", "stopped"))

@@ -45,7 +45,7 @@ async def counts(_request):
 
 @PromptServer.instance.routes.post("/apprentice_test/cancel")
 async def cancel(request):
-    """Press cancel in the next prompt: once its bar has come to ``value``, after ``layers`` more layers of ComfyUI's networks.
+    """Press cancel once the next prompt's bar (of ``total``) has come to ``value``, after ``layers`` more of ComfyUI's layers.
 
     At a place, not at a time, so that it is the same on every machine.
     """
@@ -60,7 +60,8 @@ async def cancel(request):
 
     def updated(bar, value, *rest):
         update(bar, value, *rest)
-        left["armed"] = left["armed"] or value >= int(asked["value"])
+        meant = not asked.get("total") or rest[:1] == (asked["total"],)
+        left["armed"] = left["armed"] or (meant and value >= int(asked["value"]))
         if left["armed"] and not left["layers"]:
             press()
 

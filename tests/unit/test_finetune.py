@@ -47,7 +47,7 @@ def task(differentiable: bool = True, seed: int = 0) -> Task:
 def right(made: Task, count: int = 1000) -> float:
     """The share of the tuned network's pictures that lie where the reward is, for either prompt."""
     rows = torch.arange(2).repeat_interleave(count)
-    x = made.draw(rows, torch.Generator().manual_seed(9), at_once=2 * count)[:, 0]
+    x = replace(made, drawn_at_once=2 * count).draw(rows, torch.Generator().manual_seed(9))[:, 0]
     return float((x * (1.0 - 2.0 * rows) > 0).float().mean())
 
 
@@ -92,9 +92,26 @@ def test_base_rewards_are_drawn_once_and_survive_an_interruption(tmp_path: Path)
         base_rewards(made, settings, tmp_path / "r.json", lambda: next(asked))
     first = base_rewards(made, settings, tmp_path / "r.json", lambda: False)
     assert first.shape == (2, 64)
-    fresh = base_rewards(task(), replace(settings, part=7), tmp_path / "fresh.json", lambda: False)
+    fresh = base_rewards(replace(task(), drawn_at_once=7), settings, tmp_path / "fresh.json", lambda: False)
     torch.testing.assert_close(first, fresh)
     assert base_rewards(task(), Settings(**QUICK), tmp_path / "few.json", lambda: False).shape == (2, 8)
+
+
+def test_base_pictures_are_drawn_in_batches_and_told_of_however_few_are_learned_from(tmp_path: Path) -> None:
+    made, settings = task(), Settings(**{**QUICK, "strength": "target KL", "part": 1})
+    steps, told, sizes = made.process.steps, [], []
+    draw = replace(made, base=lambda x, *more: sizes.append(len(x)) or made.base(x, *more))
+    base_rewards(draw, settings, tmp_path / "r.json", lambda: False, lambda *now: told.append((*now[:2], now[2].shape)))
+    assert sizes == [32] * (4 * steps)  # two prompts, two batches each
+    assert told[0] == (32, 128 * steps, (32, 1)) and told[-1][:2] == (128 * steps, 128 * steps)
+    taken = []
+    base_rewards(made, settings, tmp_path / "r.json", lambda: False, lambda *now: taken.append(now))
+    assert taken == []
+
+
+def test_an_oracle_without_scores_is_told_before_anything_is_learned() -> None:
+    with pytest.raises(ValueError, match="no score for 1 of 8 pictures"):
+        baseline(torch.tensor([[1.0, math.nan, 2, 3], [1, 2, 3, 4]]), Settings())
 
 
 @pytest.mark.parametrize("name", ["kl", "half_chi2", "js2"])
