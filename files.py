@@ -9,7 +9,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,14 @@ def sweep(folder: Path, only: str = "", own: bool = False) -> None:
         only: How the names begin.
         own: Of this process's number too, which in a container is the killed one's: for who holds the folder alone.
     """
-    for entry in folder.iterdir():
-        found = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
-        if found and ((own and int(found[1]) == os.getpid()) or not _alive(int(found[1]))):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+    with suppress(OSError):  # what can't be looked at or deleted stays
+        for entry in folder.iterdir():
+            found = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
+            if found and ((own and int(found[1]) == os.getpid()) or not _alive(int(found[1]))):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                else:
+                    entry.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

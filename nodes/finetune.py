@@ -406,13 +406,13 @@ def levels_of(model: Any, recipe: Recipe) -> Process:
 def report_text(known: Baseline, log: list[dict[str, Any]], task: Task) -> str:
     """What the strength is in all units, and what came of it."""
     told = known.told()
-    tail = log[-max(len(log) // 10, 1) :]
-    mean = lambda name: sum(float(e[name]) for e in tail) / len(tail)  # noqa: E731
+    rewards = [float(entry["reward"]) for entry in log[-max(len(log) // 10, 1) :] if "reward" in entry]
+    learned = f"; while it learned, at the end: {sum(rewards) / len(rewards):.4g}" if rewards else ""  # its log may be gone
     lines = [
         f"alpha {told['alpha']:.4g} ({known.name}; like {told['alpha_as_kl']:.4g} of kl for small changes)",
         f"the optimal law moves by {told['target_kl']:.3g} nats a picture ({told['target_kl'] / math.prod(task.shape):.2g} a "
         f"latent value), and its mean score is {told['target_reward']:.4g}",
-        f"the model as it was: {told['base_reward']:.4g}; while it learned, at the end: {mean('reward'):.4g}",
+        f"the model as it was: {told['base_reward']:.4g}{learned}",
     ]
     if told["ess"] < 8:
         lines.append("few base pictures carry the estimate: raise base_draws, or lower the strength")

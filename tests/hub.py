@@ -142,6 +142,7 @@ def imitation() -> Iterator[Hub]:
     state, servers = Hub(), []
     for role in ("hub", "storage"):
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state, role))
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that was killed is no news
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         servers.append(server)
     state.endpoint, state.storage = (f"http://127.0.0.1:{server.server_port}" for server in servers)

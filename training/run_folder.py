@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..files import locked, sweep, write_atomically
+from ..files import DiskFull, locked, sweep, write_atomically
 
 RECORD = "run.json"
 VERSION = "apprentice_run"
@@ -109,7 +109,7 @@ class RunFolder:
             sweep(self.path, own=True)
             try:
                 yield
-            except ValueError:
+            except (ValueError, DiskFull):
                 if not self.checkpoint.exists():
                     (self.path / RECORD).unlink(missing_ok=True)
                 raise

@@ -73,6 +73,12 @@ def test_a_run_that_works_holds_its_name_and_frees_it_however_it_ends(
         pass
 
 
+def tuned(settings: dict[str, Any]) -> Any:
+    made = tiny.model(NAME), training.Encoder(NAME), training.vae(NAME), training.Red()
+    with torch.inference_mode():
+        return finetune.ApprenticeRewardFinetune.execute(*made, **settings).result
+
+
 def curve(name: str) -> Any:
     with torch.inference_mode():
         return finetune.ApprenticeRewardCurve.execute(name).result
@@ -85,11 +91,8 @@ def test_the_reward_curve_shows_only_what_its_run_has_drawn(folder: Path) -> Non
     for gone in ("run.json", "checkpoint.pt"):
         (place / gone).unlink()
     shutil.copy(place / "album_000000.png", place / "album_000001.png")
-    with torch.inference_mode():
-        finetune.ApprenticeRewardFinetune.execute(
-            tiny.model(NAME), training.Encoder(NAME), training.vae(NAME), training.Red(), name="tuned", width=side,
-            height=side * 2, **{**training.REWARD, "save_every": 2},
-        )  # fmt: skip
+    settings = {**training.REWARD, "save_every": 2, "width": side, "height": side * 2, "name": "tuned"}
+    tuned(settings)
     with (place / "album.jsonl").open("ab") as album, (place / "loss.jsonl").open("ab") as log:
         for file in (album, log):
             file.write(b'{"step": 3\n7\nnull\n\xff\n{"step": 1, "reward": 1.0, "spread": 9.0, "run": "another"}\n')
@@ -97,6 +100,8 @@ def test_the_reward_curve_shows_only_what_its_run_has_drawn(folder: Path) -> Non
     assert pictures.shape[0] == 2 and table.count("\n") == 3
     (place / "album_000000.png").write_bytes(b"torn")
     assert curve("tuned")[1].shape[0] == 1
+    (place / "loss.jsonl").unlink()
+    assert "while it learned" not in tuned(settings)[3] and curve("tuned")[1].shape[0] == 1
     (place / "album_000002.png").unlink()
     with pytest.raises(ValueError, match="There is no run 'tuned'"):
         curve("tuned")

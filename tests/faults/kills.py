@@ -89,9 +89,7 @@ class Command:
 
 
 class Forked:
-    """A fork that runs a command, and is killed after so many seconds or in its so-many-th dealing with files."""
-
-    DEALINGS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
+    """A fork that runs a command, and is killed after so many seconds or at its so-many-th dealing with files."""
 
     def __init__(self, command: Command, folder: Path, dealing: int = 0) -> None:
         counted, self.log = folder.with_suffix(".dealings"), folder.with_suffix(".log")
@@ -99,20 +97,21 @@ class Forked:
         self.pid = os.fork()
         if self.pid:
             return
-        code = 70
+        code, seen = 70, [0]
         try:
             sink = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
-            seen = _count_dealings(self.DEALINGS, folder, dealing)
+            seen = _count_dealings(dealing)
             command.run(folder)
-            counted.write_text(str(seen[0]))
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
         except BaseException:
             traceback.print_exc()
         finally:
+            sys.setprofile(None)
+            counted.write_text(str(seen[0]))
             sys.stdout.flush()
             os._exit(code)
 
@@ -126,17 +125,24 @@ class Forked:
             timer.cancel()
 
 
-def _count_dealings(kinds: Sequence[str], folder: Path, last: int) -> list[int]:
-    """Count what is done with files in ``folder``; SIGKILL at the ``last`` one, before it is done; 0 for none."""
-    seen, place = [0], str(folder)
+_DEALINGS = {
+    "open", "write", "fsync", "replace", "rename", "mkdir", "rmdir", "unlink", "remove", "serialize_file", "write_record",
+    "write_end_of_file",
+}  # fmt: skip
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in kinds and isinstance(arguments[0], (str, os.PathLike)) and str(arguments[0]).startswith(place):
-            seen[0] += 1
-            if seen[0] == last:
-                os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hook)
+def _count_dealings(last: int) -> list[int]:
+    """Count what is done with files, its beginning and its end; SIGKILL at the ``last`` of them, 0 for none."""
+    seen = [0]
+
+    def hook(_frame: Any, event: str, function: Any) -> None:
+        if event not in ("c_call", "c_return") or function.__name__ not in _DEALINGS or isinstance(function.__self__, str):
+            return
+        seen[0] += 1
+        if seen[0] == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(hook)
     return seen
 
 
