@@ -3,16 +3,63 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 
-class UnsafeCheckpoint(ValueError):  # noqa: N818 - it names what the file is
-    """A file that can't be read as plain tensors; the message is one sentence for people."""
+class UnreadableFile(ValueError):  # noqa: N818 - it names what the file is
+    """A file of any kind that can't be read; the message is one sentence for people that names it."""
+
+
+UnsafeCheckpoint = UnreadableFile
+"""What readers of weights call it."""
+
+AGAIN = "delete it and fetch it again"
+
+
+@contextmanager
+def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
+    """Whatever goes wrong within, while the file ``name`` is read, is told in one sentence that ends in ``remedy``.
+
+    Not so for a file or a library that is missing, and for a machine out of memory: those say so themselves.
+
+    Raises:
+        UnreadableFile: Something did.
+    """
+    try:
+        yield
+    except (UnreadableFile, FileNotFoundError, ImportError, MemoryError):
+        raise
+    except OSError as error:
+        raise UnreadableFile(f"{name} can't be read ({error.strerror or 'the system refused'}).") from error
+    except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
+        raise UnreadableFile(f"{name} is damaged or another kind of file ({_why(error)}): {remedy}.") from error
+
+
+def _why(error: Exception) -> str:
+    """The start of an error's first line, or what it is called, fit for a sentence."""
+    told = "".join(letter if letter.isprintable() else " " for letter in str(error)[:200]).strip().rstrip(".")
+    return told if told and not isinstance(error, KeyError) else f"{type(error).__name__} {told}".strip()
+
+
+def parse_json(text: str | bytes, name: str, remedy: str = AGAIN) -> Any:
+    """What JSON says; ``name`` tells where it stands.
+
+    Raises:
+        UnreadableFile: It isn't JSON, or is nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        why = "is nested too deep" if isinstance(error, RecursionError) else "is not JSON"
+        raise UnreadableFile(f"{name} {why}: {remedy}.") from error
 
 
 def refuse_impostors(file: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import write_atomically
+from ..networks.torch_archive import read_tree
 
 Means = dict[str, float]
 # (step, picture count so far, losses averaged since the last report)
@@ -284,7 +285,7 @@ def _save(path: Path, learners: Mapping[str, Learner], ema: Ema, progress: _Prog
 def _resume(path: Path, learners: Mapping[str, Learner], ema: Ema) -> _Progress:
     if not path.exists():
         return _Progress()
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_tree(path, mapped=False)  # it will be written over
     for name, learner in learners.items():
         learner.network.load_state_dict(state["networks"][name])
         learner.optimiser.load_state_dict(state["optimisers"][name])
