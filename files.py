@@ -35,11 +35,18 @@ def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
     """
     try:
         yield
-    except (UnreadableFile, FileNotFoundError, ImportError, MemoryError):
+    except (FileNotFoundError, ImportError, MemoryError, torch.cuda.OutOfMemoryError):
         raise
+    except UnreadableFile as error:
+        if name in str(error):
+            raise
+        raise UnreadableFile(f"{name}: {error}") from error
     except OSError as error:
         raise UnreadableFile(f"{name} can't be read ({error.strerror or 'the system refused'}).") from error
     except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
+        told = str(error)
+        if type(error) is ValueError and told.endswith("."):  # a sentence of our own
+            raise UnreadableFile(told if name in told else f"{name}: {told}") from error
         raise UnreadableFile(f"{name} is damaged or another kind of file ({_why(error)}): {remedy}.") from error
 
 
@@ -58,8 +65,36 @@ def parse_json(text: str | bytes, name: str, remedy: str = AGAIN) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        why = "is nested too deep" if isinstance(error, RecursionError) else "is not JSON"
-        raise UnreadableFile(f"{name} {why}: {remedy}.") from error
+        why = "it is nested too deep" if isinstance(error, RecursionError) else f"it is no valid JSON ({_why(error)})"
+        raise UnreadableFile(f"{name} is damaged: {why}; {remedy}.") from error
+
+
+def parse_texts(text: str, name: str, remedy: str = AGAIN) -> tuple[str, ...]:
+    """A JSON list of texts.
+
+    Raises:
+        UnreadableFile: It is something else.
+    """
+    found = parse_json(text, name, remedy)
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise UnreadableFile(f"{name} is no list of texts: {remedy}.")
+    return tuple(found)
+
+
+_LONGEST_JSON = 64 << 20
+
+
+def read_json(file: Path, remedy: str = AGAIN) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        UnreadableFile: It can't be read, isn't JSON, is nested too deep, or is longer than any that people have.
+        FileNotFoundError: There is no such file.
+    """
+    with reading(file.name, remedy):
+        if file.stat().st_size > _LONGEST_JSON:
+            raise UnreadableFile(f"{file.name} is too long ({file.stat().st_size / 1e6:.0f} MB): {remedy}.")
+        return parse_json(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), f"'{file.name}'", remedy)
 
 
 def refuse_impostors(file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import read_json
 from ..oracles.calibrate import BUNDLED, read_prompts
 
 NODE = "ApprenticeCalibrate"
@@ -66,10 +67,7 @@ def tiny_world(changes: dict[str, Any], teacher: bool) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        graph = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"'{path.name}' is no valid JSON ({error}).") from error
+    graph = read_json(path, "export it again")
     if not isinstance(graph, dict) or "nodes" in graph or not all(isinstance(node, dict) for node in graph.values()):
         raise ValueError(f"'{path.name}' is no workflow in API format; in ComfyUI choose Workflow > Export (API).")
     return graph

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ MOST_UNFOLDED = 8  # times the file's size; every weight counts twice, a tied on
 _SPARE_BYTES = 1 << 20
 
 _PARTS_A_WEIGHT, _SPARE_PARTS = 16, 2_000  # published networks have about two modules a weight
+_LONGEST_NAME = 1_000
 _SPARE_BUFFERS = 64 << 20  # masks and frequencies that a network makes itself; CLIP's take 24 kB
 
 
@@ -73,9 +75,14 @@ class TooManyParts(ValueError):  # noqa: N818 - it names what was found
     """A network that no file of this size can fill."""
 
 
+def without_memory(weights: int) -> AbstractContextManager[None]:
+    """``of_limited_size``, and without memory: within it networks are on torch's "meta" device."""
+    return of_limited_size(weights, torch.device("meta"))
+
+
 @contextmanager
-def without_memory(weights: int) -> Iterator[None]:
-    """Within it networks have no memory (torch's "meta" device), and no more parts than so many ``weights`` can fill.
+def of_limited_size(weights: int, device: AbstractContextManager[Any] | None = None) -> Iterator[None]:
+    """Within it networks have no more parts than so many ``weights`` can fill.
 
     Raises:
         TooManyParts: As soon as there are more, however many the settings ask for.
@@ -92,7 +99,7 @@ def without_memory(weights: int) -> Iterator[None]:
     listen = registry.register_module_parameter_registration_hook, registry.register_module_module_registration_hook
     hooks = [register(count) for register in listen]
     try:
-        with torch.device("meta"):
+        with device or nullcontext():
             yield
     finally:
         for hook in hooks:
@@ -100,11 +107,13 @@ def without_memory(weights: int) -> Iterator[None]:
 
 
 def refuse_hollow(weights: Mapping[str, Tensor], name: str) -> None:
-    """Refuse empty tensors that have sizes all the same: networks are built by sizes, and these cost the file nothing.
+    """Refuse what lets a small file ask for a big network: empty tensors that have sizes all the same, and endless names.
 
     Raises:
         UnsafeCheckpoint: There is one.
     """
+    if any(len(key) > _LONGEST_NAME for key in weights):
+        raise UnsafeCheckpoint(f"{name} has a weight whose name is longer than any network's: use another file.")
     hollow = next((key for key, value in weights.items() if not value.numel() and any(value.shape)), None)
     if hollow is not None:
         shape = list(weights[hollow].shape)
@@ -120,6 +129,17 @@ def refuse_oversized(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
     own = sum(value.numel() * value.element_size() for key, value in sketch.named_buffers() if key not in weights)
     if own > _SPARE_BUFFERS + sum(value.numel() * value.element_size() for value in weights.values()):
         raise TooManyParts(f"its settings ask for {own / 1e9:.0f} GB beside its weights")
+
+
+def same_shapes(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that aren't exactly a network's.
+
+    Raises:
+        ValueError: They aren't.
+    """
+    own = {key: value.shape for key, value in sketch.state_dict().items()}
+    if own != {key: value.shape for key, value in weights.items()}:
+        raise ValueError("its weights don't fit each other")
 
 
 def build_to_fit(

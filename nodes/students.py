@@ -10,7 +10,9 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..files import reading
 from ..networks import diffusers_unet as unets
+from ..networks.budget import refuse_hollow
 from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
 from ..samplers.comfy import CARD, model_name, show_text
 from ..samplers.comfy_unet import DTYPES, build, load_other
@@ -117,8 +119,14 @@ class ApprenticeLoadStudent(io.ComfyNode):
 
 
 def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> Any:
+    with reading(files.name, "use another file"):
+        return _read_model(files, guidance, weight_dtype)
+
+
+def _read_model(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> Any:
     tensors = {key: value for path in files.weights for key, value in read_weights(path).items()}
     metadata = read_metadata(files.weights[0]) if len(files.weights) == 1 else {}
+    refuse_hollow(tensors, files.name)
     if metadata.get("teacher") == TinyWorldModel.__name__:
         return _with_card(model_of(tensors), metadata)
     config = _config(files, metadata)

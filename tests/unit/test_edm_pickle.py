@@ -809,7 +809,7 @@ def test_the_metadata_tell_the_two_kinds_apart():
 @pytest.mark.parametrize(("metadata", "words"), [
     ({}, "has no edm_config or diffusers_config in its metadata"),
     ({"format": "pt"}, "has no edm_config or diffusers_config in its metadata"),
-    ({"edm_config": "{"}, "is not JSON"),
+    ({"edm_config": "{"}, "is no valid JSON"),
     ({"edm_config": "[" * 100_000}, "is nested too deep"),
     ({"edm_config": "[]"}, "neither EDM's nor SiD's"),
     ({"edm_config": "{}"}, "neither EDM's nor SiD's"),
