@@ -24,7 +24,8 @@ MOST_SECONDS = 60.0  # of one core's time: an honest file takes one or two
 MOST_UNFOLDED = 8  # times the file's size; every weight counts twice, a tied one once more for each further name
 _SPARE_BYTES = 1 << 20
 
-_PARTS_A_WEIGHT, _SPARE_PARTS = 16, 2_000  # published networks have about two modules a weight
+_PARTS_A_WEIGHT, _SPARE_PARTS, _MOST_PARTS = 6, 2_000, 200_000  # published networks have about two parts a weight
+_LARGEST_NUMBER, _MOST_SETTINGS = 1_000_000, 10_000  # in a configuration; vocabularies have up to 260,000 words
 _LONGEST_NAME = 1_000
 _SPARE_BUFFERS = 64 << 20  # masks and frequencies that a network makes itself; CLIP's take 24 kB
 
@@ -87,7 +88,7 @@ def of_limited_size(weights: int, device: AbstractContextManager[Any] | None = N
     Raises:
         TooManyParts: As soon as there are more, however many the settings ask for.
     """
-    left, thread = _PARTS_A_WEIGHT * weights + _SPARE_PARTS, threading.get_ident()
+    left, thread = min(_PARTS_A_WEIGHT * weights + _SPARE_PARTS, _MOST_PARTS), threading.get_ident()
 
     def count(_module: nn.Module, _name: str, _part: object) -> None:
         nonlocal left
@@ -118,6 +119,25 @@ def refuse_hollow(weights: Mapping[str, Tensor], name: str) -> None:
     if hollow is not None:
         shape = list(weights[hollow].shape)
         raise UnsafeCheckpoint(f"{name} claims the shape {shape} for '{hollow[:60]}', which is empty: use another file.")
+
+
+def refuse_immodest(settings: Any, name: str) -> None:
+    """Refuse a configuration with numbers, or a number of settings, that no network has: lists are made of them.
+
+    Raises:
+        UnsafeCheckpoint: There is one.
+    """
+    waiting, seen = [settings], 0
+    while waiting:
+        value, seen = waiting.pop(), seen + 1
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        if len(waiting) > _MOST_SETTINGS or seen > _MOST_SETTINGS:
+            raise UnsafeCheckpoint(f"{name} has more settings in its configuration than any network: use another file.")
+        if isinstance(value, int | float) and _LARGEST_NUMBER < abs(value) < float("inf"):
+            raise UnsafeCheckpoint(f"{name} has a larger number in its configuration than any network: use another file.")
 
 
 def refuse_oversized(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:

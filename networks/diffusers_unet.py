@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import NAME_BYTES, UnreadableFile, parse_json
-from .budget import without_memory
+from .budget import refuse_immodest, without_memory
 
 CONFIG, SCHEDULER, WEIGHTS = "config.json", "scheduler_config.json", "diffusion_pytorch_model"
 METADATA_CONFIG = "diffusers_config"
@@ -151,7 +151,8 @@ def build_skeleton(config: Mapping[str, Any], name: str, weights: int = _USUAL_W
     """
     kind = config.get("_class_name", _CLASS)
     if kind != _CLASS:
-        raise StudentError(f"{name} is of diffusers' class {kind}; students are U-Nets that draw from text, {_CLASS}.")
+        raise StudentError(f"{name} is of diffusers' class {str(kind)[:60]}; students are U-Nets that draw from text, {_CLASS}.")
+    refuse_immodest(config, name)
     # Here and not above: diffusers takes seconds to import, and most people never need it.
     try:
         from diffusers import UNet2DConditionModel

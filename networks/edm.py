@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .budget import refuse_hollow, without_memory
+from ..files import UnreadableFile
+from .budget import refuse_hollow, refuse_immodest, without_memory
 
 Resampling = Literal["up", "down"]
 
@@ -740,9 +741,10 @@ def restore_edm(config: dict[str, Any], weights: Mapping[str, Tensor], name: str
         name: Of the file, for messages.
 
     Raises:
-        ValueError: The network can't be built, it is larger than its weights, or they are not its.
+        UnreadableFile: The network can't be built, it is larger than its weights, or they are not its.
     """
     refuse_hollow(weights, name)
+    refuse_immodest(config, name)
     try:
         if not 1 <= int(config.get("img_resolution", 1)) <= _FINEST:
             raise ValueError(f"It draws in {str(config['img_resolution'])[:20]} pixels, and no such network does.")
@@ -750,11 +752,11 @@ def restore_edm(config: dict[str, Any], weights: Mapping[str, Tensor], name: str
             network = build_edm(config)
         network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
     except ValueError as error:
-        raise ValueError(f"{name} can't be loaded. {error}") from error
+        raise UnreadableFile(f"{name} can't be loaded. {error}") from error
     except RuntimeError as error:
-        raise ValueError(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
+        raise UnreadableFile(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
     except (TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{name} describes a network that can't be built ({error}).") from error
+        raise UnreadableFile(f"{name} describes a network that can't be built ({error}).") from error
     return network
 
 

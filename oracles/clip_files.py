@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import parse_json, parse_texts, reading
+from ..files import UnreadableFile, parse_json, parse_texts, reading
+from ..networks.budget import refuse_immodest
 from ..networks.prompted_clip import picture_size_of
 from ..networks.tiny_text import Vocabulary, WordTokenizer
 from .checkpoints import read_metadata, read_weights
@@ -68,6 +69,9 @@ def _load(file: Path, quick_gelu: bool | None) -> ClipFile:
         raise ValueError(f"{file.name} is not a CLIP with a ViT and a text tower in open_clip's layout; choose another file.")
     own = is_openai(weights) if quick_gelu is None else quick_gelu
     config = parse_json(metadata["open_clip"], f"The metadata open_clip of {file.name}") if "open_clip" in metadata else None
+    if config is not None and not isinstance(config, dict):
+        raise UnreadableFile(f"The metadata open_clip of {file.name} are no configuration: choose another file.")
+    refuse_immodest(config, file.name)
     kept = {key: value for key, value in weights.items() if key not in _SIZES}
     network = build_open_clip(kept, file.name, config=config, quick_gelu=own)
     templates = parse_texts(metadata.get("templates", "[]"), f"The metadata templates of {file.name}")

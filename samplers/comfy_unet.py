@@ -101,7 +101,7 @@ def load_other(
         StudentError: ComfyUI doesn't know it.
     """
     refuse_hollow(weights, name)
-    _refuse_larger(weights, name)
+    _refuse_larger(weights, name, metadata)
     projection = next((key for key in weights if key.endswith(_GUIDANCE["time_embedding.cond_proj.weight"])), None)
     cond_proj = weights.pop(projection) if projection else None
     for key in [key for key in weights if key.endswith("time_embed.guidance")]:
@@ -175,12 +175,12 @@ def _check_sketch(config: Any, found: Structure, weights: dict[str, Tensor], nam
     _check(sketch, own if found.guidance_width else weights, config.unet_config, name)
 
 
-def _refuse_larger(weights: dict[str, Tensor], name: str) -> None:
+def _refuse_larger(weights: dict[str, Tensor], name: str, metadata: dict[str, str] | None) -> None:
     """Refuse weights by which ComfyUI would build a network far larger than they are."""
     prefix = comfy.model_detection.unet_prefix_from_state_dict(weights)
     own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)} or weights
     try:
-        config = comfy.model_detection.model_config_from_unet(own, "")
+        config = comfy.model_detection.model_config_from_unet(own, "", metadata=metadata)
         if config is None:  # ComfyUI translates it first, or refuses it
             return
         with of_limited_size(len(own)):
