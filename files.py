@@ -15,7 +15,17 @@ from safetensors.torch import save_file
 
 
 class UnreadableFile(ValueError):  # noqa: N818 - it names what the file is
-    """A file of any kind that can't be read; the message is one sentence for people that names it."""
+    """A file of any kind that can't be read; the message is one sentence for people that names it.
+
+    What it quotes from the file is made fit to print: one line, and no longer than anybody reads.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        line = "".join(letter if letter.isprintable() else "?" for letter in sentence)
+        super().__init__(line if len(line) <= _LONGEST_LINE else f"{line[: _LONGEST_LINE - 100]}… {line[-98:]}")
+
+
+_LONGEST_LINE = 500
 
 
 UnsafeCheckpoint = UnreadableFile
@@ -48,9 +58,13 @@ def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
         if type(error) is ValueError and told.endswith("."):  # a sentence of our own
             raise UnreadableFile(told if name in told else f"{name}: {told}") from error
         raise UnreadableFile(f"{name} is damaged or another kind of file ({_why(error)}): {remedy}.") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how libraries in Rust fail
+            raise
+        raise UnreadableFile(f"{name} is damaged or another kind of file ({_why(error)}): {remedy}.") from error
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     """The start of an error's first line, or what it is called, fit for a sentence."""
     told = "".join(letter if letter.isprintable() else " " for letter in str(error)[:200]).strip().rstrip(".")
     return told if told and not isinstance(error, KeyError) else f"{type(error).__name__} {told}".strip()
@@ -97,17 +111,21 @@ def read_json(file: Path, remedy: str = AGAIN) -> Any:
         return parse_json(file.read_bytes().removeprefix(b"\xef\xbb\xbf"), f"'{file.name}'", remedy)
 
 
+_LONGEST_HEADER = 16 << 20  # of a safetensors file: it takes 20 times as much memory; Flux has 100 kB of it
+
+
 def refuse_impostors(file: Path) -> None:
     """Refuse what downloads leave behind when they go wrong.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnsafeCheckpoint: It is empty, a web page, or a Git LFS pointer.
+        UnsafeCheckpoint: It is empty, a web page, a Git LFS pointer, or a safetensors file with a header beyond all measure.
     """
     if not file.is_file():
         raise FileNotFoundError(f"There is no file {file}.")
     with file.open("rb") as opened:
-        start = opened.read(512).lstrip().lower()
+        start = opened.read(512)
+    header, start = int.from_bytes(start[:8], "little"), start.lstrip().lower()
     again = "delete it and fetch the weights again (apprentice models pull)"
     if not start:
         raise UnsafeCheckpoint(f"{file.name} is empty: {again}.")
@@ -115,6 +133,8 @@ def refuse_impostors(file: Path) -> None:
         raise UnsafeCheckpoint(f"{file.name} is a web page, probably an error page saved under this name: {again}.")
     if start.startswith(b"version https://git-lfs"):
         raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
+    if file.suffix == ".safetensors" and _LONGEST_HEADER < header <= file.stat().st_size:
+        raise UnsafeCheckpoint(f"{file.name} has a header of {header / 1e6:.0f} MB, which no network needs: use another file.")
 
 
 NAME_BYTES = 255

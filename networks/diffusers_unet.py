@@ -118,7 +118,7 @@ def _shards(index: Path, name: str) -> tuple[Path, ...]:
 
 def _is_plain(file: str) -> bool:
     """Whether a shard's name is that of a file in the index's own folder."""
-    return Path(file).name == file and file.isprintable() and len(os.fsencode(file)) <= NAME_BYTES
+    return Path(file).name == file != "" and file.isprintable() and len(os.fsencode(file)) <= NAME_BYTES
 
 
 def read_json(text: str | bytes, what: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-from ..files import UnreadableFile, read_json
+from ..files import UnreadableFile, read_json, reading
 from ..oracles.preprocess import normalise, resize_and_crop, round_half_even
 
 # Left by macOS and Jupyter beside pictures, like everything whose name begins with a dot.
@@ -160,6 +161,11 @@ def read_split_file(path: Path, pictures: Path) -> Split:
     Raises:
         ValueError: It is not in that form, or a picture lies outside ``pictures``.
     """
+    with reading(path.name):
+        return _read_split(path, pictures)
+
+
+def _read_split(path: Path, pictures: Path) -> Split:
     try:
         content = read_json(path)
         parts = {part: [_item(row, pictures) for row in content[part]] for part in ("train", "test")}
@@ -239,7 +245,8 @@ def read_picture(path: Path, mode: str = "RGB") -> Image.Image:
         ValueError: It is missing, no picture, or damaged.
     """
     try:
-        with _any_text(), Image.open(path) as opened:
+        # All of it first: Pillow would make room for as many bytes as a damaged file says that it has.
+        with _any_text(), Image.open(io.BytesIO(path.read_bytes())) as opened:
             upright: Image.Image = _eight_bits(ImageOps.exif_transpose(opened)).convert(mode)
             return upright
     except MemoryError:

@@ -14,7 +14,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from comfyui_apprentice.cli.calibrate import _read as read_workflow
+from comfyui_apprentice.cli.calibrate import read_graph
 from comfyui_apprentice.files import UnreadableFile
 from comfyui_apprentice.networks.diffusers_unet import find_files, structure
 from comfyui_apprentice.networks.diffusers_unet import read_json as read_config
@@ -272,7 +272,7 @@ def picture(path: Path) -> Any:
     ("a.json", DEEP.encode(), controller.load),
     ("a.json", b"\xff\xfe\x00", calibration.load),
     ("a.json", b'{"format": "apprentice-controller", "version": ' + DEEP.encode() + b"]" * 100_000 + b"}", controller.load),
-    ("a.json", DEEP.encode(), read_workflow),
+    ("a.json", DEEP.encode(), lambda path: read_graph(path, {})),
     ("a.json", DEEP.encode(), lambda path: read_split_file(path, path.parent)),
     ("a.json", b"{}", lambda path: read_split_file(path, path.parent)),
     ("a.json", DEEP.encode(), lambda path: read_config(path.read_bytes(), path.name)),
