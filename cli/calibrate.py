@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..files import UnreadableFile, read_json, reading
 from ..oracles.calibrate import BUNDLED, read_prompts
 
 NODE = "ApprenticeCalibrate"
@@ -42,7 +43,7 @@ def calibrate(
     changes |= {"batch_size": batch_size} if batch_size else {}
     try:
         changes["text"] = "\n".join(read_prompts(prompts))
-        graph = _with_changes(_read(workflow), changes) if workflow else tiny_world(changes, teacher)
+        graph = read_graph(workflow, changes) if workflow else tiny_world(changes, teacher)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
@@ -65,13 +66,21 @@ def tiny_world(changes: dict[str, Any], teacher: bool) -> dict[str, Any]:
     }
 
 
+def read_graph(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """The graph in a workflow file, with the Calibrate node's settings replaced.
+
+    Raises:
+        UnreadableFile: It is something else.
+    """
+    with reading(path.name, "export it again"):
+        return _with_changes(_read(path), changes)
+
+
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        graph = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"'{path.name}' is no valid JSON ({error}).") from error
-    if not isinstance(graph, dict) or "nodes" in graph or not all(isinstance(node, dict) for node in graph.values()):
-        raise ValueError(f"'{path.name}' is no workflow in API format; in ComfyUI choose Workflow > Export (API).")
+    graph = read_json(path, "export it again")
+    nodes = list(graph.values()) if isinstance(graph, dict) and "nodes" not in graph else [None]
+    if not all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in nodes):
+        raise UnreadableFile(f"'{path.name}' is no workflow in API format; in ComfyUI choose Workflow > Export (API).")
     return graph
 
 
@@ -85,7 +94,7 @@ def _with_changes(graph: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
         key = waiting.pop()
         needed.add(key)
         links = [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2]
-        waiting += [link for link in links if link in graph and link not in needed]
+        waiting += [link for link in links if isinstance(link, str) and link in graph and link not in needed]
     kept = {key: {**graph[key], "inputs": dict(graph[key]["inputs"])} for key in graph if key in needed}
     next(node for node in kept.values() if node["class_type"] == NODE)["inputs"].update(changes)
     return kept

@@ -8,7 +8,7 @@ known families tell. Nothing here reads weights or knows ComfyUI: the results ar
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..files import NAME_BYTES, UnreadableFile, parse_json
+from .budget import refuse_immodest, without_memory
 
 CONFIG, SCHEDULER, WEIGHTS = "config.json", "scheduler_config.json", "diffusion_pytorch_model"
 METADATA_CONFIG = "diffusers_config"
@@ -46,7 +49,10 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear"}  # diffusers' name -> LDM's
 
 
-class StudentError(ValueError):
+_USUAL_WEIGHTS = 2_000  # SDXL's U-Net has 1,680
+
+
+class StudentError(UnreadableFile):
     """A U-Net that can't be used; the message is one sentence for people."""
 
 
@@ -101,7 +107,7 @@ def _first(folder: Path, names: Iterable[str]) -> Path | None:
 
 def _shards(index: Path, name: str) -> tuple[Path, ...]:
     listed = read_json(index.read_bytes(), f"{name}'s {index.name}").get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(file, str) and Path(file).name == file for file in listed.values()):
+    if not isinstance(listed, dict) or not all(isinstance(file, str) and _is_plain(file) for file in listed.values()):
         raise StudentError(f"{name}'s {index.name} lists no shards in its folder: download the file again.")
     shards = tuple(index.with_name(file) for file in sorted(set(listed.values())))
     for shard in shards:
@@ -110,16 +116,18 @@ def _shards(index: Path, name: str) -> tuple[Path, ...]:
     return shards
 
 
+def _is_plain(file: str) -> bool:
+    """Whether a shard's name is that of a file in the index's own folder."""
+    return Path(file).name == file != "" and file.isprintable() and len(os.fsencode(file)) <= NAME_BYTES
+
+
 def read_json(text: str | bytes, what: str) -> dict[str, Any]:
     """The JSON object in ``text``; ``what`` names its source.
 
     Raises:
-        StudentError: It isn't one.
+        UnreadableFile: It isn't one.
     """
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise StudentError(f"{what} is not JSON: download it again.") from error
+    value = parse_json(text, what, "download it again")
     if not isinstance(value, dict):
         raise StudentError(f"{what} holds no JSON object: download it again.")
     return value
@@ -134,8 +142,8 @@ def is_unet(keys: Iterable[str]) -> bool:
     return "conv_in.weight" in found and any(key.startswith("down_blocks.0.") for key in found)
 
 
-def build_skeleton(config: Mapping[str, Any], name: str) -> nn.Module:
-    """The network that ``config`` describes, as diffusers builds it, without memory for its weights.
+def build_skeleton(config: Mapping[str, Any], name: str, weights: int = _USUAL_WEIGHTS) -> nn.Module:
+    """The network that ``config`` describes, as diffusers builds it, without memory for its weights, of which there are so many.
 
     Raises:
         StudentError: It is another class's config, diffusers is not installed or refuses it, or ComfyUI's U-Net can't compute
@@ -143,7 +151,8 @@ def build_skeleton(config: Mapping[str, Any], name: str) -> nn.Module:
     """
     kind = config.get("_class_name", _CLASS)
     if kind != _CLASS:
-        raise StudentError(f"{name} is of diffusers' class {kind}; students are U-Nets that draw from text, {_CLASS}.")
+        raise StudentError(f"{name} is of diffusers' class {str(kind)[:60]}; students are U-Nets that draw from text, {_CLASS}.")
+    refuse_immodest(config, name)
     # Here and not above: diffusers takes seconds to import, and most people never need it.
     try:
         from diffusers import UNet2DConditionModel
@@ -152,7 +161,7 @@ def build_skeleton(config: Mapping[str, Any], name: str) -> nn.Module:
             f"Reading {name}'s config needs the library diffusers: run 'pip install diffusers' in ComfyUI's Python."
         ) from error
     try:
-        with torch.device("meta"):
+        with without_memory(weights):
             network = UNet2DConditionModel.from_config(dict(config))
     except Exception as error:  # whatever a wrong value leads to
         reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -226,7 +235,7 @@ def structure(shapes: Shapes, config: Mapping[str, Any] | None, name: str) -> St
     if config is None:
         found = _Shape(shapes, name)
         return Structure(found.unet_config() | _usual_heads(found), found.guidance_width())
-    skeleton: Any = build_skeleton(config, name)
+    skeleton: Any = build_skeleton(config, name, max(len(shapes), _USUAL_WEIGHTS))
     found = _Shape({key: tuple(value.shape) for key, value in skeleton.state_dict().items()}, name)
     full: Mapping[str, Any] = skeleton.config
     unet_config = found.unet_config() | _heads(skeleton, name)

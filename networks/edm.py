@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..files import UnreadableFile
+from .budget import refuse_hollow, refuse_immodest, without_memory
+
 Resampling = Literal["up", "down"]
 
 
@@ -726,6 +729,9 @@ def _levels(img_resolution: int, model_channels: int, channel_mult: Sequence[int
     return [img_resolution >> level for level in range(levels)], [model_channels * mult for mult in channel_mult]
 
 
+_FINEST = 2_048  # pixels a side; the authors' networks draw 32 to 512
+
+
 def restore_edm(config: dict[str, Any], weights: Mapping[str, Tensor], name: str) -> EDMPrecond:
     """The network of a snapshot, in float32; weights that are float32 already are shared with ``weights``, not copied.
 
@@ -735,18 +741,22 @@ def restore_edm(config: dict[str, Any], weights: Mapping[str, Tensor], name: str
         name: Of the file, for messages.
 
     Raises:
-        ValueError: The network can't be built, or the weights are not its.
+        UnreadableFile: The network can't be built, it is larger than its weights, or they are not its.
     """
+    refuse_hollow(weights, name)
+    refuse_immodest(config, name)
     try:
-        with torch.device("meta"):  # no memory and no initialisation: all weights are the file's
+        if not 1 <= int(config.get("img_resolution", 1)) <= _FINEST:
+            raise ValueError(f"It draws in {str(config['img_resolution'])[:20]} pixels, and no such network does.")
+        with without_memory(len(weights)):  # no memory and no initialisation: all weights are the file's
             network = build_edm(config)
         network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
     except ValueError as error:
-        raise ValueError(f"{name} can't be loaded. {error}") from error
+        raise UnreadableFile(f"{name} can't be loaded. {error}") from error
     except RuntimeError as error:
-        raise ValueError(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
-    except (TypeError, ArithmeticError, AttributeError, LookupError) as error:
-        raise ValueError(f"{name} describes a network that can't be built ({error}).") from error
+        raise UnreadableFile(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
+    except (TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        raise UnreadableFile(f"{name} describes a network that can't be built ({error}).") from error
     return network
 
 

@@ -7,9 +7,9 @@ and whatever else the file asks for. Here nothing is unpickled:
 - A small stack machine of our own follows the pickle's operations and builds only inert records and plain containers. A name is
   looked up in an exact table and stands for one of our record makers; nothing is imported. An operation, a name or an argument
   that no snapshot needs ends the reading, wherever in the file it is.
-- A tensor is checked against its storage, and a storage against the bytes that hold it, before either is made. Then the
-  storage alone goes through ``torch.load(weights_only=True)``, and only if the network uses it.
-- Steps, modules, settings and bytes are counted, so that a small file cannot unfold into a big one.
+- A tensor is checked against its storage, and a storage against the bytes that hold it, before either is made: a view of the
+  file, mapped into memory where its place allows it. PyTorch's own reader sees none of it.
+- Steps, modules, settings and bytes are counted in one ``Budget``, so that a small file cannot unfold into a big one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import mmap
 import os
 import pickletools
 import struct
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,9 +33,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import UnsafeCheckpoint, refuse_impostors
+from ..files import UnsafeCheckpoint, parse_json, reading, refuse_impostors
+from .budget import Budget
+from .budget import Refused as _Refused
+from .zip_directory import Entry, entries_of
 
 _Stream = mmap.mmap | io.BytesIO
+_Table = Mapping[tuple[str, str], Any]
 
 Snapshot = tuple[dict[str, Any], dict[str, Tensor]]
 """What made a network, with its class under ``_class_name``; its state dict under its authors' names."""
@@ -56,23 +59,17 @@ _NETWORKS = ("ema", "G", "net")
 _CONFIGS = {"edm": "edm_config", "diffusers": "diffusers_config"}
 _UNCONFIGURED = ("_use_default_values", "_ignore_files")  # diffusers leaves them out of config.json as well
 
-# What a network may need: Stable Diffusion 1.5 takes 98,000 steps and has 2,200 parts, SDXL 242,000 and 6,000.
-_MOST_STEPS = 1_000_000
+# What a network may need: Stable Diffusion 1.5 has 2,200 parts, SDXL 6,000.
 _MOST_PARTS = 200_000
 _MOST_SETTINGS = 10_000
 _MOST_NESTED = 8
 _LONGEST_TEXT = 1_000
 _MOST_DIMENSIONS = 16
-_MOST_UNFOLDED = 8  # times the file's size; every weight counts twice, a tied one once more for each further name
 
 _LIMIT = 1 << 63
 _ZIP = b"PK\x03\x04"
 _TORCH_MAGIC, _TORCH_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _STORAGE_HEADER = 4096  # torch writes about 300 bytes before a storage's own
-
-
-class _Refused(Exception):  # noqa: N818 - it names what happened to the file
-    """Why the file isn't read: the middle of a sentence that begins with its name."""
 
 
 def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
@@ -89,12 +86,15 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     refuse_impostors(file)
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
-            return _network(_unpacked(data), len(data))
+            budget = Budget(len(data))
+            return _network(_unpacked(data, budget), _Tensors(file, budget))
         except _Refused as refused:
             raise UnsafeCheckpoint(
                 f"{file.name} {refused}, so it was not loaded: use a snapshot as the EDM, SiD or SiD-LSG code saves it (.pkl), "
                 f"or what apprentice convert makes of one."
             ) from refused
+        except MemoryError:
+            raise
         except Exception as error:  # a torn or made-up pickle fails in as many ways as there are operations
             raise UnsafeCheckpoint(f"{file.name} is cut short or damaged, or no pickle: delete it and fetch it again.") from error
 
@@ -110,12 +110,14 @@ def read_edm(path: str | os.PathLike[str]) -> Snapshot:
     if file.suffix != ".safetensors":
         return read_snapshot(file)
     refuse_impostors(file)
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it isn't a mapping
-    except SafetensorError as error:
-        raise UnsafeCheckpoint(f"{file.name} is no safetensors file, or is cut short or damaged: convert it again.") from error
+    torn = f"{file.name} is no safetensors file, or is cut short or damaged: convert it again."
+    with reading(file.name, "convert it again"):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it isn't a mapping
+        except SafetensorError as error:
+            raise UnsafeCheckpoint(torn) from error
     return _recorded_config(metadata, file.name), tensors
 
 
@@ -131,10 +133,7 @@ def _recorded_config(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
     again = "run apprentice convert on the authors' snapshot (.pkl), which records it"
     if text is None:
         raise UnsafeCheckpoint(f"{name} has no {keys} in its metadata to say which network its weights are for: {again}.")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UnsafeCheckpoint(f"{name} has {keys} metadata that are not JSON: {again}.") from error
+    config = parse_json(text, f"The {keys} metadata of {name}", again)
     if not isinstance(config, dict) or config.get("_class_name") not in (UNET, *_ARGUMENTS):
         raise UnsafeCheckpoint(f"{name} has {keys} metadata for a network that is neither EDM's nor SiD's: {again}.")
     return config
@@ -143,18 +142,19 @@ def _recorded_config(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
 # What the records mean
 
 
-def _unpacked(data: mmap.mmap) -> Any:
+def _unpacked(data: mmap.mmap, budget: Budget) -> Any:
     """What the file's pickle holds, as records."""
     torchs = "is a PyTorch checkpoint (rename it to .pt for apprentice convert)"
     if data[:4] == _ZIP:
         raise _Refused(torchs)
-    held = _Machine(data, {**_CALLS, **_CLASSES}).run()
+    memory = {("torch.storage", "_load_from_bytes"): lambda blob: _load_from_bytes(blob, budget)}
+    held = _Machine(data, {**_CALLS, **memory, **_CLASSES}, budget).run()
     if held == _TORCH_MAGIC:  # a bare pickle before all else marks torch's older format
         raise _Refused(torchs)
     return held
 
 
-def _network(held: Any, file_bytes: int) -> Snapshot:
+def _network(held: Any, tensors: _Tensors) -> Snapshot:
     """The configuration and the tensors of the network in ``held``, a file's dictionary."""
     held = _bare(held)
     if not isinstance(held, dict):
@@ -165,7 +165,7 @@ def _network(held: Any, file_bytes: int) -> Snapshot:
         raise _Refused(f"holds no network under {', '.join(_NETWORKS)}, but {keys}")
     if not isinstance(net, _Object):
         raise _Refused("holds something else where the network should be")
-    return _config(net), _state_dict(net, _MOST_UNFOLDED * file_bytes)
+    return _config(net), _state_dict(net, tensors)
 
 
 def _config(net: _Object) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _plain(value: Any, what: str, count: Iterator[int], depth: int = 0) -> Any:
     raise _Refused(f"has something in {what} that is no setting")
 
 
-def _state_dict(net: _Object, most_bytes: int) -> dict[str, Tensor]:
+def _state_dict(net: _Object, tensors: _Tensors) -> dict[str, Tensor]:
     """The tensors that ``net.state_dict()`` would give, in its order."""
     views: dict[str, _View] = {}
     for key, view in _named_views(net):
@@ -215,11 +215,7 @@ def _state_dict(net: _Object, most_bytes: int) -> dict[str, Tensor]:
         views[key] = view
     if not views:
         raise _Refused("holds a network without weights")
-    storages = {id(view.storage): view.storage.nbytes for view in views.values()}
-    if sum(storages.values()) + sum(view.nbytes for view in views.values()) > most_bytes:
-        raise _Refused("would unfold into far more memory than the file has")
-    loaded: dict[int, Tensor] = {}
-    return {key: _tensor(view, loaded) for key, view in views.items()}
+    return {key: tensors.take(view) for key, view in views.items()}
 
 
 def _named_views(net: _Object) -> Iterator[tuple[str, _View]]:
@@ -260,23 +256,43 @@ def _dict(record: _Object, key: str) -> dict[str, Any]:
     return value
 
 
-def _tensor(view: _View, loaded: dict[int, Tensor]) -> Tensor:
-    """The tensor of ``view``; views of one storage share their memory, as they did when they were saved."""
-    whole = loaded.get(id(view.storage))
-    if whole is None:
-        whole = loaded[id(view.storage)] = _load_storage(view.storage)
-    return whole.as_strided(view.size, view.stride, view.offset)
+class _Tensors:
+    """The tensors of checked views in a file; those of one storage share their memory, as they did when they were saved.
 
+    The file is mapped, and its bytes are copied only where they don't lie as their type needs.
+    """
 
-def _load_storage(storage: _Storage) -> Tensor:
-    """All of a checked storage, in one dimension."""
-    held = torch.load(io.BytesIO(storage.blob.read()), map_location="cpu", weights_only=True)
-    if not isinstance(held, torch.storage.TypedStorage):
-        raise _Refused("has something else where a tensor's memory should be")
-    whole = torch.empty(0, dtype=storage.dtype).set_(held)  # raises if the dtype is another
-    if whole.numel() != storage.elements:
-        raise _Refused("contradicts itself about a tensor's size")
-    return whole
+    def __init__(self, file: Path, budget: Budget) -> None:
+        self.budget, self.mapped = budget, True
+        self.whole = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+        self.loaded: dict[int, tuple[_Storage, Tensor]] = {}  # with the storage, so that its id stays its own
+
+    def take(self, view: _View) -> Tensor:
+        """The tensor of a view.
+
+        Raises:
+            _Refused: All of them together would be far larger than the file.
+        """
+        storage = view.storage
+        self.budget.unfold(view.nbytes)
+        if not view.nbytes:
+            return torch.empty(view.size, dtype=storage.dtype)
+        if id(storage) not in self.loaded:
+            self.budget.unfold(storage.nbytes)
+            self.loaded[id(storage)] = storage, self._elements(storage)
+        return self.loaded[id(storage)][1].as_strided(view.size, view.stride, view.offset)
+
+    def _elements(self, storage: _Storage) -> Tensor:
+        """All of a checked storage, in one dimension."""
+        blob, start, length = storage.blob, storage.blob.start + storage.start, storage.nbytes
+        if isinstance(blob.source, mmap.mmap):
+            memory = self.whole[start : start + length]
+            if not self.mapped or start % storage.dtype.itemsize:
+                memory = memory.clone()
+        else:
+            held = blob.read()[storage.start : storage.start + length]
+            memory = torch.frombuffer(bytearray(held), dtype=torch.uint8).untyped_storage()
+        return torch.empty(0, dtype=storage.dtype).set_(memory, 0, (storage.elements,), (1,))  # type: ignore[call-overload]
 
 
 def _short(text: str) -> str:
@@ -326,16 +342,31 @@ class _Blob:
 
 @dataclass(eq=False, slots=True)
 class _Storage:
-    """A tensor's memory: as many elements as ``blob`` really holds."""
+    """A tensor's memory: as many elements as ``blob`` really holds, from its byte ``where`` on."""
 
     dtype: torch.dtype
     elements: int
     blob: _Blob
     key: str
+    where: int = 0
+
+    base: _Storage | None = None
+    typed: dict[torch.dtype, _Storage] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         return self.elements * self.dtype.itemsize
+
+    @property
+    def start(self) -> int:
+        """Where its first element is in its blob."""
+        return self.base.where if self.base else self.where
+
+    def as_type(self, dtype: torch.dtype) -> _Storage:
+        """The same bytes as numbers of another kind: one object a kind."""
+        if dtype not in self.typed:
+            self.typed[dtype] = _Storage(dtype, self.nbytes // dtype.itemsize, self.blob, self.key, base=self)
+        return self.typed[dtype]
 
 
 @dataclass(eq=False, slots=True)
@@ -426,50 +457,60 @@ def _check_flags(requires_grad: Any, hooks: Any) -> None:
         raise _Refused("has a tensor with more than its numbers")
 
 
-def _load_from_bytes(blob: Any) -> _Storage:
+def _load_from_bytes(blob: Any, budget: Budget) -> _Storage:
     if not isinstance(blob, _Blob):
         raise _Refused("has something else where a tensor's memory should be")
     if blob.storage is None:
-        blob.storage = _zipped_storage(blob) if blob.read(4) == _ZIP else _legacy_storage(blob)
+        blob.storage = _zipped_storage(blob, budget) if blob.read(4) == _ZIP else _legacy_storage(blob, budget)
     return blob.storage
 
 
-def _legacy_storage(blob: _Blob) -> _Storage:
+def _legacy_storage(blob: _Blob, budget: Budget) -> _Storage:
     """A storage as torch saves it alone: five pickles (the fourth names it, the fifth lists it), its length, its elements."""
     stream = io.BytesIO(blob.read(_STORAGE_HEADER))
-    magic, protocol, system, storage, keys = (_Machine(stream, _STORAGES, partial(_named_storage, blob)).run() for _ in range(5))
-    little = isinstance(system, dict) and system.get("little_endian") is True
-    if magic != _TORCH_MAGIC or protocol != _TORCH_PROTOCOL or not little or not isinstance(storage, _Storage):
+    fetch = partial(_named_storage, blob)
+    magic, protocol, system, storage, keys = (_Machine(stream, _STORAGES, budget, fetch).run() for _ in range(5))
+    if not _is_legacy(magic, protocol, system) or not isinstance(storage, _Storage):
         raise _Refused("has a tensor's memory in a form that PyTorch does not write")
     (length,) = struct.unpack("<q", stream.read(8))
     if keys != [storage.key] or length != storage.elements:
         raise _Refused("contradicts itself about a tensor's memory")
-    return _filled(storage, blob.length - stream.tell())
+    storage.where = stream.tell()
+    return _filled(storage, blob.length - storage.where)
 
 
-def _zipped_storage(blob: _Blob) -> _Storage:
+def _is_legacy(magic: Any, protocol: Any, system: Any) -> bool:
+    """Whether these begin a stream of torch's older format, of a little-endian machine."""
+    little = isinstance(system, dict) and system.get("little_endian") is True
+    return magic == _TORCH_MAGIC and protocol == _TORCH_PROTOCOL and little
+
+
+def _zipped_storage(blob: _Blob, budget: Budget) -> _Storage:
     """A storage in torch's archive format: ``NAME/data.pkl`` names it, ``NAME/data/KEY`` is its elements."""
-    with zipfile.ZipFile(io.BytesIO(blob.read())) as archive:
-        sizes = {entry.filename: entry.file_size for entry in archive.infolist() if entry.compress_type == zipfile.ZIP_STORED}
-        if len(sizes) != len(archive.infolist()) or sum(sizes.values()) > blob.length:
-            raise _Refused("has a tensor's memory in a form that PyTorch does not write")
-        (index,) = (name for name in sizes if name.count("/") == 1 and name.endswith("/data.pkl"))
-        storage = _Machine(io.BytesIO(archive.read(index)), _STORAGES, partial(_named_storage, blob)).run()
-        root = index.removesuffix("data.pkl")
-        swapped = f"{root}byteorder" in sizes and archive.read(f"{root}byteorder") != b"little"
-    if not isinstance(storage, _Storage) or swapped:
+    held = blob.read()
+    budget.unfold(len(held))
+    entries = entries_of(held, budget)
+    if not all(entry.stored for entry in entries.values()):
         raise _Refused("has a tensor's memory in a form that PyTorch does not write")
-    return _filled(storage, sizes.get(f"{root}data/{storage.key}", 0))
+    (index,) = (name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl"))
+    described = io.BytesIO(entries[index].read(held))
+    storage = _Machine(described, _STORAGES, budget, partial(_named_storage, blob)).run()
+    root = index.removesuffix("data.pkl")
+    order = entries.get(f"{root}byteorder")
+    if not isinstance(storage, _Storage) or (order is not None and order.read(held) != b"little"):
+        raise _Refused("has a tensor's memory in a form that PyTorch does not write")
+    elements = entries.get(f"{root}data/{storage.key}", Entry(0, 0, True))
+    storage.where = elements.start(held)
+    return _filled(storage, elements.length)
 
 
-def _named_storage(blob: _Blob, identity: Any) -> _Storage:
-    """The storage that torch describes by ``identity``; ``blob`` holds it."""
+def _named_storage(blob: _Blob, identity: Any, kinds: _Table | None = None) -> _Storage:
+    """The storage that torch describes by ``identity``; ``blob`` holds it. ``kinds``: what it may be of, if not ``_STORAGES``."""
     match identity:
-        case ("storage", _Name() as kind, str(key), str(), int(elements), *views) if 0 <= elements < _LIMIT and views in (
-            [],
-            [None],
-        ):
-            return _Storage(_STORAGES[kind.module, kind.name], elements, blob, key)
+        case ("storage", _Name() as kind, str(key), str(), int(elements), *views) if views in ([], [None]):
+            dtype = (kinds or _STORAGES).get((kind.module, kind.name))
+            if isinstance(dtype, torch.dtype) and 0 <= elements < _LIMIT:
+                return _Storage(dtype, elements, blob, key)
     raise _Refused("has a tensor's memory in a form that PyTorch does not write")
 
 
@@ -539,8 +580,6 @@ def _mapping() -> _Mapping:
     return _Mapping()
 
 
-_Table = Mapping[tuple[str, str], Any]
-
 _BUILTINS = ("builtins", "__builtin__")
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 
@@ -549,7 +588,6 @@ _CALLS: _Table = {
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    ("torch.storage", "_load_from_bytes"): _load_from_bytes,
     ("collections", "OrderedDict"): _mapping,
     ("diffusers.configuration_utils", "FrozenDict"): _mapping,
     ("numpy", "dtype"): _numpy_type,
@@ -631,11 +669,14 @@ class _Machine:
     Args:
         stream: Where the pickle begins; it is left where the pickle ends.
         table: The names that the pickle may use.
+        budget: What it may cost.
         fetch: What an identity stands for that the pickle refers to.
     """
 
-    def __init__(self, stream: _Stream, table: _Table, fetch: Callable[[Any], Any] = _nothing_outside) -> None:
-        self.stream, self.table, self.fetch = stream, table, fetch
+    def __init__(
+        self, stream: _Stream, table: _Table, budget: Budget, fetch: Callable[[Any], Any] = _nothing_outside
+    ) -> None:
+        self.stream, self.table, self.budget, self.fetch = stream, table, budget, fetch
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -643,9 +684,8 @@ class _Machine:
     def run(self) -> Any:
         """What the pickle holds."""
         operations = pickletools.genops(cast(IO[bytes], self.stream))
-        for step, (operation, argument, _) in enumerate(operations):
-            if step > _MOST_STEPS:
-                raise _Refused("takes more steps than any network")
+        for operation, argument, _ in operations:
+            self.budget.step()
             if operation.name == "STOP":
                 return self.stack.pop()
             if operation.name not in _OPERATIONS:

@@ -10,13 +10,15 @@ open_clip isn't forked: the tokens enter by hooks on a tower's residual blocks, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .budget import build_to_fit, same_shapes
 
 CONTEXT = 4  # tokens a block in all published runs
 TOKEN_STD = 0.02  # of tokens that don't begin as words
@@ -280,6 +282,18 @@ class Projector(nn.Module):
                 parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)  # type: ignore[union-attr,operator,arg-type]
         self.conv1[1].reset_parameters()  # type: ignore[operator]
         return self
+
+
+def fitted_projector(weights: Mapping[str, Tensor]) -> Projector:
+    """A projector with ``weights``; its sizes are theirs, and it is made only if all of them fit.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: A part is missing, or doesn't fit the others.
+    """
+    outside, inside = weights["conv1.0.weight"].shape[:2]
+    network = build_to_fit(lambda: Projector(inside, outside), weights, lambda sketch: same_shapes(sketch, weights))
+    network.load_state_dict(weights)
+    return cast(Projector, network)
 
 
 class PromptedStudent(nn.Module):

@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import UnsafeCheckpoint, refuse_impostors
-from .prompted_clip import Projector, PromptTokens
+from ..files import UnsafeCheckpoint, reading, refuse_impostors
+from .budget import refuse_hollow
+from .prompted_clip import Projector, PromptTokens, fitted_projector
 from .torch_archive import read_checkpoint
 
 TEACHER, STUDENT = "teacher", "student"
@@ -45,10 +46,9 @@ class OfficialCheckpoint:
             found[0] = first
         if not found:
             return None
-        if missing := sorted(set(range(max(found) + 1)) - found.keys()):
-            raise UnsafeCheckpoint(
-                f"{self.name} lacks the prompt tokens of the {tower} tower's block {missing[0]}: fetch it again."
-            )
+        missing = next(i for i in range(len(found) + 1) if i not in found)
+        if missing < len(found):
+            raise UnsafeCheckpoint(f"{self.name} lacks the prompt tokens of the {tower} tower's block {missing}: fetch it again.")
         try:
             return PromptTokens([found[i].float() for i in range(len(found))])
         except ValueError as error:
@@ -62,12 +62,9 @@ class OfficialCheckpoint:
         """
         weights = {k.removeprefix(_PROJECTOR): v.float() for k, v in self.tensors.items() if k.startswith(_PROJECTOR)}
         try:
-            outside, inside = weights["conv1.0.weight"].shape[:2]
-            projector = Projector(inside, outside)
-            projector.load_state_dict(weights)
+            return fitted_projector(weights)
         except (KeyError, ValueError, RuntimeError) as error:
             raise UnsafeCheckpoint(f"{self.name} lacks a part of the student's projector: fetch it again.") from error
-        return projector
 
     def tower(self, tower: Literal["image", "text"] = "image") -> dict[str, Tensor]:
         """The frozen tower beside the tokens, under open_clip's names (``visual.*`` for pictures); empty where it is left out."""
@@ -91,12 +88,14 @@ def read_official(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     file = Path(path)
     refuse_impostors(file)
     if file.suffix == ".safetensors":
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise UnsafeCheckpoint(f"{file.name} is cut short or damaged: convert it again.") from error
+        with reading(file.name, "convert it again"):
+            try:
+                tensors = load_file(file)
+            except SafetensorError as error:
+                raise UnsafeCheckpoint(f"{file.name} is cut short or damaged: convert it again.") from error
     else:
         tensors, _facts = read_checkpoint(file)
+    refuse_hollow(tensors, file.name)
     return OfficialCheckpoint(kind_of(tensors, file.name), tensors, file.name)
 
 

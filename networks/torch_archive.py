@@ -1,16 +1,17 @@
-"""Checkpoints that PyTorch's own data-only reader refuses, read as data: training checkpoints and TorchScript archives.
+"""What PyTorch saves, read as data: state dicts in both of its formats, training checkpoints, and TorchScript archives.
 
-``torch.load(weights_only=True)`` ends at the first name that isn't on its list, be it a scheduler's class beside the weights;
-``torch.jit.load`` loads a program. Here the archive's pickle is followed by the stack machine of ``edm_pickle``: tensors are
-checked against their storages and these against the bytes that hold them, and every other name stands for an inert object.
-Nothing is imported or called.
+``torch.load(weights_only=True)`` builds whatever a file describes, at whatever cost, and ends at the first name that isn't on its
+list, be it a scheduler's class beside the weights; ``torch.jit.load`` loads a program. Here the file's pickle is followed by the
+stack machine of ``edm_pickle`` under one ``Budget``: tensors are checked against their storages and these against the bytes that
+hold them, and are views of the mapped file. Nothing is imported or called.
 """
 
 from __future__ import annotations
 
 import io
+import mmap
 import os
-import zipfile
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,27 +20,108 @@ import torch
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint, refuse_impostors
+from .budget import Budget
+from .budget import Refused as _Refused
 from .edm_pickle import (
     _CALLS,
     _MOST_NESTED,
     _MOST_PARTS,
     _STORAGES,
+    _ZIP,
     _bare,
     _Blob,
     _filled,
+    _is_legacy,
     _Machine,
+    _Mapping,
     _Name,
     _named_storage,
     _Object,
-    _Refused,
+    _rebuild_tensor_v2,
     _Storage,
+    _Table,
+    _Tensors,
     _View,
 )
+from .zip_directory import Entry, entries_of
 
 Facts = dict[str, int | float | str]
 _LARGEST_PICKLE = 64 << 20  # the names and shapes of the largest models take a few MB
-_TENSORS = ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state", "OrderedDict")
-_KNOWN = {name: call for name, call in _CALLS.items() if name[1] in _TENSORS}
+_DEEPEST = 64  # containers within containers; a trainer's checkpoint has five or six
+_PICKLED = b"\x80"  # how pickles since protocol 2 begin
+
+
+class _Inert:
+    """An object of a class that nobody asked for: whatever is done to it is forgotten."""
+
+    __slots__ = ()
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> _View:
+    """A tensor of a kind of number that has no storage of its own, such as fp8."""
+    if not isinstance(dtype, _Name) or not isinstance(storage, _Storage) or (dtype.module, dtype.name) not in _DTYPES:
+        raise _Refused("has a tensor of a kind that no network needs")
+    typed = storage.as_type(_DTYPES[dtype.module, dtype.name])
+    return _rebuild_tensor_v2(typed, offset, size, stride, requires_grad, hooks, metadata)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> _View:
+    return _rebuild_tensor_v2(storage, offset, size, stride, False, None)
+
+
+def _size(numbers: Any) -> tuple[Any, ...]:
+    if not isinstance(numbers, tuple):
+        raise _Refused("has a shape that is none")
+    return numbers
+
+
+def _counter(counts: Any = None) -> _Mapping:
+    if counts is not None and not isinstance(_bare(counts), dict):
+        raise _Refused("has counts of nothing")
+    return _Mapping(_bare(counts) or {})
+
+
+def _device(*_: Any) -> _Inert:
+    return _Inert()
+
+
+_DTYPES = {("torch", name): kind for name, kind in vars(torch).items() if isinstance(kind, torch.dtype)}
+_MEMORY: _Table = {
+    **_STORAGES, ("torch", "ComplexFloatStorage"): torch.complex64, ("torch", "ComplexDoubleStorage"): torch.complex128,
+    ("torch.storage", "UntypedStorage"): torch.uint8, ("torch", "UntypedStorage"): torch.uint8,
+}  # fmt: skip
+_BUILT = ("_rebuild_tensor_v2", "_rebuild_parameter", "_rebuild_parameter_with_state", "OrderedDict")
+_LENIENT: _Table = {
+    **{name: call for name, call in _CALLS.items() if name[1] in _BUILT}, **_MEMORY,
+    **dict.fromkeys(_DTYPES), ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+}  # fmt: skip
+_STRICT: _Table = {
+    **_LENIENT, ("torch", "Size"): _size, ("torch", "device"): _device, ("collections", "Counter"): _counter,
+    **{name: call for name, call in _CALLS.items() if name[1] in ("set", "encode", "scalar", "dtype") and name[0] != "torch"},
+}  # fmt: skip
+"""What may be among a state dict: what PyTorch's own data-only reader knows, and NumPy's numbers."""
+
+
+def read_tree(path: str | os.PathLike[str], mapped: bool = True) -> Any:
+    """All that a checkpoint of PyTorch's holds, in plain containers, with tensors on the CPU.
+
+    In both of PyTorch's formats. A name that a state dict doesn't need ends the reading.
+
+    Args:
+        mapped: Whether tensors may be views of the mapped file, which is not to be written over while they live.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnsafeCheckpoint: It isn't such a checkpoint, is damaged, or asks for more than tensors in plain containers.
+    """
+    def take(held: Any, tensors: _Tensors, budget: Budget) -> Any:
+        tensors.mapped = mapped
+        return _Tree(tensors, budget).plain(held)
+
+    return _read(path, _Strict, take, legacy=True)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Facts]:
@@ -51,7 +133,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Fa
         FileNotFoundError: There is no such file.
         UnsafeCheckpoint: It isn't an archive of PyTorch 1.6 or newer, is damaged, or holds no tensors.
     """
-    return _read(path, _state_dict)
+    return _read(path, _Lenient, lambda held, tensors, _: _state_dict(held, tensors))
 
 
 def read_script(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -61,38 +143,56 @@ def read_script(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         FileNotFoundError: There is no such file.
         UnsafeCheckpoint: It isn't such an archive, is damaged, or holds no tensors.
     """
-    return _read(path, lambda held, archive: _attributes(held, archive, ""))
+    return _read(path, _Lenient, lambda held, tensors, budget: _attributes(held, tensors, budget, ""))
 
 
 def is_script(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an archive with a program in it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    """Whether a file is an archive with a program in it; a damaged one isn't."""
+    with Path(path).open("rb") as opened:
+        if opened.read(4) != _ZIP:
+            return False
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            try:
+                return any("/code/" in name for name in entries_of(data, Budget(len(data))))
+            except Exception:  # whoever reads it will say what is wrong with it
+                return False
 
 
-def _read(path: str | os.PathLike[str], take: Callable[[Any, _Archive], Any]) -> Any:
+def _read(path: str | os.PathLike[str], machine: type[_Machine], take: Callable[..., Any], legacy: bool = False) -> Any:
     file = Path(path)
     refuse_impostors(file)
-    if not zipfile.is_zipfile(file):
-        raise UnsafeCheckpoint(
-            f"{file.name} is cut short or damaged, or older than PyTorch 1.6: fetch it again, or have a newer PyTorch save it."
-        )
-    try:
-        with zipfile.ZipFile(file) as opened:
-            archive = _Archive(opened, file.stat().st_size)
-            return take(archive.held(), archive)
-    except _Refused as refused:
-        raise UnsafeCheckpoint(f"{file.name} {refused}, so it was not loaded: use a file as PyTorch saves it.") from refused
-    except Exception as error:  # a torn or made-up archive fails in as many ways as there are operations
-        raise UnsafeCheckpoint(f"{file.name} is cut short or damaged: delete it and fetch it again.") from error
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        budget, zipped = Budget(len(data)), data[:4] == _ZIP
+        try:
+            held = _Archive(data, budget).held(machine) if zipped or not legacy else _legacy(data, budget, machine)
+            return take(_bare(held), _Tensors(file, budget), budget)
+        except _Refused as refused:
+            raise UnsafeCheckpoint(
+                f"{file.name} {refused}, so it was not loaded: use a safetensors version, or a state dict as PyTorch saves it."
+            ) from refused
+        except MemoryError:
+            raise
+        except Exception as error:  # a torn or made-up archive fails in as many ways as there are operations
+            again = "delete it and fetch the weights again (apprentice models pull)"
+            if zipped or data[:1] == _PICKLED:
+                raise UnsafeCheckpoint(f"{file.name} is cut short or damaged: {again}.") from error
+            older = "" if legacy else " of 1.6 or newer"
+            raise UnsafeCheckpoint(f"{file.name} is not a PyTorch checkpoint{older}: {again}.") from error
 
 
-class _Inert:
-    """An object of a class that nobody asked for: whatever is done to it is forgotten."""
+# ------------------------------------------------------------------------------------------------------ machines
 
-    __slots__ = ()
+
+class _Strict(_Machine):
+    """The machine for state dicts and what may lie beside them; optimisers number their states."""
+
+    def set_items(self, pairs: list[Any]) -> None:
+        target = _bare(self.stack[-1])
+        if not isinstance(target, dict) or len(pairs) % 2:
+            raise _Refused("sets items of what is no dictionary")
+        if not all(type(key) in (str, int, float, bool) for key in pairs[::2]):  # a nested tuple's hash could take for ever
+            raise _Refused("has a dictionary whose keys are neither names nor numbers")
+        target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
 
 class _Lenient(_Machine):
@@ -132,49 +232,105 @@ class _Lenient(_Machine):
             target.update((key, value) for key, value in items if type(key) in (str, int))
 
 
-class _Archive:
-    """``NAME/data.pkl`` describes what is in the archive, ``NAME/data/KEY`` are the storages' elements."""
+# ------------------------------------------------------------------------------------------------------- formats
 
-    def __init__(self, opened: zipfile.ZipFile, file_bytes: int) -> None:
-        entries = opened.infolist()
-        self.opened, self.sizes = opened, {entry.filename: entry.file_size for entry in entries}
-        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries if "/code/" not in entry.filename)
-        if not stored or len(self.sizes) != len(entries) or sum(self.sizes.values()) > 2 * file_bytes:
-            raise _Refused("is an archive that PyTorch did not write")
-        indices = [name for name in self.sizes if name.count("/") == 1 and name.endswith("/data.pkl")]
-        if len(indices) != 1 or self.sizes[indices[0]] > _LARGEST_PICKLE:
+
+class _Archive:
+    """PyTorch's format since 1.6: ``NAME/data.pkl`` describes what is in a zip archive, ``NAME/data/KEY`` are the storages."""
+
+    def __init__(self, data: mmap.mmap, budget: Budget) -> None:
+        self.data, self.budget = data, budget
+        self.entries = entries_of(data, budget)
+        stored = all(entry.stored for name, entry in self.entries.items() if "/code/" not in name)
+        indices = [name for name in self.entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if not stored or len(indices) != 1 or self.entries[indices[0]].length > _LARGEST_PICKLE:
             raise _Refused("is an archive that PyTorch did not write")
         self.root = indices[0].removesuffix("data.pkl")
-        order = f"{self.root}byteorder"
-        if order in self.sizes and opened.read(order) != b"little":
+        order = self.entries.get(f"{self.root}byteorder")
+        if order is not None and order.read(data) != b"little":
             raise _Refused("was saved on a big-endian machine")
-        self.loaded: dict[str, Tensor] = {}
-        self.bytes_left = 8 * file_bytes  # tied weights may be taken several times
+        self.storages: dict[str, _Storage] = {}
 
-    def held(self) -> Any:
+    def held(self, machine: type[_Machine]) -> Any:
         """What the archive's pickle describes, with views in place of tensors."""
-        pickle = io.BytesIO(self.opened.read(f"{self.root}data.pkl"))
-        return _bare(_Lenient(pickle, {**_KNOWN, **_STORAGES}, self._storage).run())
+        pickle = io.BytesIO(self.entries[f"{self.root}data.pkl"].read(self.data))
+        return machine(pickle, _STRICT if machine is _Strict else _LENIENT, self.budget, self._storage).run()
 
     def _storage(self, identity: Any) -> _Storage:
-        storage = _named_storage(_Blob(b"", 0, 0), identity)
-        return _filled(storage, self.sizes.get(f"{self.root}data/{storage.key}", -1))
-
-    def tensor(self, view: _View) -> Tensor:
-        """The tensor that ``view`` describes, a copy of its own."""
-        self.bytes_left -= view.nbytes
-        if self.bytes_left < 0:
-            raise _Refused("unfolds into more than it can hold")
-        storage = view.storage
-        if not view.nbytes:
-            return torch.empty(view.size, dtype=storage.dtype)
-        if storage.key not in self.loaded:
-            content = bytearray(self.opened.read(f"{self.root}data/{storage.key}"))
-            self.loaded[storage.key] = torch.frombuffer(content, dtype=storage.dtype)
-        return self.loaded[storage.key].as_strided(view.size, view.stride, view.offset).clone()
+        storage = _known(self.storages, _named_storage(_Blob(self.data, 0, 0), identity, _MEMORY))
+        entry = self.entries.get(f"{self.root}data/{storage.key}", Entry(0, -1, True))
+        _filled(storage, entry.length)
+        storage.where = entry.start(self.data)
+        return storage
 
 
-def _state_dict(held: Any, archive: _Archive) -> tuple[dict[str, Tensor], Facts]:
+def _legacy(data: mmap.mmap, budget: Budget, machine: type[_Machine]) -> Any:
+    """PyTorch's format before 1.6: five pickles (the fourth is what is held, the fifth lists its storages), then these."""
+    storages: dict[str, _Storage] = {}
+
+    def fetch(identity: Any) -> _Storage:
+        return _known(storages, _named_storage(_Blob(data, 0, 0), identity, _MEMORY))
+
+    header = [_Strict(data, {}, budget).run() for _ in range(3)] if data[:1] == _PICKLED else []
+    if len(header) != 3 or not _is_legacy(*header):
+        raise EOFError("not PyTorch's older format")
+    held = machine(data, _STRICT, budget, fetch).run()
+    keys = _Strict(data, {}, budget).run()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
+        raise _Refused("contradicts itself about its tensors' memory")
+    place = data.tell()
+    for key in keys:
+        (length,) = struct.unpack_from("<q", data, place)
+        storage = storages[key]
+        storage.where, place = place + 8, place + 8 + storage.nbytes
+        if length != storage.elements:
+            raise _Refused("contradicts itself about a tensor's memory")
+        if place > len(data):
+            raise EOFError("the last storages are missing")
+    return held
+
+
+def _known(storages: dict[str, _Storage], storage: _Storage) -> _Storage:
+    """``storage``, or what is known under its key already: tied tensors name theirs twice."""
+    known = storages.setdefault(storage.key, storage)
+    if (known.dtype, known.elements) != (storage.dtype, storage.elements):
+        raise _Refused("contradicts itself about a tensor's memory")
+    return known
+
+
+# ------------------------------------------------------------------------------------------------------ contents
+
+
+class _Tree:
+    """Records as plain containers with tensors in them; what is held twice is one object again."""
+
+    def __init__(self, tensors: _Tensors, budget: Budget) -> None:
+        self.tensors, self.budget = tensors, budget
+        self.made: dict[int, Any] = {}
+
+    def plain(self, value: Any, depth: int = 0) -> Any:
+        """``value`` in Python's own types."""
+        value = _bare(value)
+        self.budget.step()
+        if isinstance(value, _View):
+            return self.tensors.take(value)
+        if isinstance(value, _Blob):
+            self.budget.unfold(value.length)
+            return value.read()
+        if not isinstance(value, dict | list | tuple):
+            return value
+        if id(value) not in self.made:
+            if depth == _DEEPEST:
+                raise _Refused("has containers within containers without end")
+            if isinstance(value, dict):
+                made: Any = {key: self.plain(item, depth + 1) for key, item in value.items()}
+            else:
+                made = type(value)(self.plain(item, depth + 1) for item in value)
+            self.made[id(value)] = made
+        return self.made[id(value)]
+
+
+def _state_dict(held: Any, tensors: _Tensors) -> tuple[dict[str, Tensor], Facts]:
     if not isinstance(held, dict):
         raise _Refused("holds no dictionary")
     nested = _bare(held.get("state_dict"))
@@ -184,19 +340,20 @@ def _state_dict(held: Any, archive: _Archive) -> tuple[dict[str, Tensor], Facts]
         raise _Refused("holds no tensors under 'state_dict'")
     prefix = "module." if all(key.startswith("module.") for key in views) else ""
     facts = {key: value for key, value in held.items() if isinstance(key, str) and type(value) in (int, float, str)}
-    return {key[len(prefix) :]: archive.tensor(view) for key, view in views.items()}, facts
+    return {key[len(prefix) :]: tensors.take(view) for key, view in views.items()}, facts
 
 
-def _attributes(held: Any, archive: _Archive, prefix: str, depth: int = 0) -> dict[str, Tensor]:
+def _attributes(held: Any, tensors: _Tensors, budget: Budget, prefix: str, depth: int = 0) -> dict[str, Tensor]:
     """The tensors among an object's attributes, and those of the objects within it."""
     if not isinstance(held, _Object) or depth > 4 * _MOST_NESTED:
         raise _Refused("holds no module, or modules within modules without end")
     found: dict[str, Tensor] = {}
     for name, value in _texts(held.state).items():
+        budget.step()
         if isinstance(value, _View):
-            found[prefix + name] = archive.tensor(value)
+            found[prefix + name] = tensors.take(value)
         elif isinstance(value, _Object):
-            found |= _attributes(value, archive, f"{prefix}{name}.", depth + 1)
+            found |= _attributes(value, tensors, budget, f"{prefix}{name}.", depth + 1)
         if len(found) > _MOST_PARTS:
             raise _Refused("has more parts than any network")
     if depth == 0 and not found:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..files import parse_texts
 from ..networks import class_names
 from ..oracles.checkpoints import read_metadata
 from ..samplers.comfy import CARD, show_text
@@ -115,7 +115,7 @@ class ApprenticeLoadEDM(io.ComfyNode):
 
 def _names(path: Path, labels: list[int | None], classes: int) -> list[str]:
     """Each picture's class in words: the file's own, where it names its classes, or those that are widely known."""
-    own = json.loads(read_metadata(path).get("class_names", "[]"))
+    own = parse_texts(read_metadata(path).get("class_names", "[]"), f"The metadata class_names of {path.name}")
     return [
         own[which] if which is not None and len(own) == classes else class_names.class_name(which, classes) for which in labels
     ]

@@ -10,6 +10,7 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..files import reading
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
 from ..oracles.calibration import Calibration as CalibrationData
@@ -115,7 +116,7 @@ class ApprenticeLoadOracle(io.ComfyNode):
 
 def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:
     # Outside of inference mode, so that a reward can be differentiated later on.
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), reading(path.name, "choose another file or kind"):
         weights = read_weights(path)
         kind = detect(weights, path.name) if kind == AUTO else kind
         options: dict[str, Any] = {}

@@ -10,7 +10,9 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..files import reading
 from ..networks import diffusers_unet as unets
+from ..networks.budget import refuse_hollow
 from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
 from ..samplers.adaptive import preset_by_name
 from ..samplers.comfy import CARD, model_name, show_text
@@ -121,8 +123,14 @@ class ApprenticeLoadStudent(io.ComfyNode):
 
 def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> tuple[Any, dict[str, str]]:
     """The model, and what its file says of itself."""
+    with reading(files.name, "use another file"):
+        return _read_model(files, guidance, weight_dtype)
+
+
+def _read_model(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> tuple[Any, dict[str, str]]:
     tensors = {key: value for path in files.weights for key, value in read_weights(path).items()}
     metadata = read_metadata(files.weights[0]) if len(files.weights) == 1 else {}
+    refuse_hollow(tensors, files.name)
     if metadata.get("teacher") == TinyWorldModel.__name__:
         return model_of(tensors), metadata
     config = _config(files, metadata)

@@ -30,11 +30,15 @@ def build_head(weights: Weights, what: str) -> Any:
     if "layers.0.weight" not in weights:
         if "weight" not in weights or weights["weight"].ndim != 2:
             raise ValueError(f"These are not the weights of {what}: they lack 'layers.0.weight'; choose another file or oracle.")
-        return load_exactly(nn.Linear(*weights["weight"].shape[::-1]), weights, what)
-    linear = [nn.Linear(*weights[f"layers.{i}.weight"].shape[::-1]) for i in (0, 2, 4, 6, 7)]
-    # Dropout does nothing here, but keeps the published numbering of the layers.
-    layers = [linear[0], nn.Dropout(0.2), linear[1], nn.Dropout(0.2), linear[2], nn.Dropout(0.1), linear[3], linear[4]]
-    return load_exactly(nn.Sequential(*layers), below(weights, "layers."), what)
+        return load_exactly(lambda: nn.Linear(*weights["weight"].shape[::-1]), weights, what)
+
+    def make() -> nn.Module:
+        linear = [nn.Linear(*weights[f"layers.{i}.weight"].shape[::-1]) for i in (0, 2, 4, 6, 7)]
+        # Dropout does nothing here, but keeps the published numbering of the layers.
+        layers = [linear[0], nn.Dropout(0.2), linear[1], nn.Dropout(0.2), linear[2], nn.Dropout(0.1), linear[3], linear[4]]
+        return nn.Sequential(*layers)
+
+    return load_exactly(make, below(weights, "layers."), what)
 
 
 class Aesthetic(Oracle):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..files import UnreadableFile
 from .calibration import Calibration, load, save
 
 BUNDLED = Path(__file__).parent / "prompts.txt"
+_LONGEST_FILE = 64 << 20
 COLUMNS = ("caption", "prompt", "text")  # headings of a csv's prompts
 
 
@@ -120,17 +122,19 @@ def read_prompts(path: Path, limit: int = 0) -> list[str]:
         ValueError: The file can't be read, has no such column, or has no prompts.
     """
     try:
+        if path.stat().st_size > _LONGEST_FILE:
+            raise UnreadableFile(f"The prompt file '{path.name}' is too long; take one of at most {_LONGEST_FILE >> 20} MB.")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ValueError(f"There is no prompt file '{path.name}'.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"The prompt file '{path.name}' is not text in UTF-8; save it as UTF-8.") from error
+        raise UnreadableFile(f"The prompt file '{path.name}' is not text in UTF-8; save it as UTF-8.") from error
     except OSError as error:
-        raise ValueError(f"The prompt file '{path.name}' can't be read ({error.strerror or error}).") from error
+        raise UnreadableFile(f"The prompt file '{path.name}' can't be read ({error.strerror or error}).") from error
     lines = _column(text, path.name) if path.suffix.lower() == ".csv" else text.splitlines()
     prompts = clean_prompts(lines, limit)
     if not prompts:
-        raise ValueError(f"The prompt file '{path.name}' has no prompts: write one a line.")
+        raise UnreadableFile(f"The prompt file '{path.name}' has no prompts: write one a line.")
     return prompts
 
 
@@ -141,13 +145,16 @@ def clean_prompts(lines: Sequence[str], limit: int = 0) -> list[str]:
 
 
 def _column(text: str, name: str) -> list[str]:
-    rows = list(csv.reader(io.StringIO(text, newline="")))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:  # a field over 131,072 letters, most of all: a quotation mark that is never closed
+        raise UnreadableFile(f"The prompt file '{name}' is no table ({error}): look for a quotation mark too many.") from error
     headings = [heading.strip().casefold() for heading in rows[0]] if rows else []
     for wanted in COLUMNS:
         if wanted in headings:
             place = headings.index(wanted)
             return [" ".join(row[place].split()) for row in rows[1:] if len(row) > place]
-    raise ValueError(
+    raise UnreadableFile(
         f"The prompt file '{name}' needs a column called {', '.join(COLUMNS[:-1])} or {COLUMNS[-1]} in its first line, "
-        f"which has {', '.join(repr(h) for h in headings) or 'nothing'}."
+        f"which has {', '.join(repr(h[:40]) for h in headings[:10]) or 'nothing'}."
     )

@@ -297,7 +297,7 @@ def load(path: Path) -> Calibration:
         return _parsed(content)
     except KeyError as error:
         raise damaged(path, f"it has no {error}", _REMEDY) from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise damaged(path, f"an entry is not as it should be ({error})", _REMEDY) from error
 
 
@@ -335,7 +335,7 @@ def shipped() -> dict[str, Path]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} should be a text")
+        raise ValueError(f"{repr(value)[:40]} should be a text")
     return value
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint as UnsafeCheckpoint  # whoever reads weights meets it here
-from ..files import refuse_impostors, save_safetensors_atomically
+from ..files import reading, refuse_impostors, save_safetensors_atomically
 from ..networks.edm_pickle import read_snapshot, snapshot_metadata
 from ..networks.promptkd_checkpoint import is_official_name, kind_of
-from ..networks.torch_archive import is_script, read_checkpoint, read_script
+from ..networks.torch_archive import is_script, read_checkpoint, read_script, read_tree
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 """Names of files that hold a pickle, which is read as data only."""
@@ -31,9 +29,8 @@ SNAPSHOT = ".pkl"
 """How the name of an EDM, SiD or SiD-LSG snapshot ends, which holds a whole network."""
 
 _NESTINGS = ("state_dict", "model_state_dict", "model")
-# Before 2.6 a file could escape from weights_only=True (CVE-2025-32434).
-_SAFE_TORCH = (2, 6)
-_ZIP, _PICKLE = b"PK\x03\x04", b"\x80\x02"
+_TORCHS = b"PK\x03\x04", b"\x80\x02"
+_AGAIN = "delete it and fetch the weights again (apprentice models pull)"
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -57,7 +54,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if file.suffix in PICKLED and is_script(file):
         return read_script(file)
     if file.suffix in PICKLED:
-        return _plain_tensors(_read_pickled(file), file.name)
+        return _plain_tensors(read_tree(file), file.name)
     raise UnsafeCheckpoint(f"{file.name} does not look like weights: the name must end in .safetensors, {', '.join(PICKLED)}.")
 
 
@@ -72,11 +69,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     refuse_impostors(file)
     if file.suffix != ".safetensors":
         return {}
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return dict(opened.metadata() or {})
-    except SafetensorError as error:
-        raise UnsafeCheckpoint(_no_safetensors(file)) from error
+    with reading(file.name, _AGAIN):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                return dict(opened.metadata() or {})
+        except SafetensorError as error:
+            raise UnsafeCheckpoint(_no_safetensors(file)) from error
 
 
 def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
@@ -122,67 +120,19 @@ def sha256(path: str | os.PathLike[str], progress: Callable[[int], object] | Non
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file, device="cpu")
-    except SafetensorError as error:
-        raise UnsafeCheckpoint(_no_safetensors(file)) from error
+    with reading(file.name, _AGAIN):
+        try:
+            return load_file(file, device="cpu")
+        except SafetensorError as error:
+            raise UnsafeCheckpoint(_no_safetensors(file)) from error
 
 
 def _no_safetensors(file: Path) -> str:
-    if _start(file) in (_ZIP, _PICKLE):
-        return f"{file.name} is a PyTorch checkpoint, not safetensors: rename it to .pt and run apprentice convert on it."
-    return _torn(file)
-
-
-def _read_pickled(file: Path) -> Any:
-    """What the file holds, by PyTorch's data-only unpickler: it builds tensors and containers and refuses all else."""
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _SAFE_TORCH:
-        raise UnsafeCheckpoint(
-            f"{file.name} can be read safely only by PyTorch 2.6 or newer and yours is {torch.__version__}: update PyTorch, or "
-            f"run apprentice convert on it where PyTorch is newer."
-        )
-    zipped = _start(file) == _ZIP
-    if zipped:
-        _refuse_broken_archive(file)
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (MemoryError, OSError):
-        raise
-    except Exception as error:  # torch raises a dozen kinds for bad files, among them ones it doesn't document
-        raise UnsafeCheckpoint(_why_not(file, error)) from error
-
-
-def _refuse_broken_archive(file: Path) -> None:
-    """A checkpoint since PyTorch 1.6 is a zip archive, whose directory is at the end."""
-    if not zipfile.is_zipfile(file):
-        raise UnsafeCheckpoint(_torn(file))
-
-
-def _why_not(file: Path, error: Exception) -> str:
-    start = _start(file)
-    refused = type(error).__name__ == "UnpicklingError"
-    # A zip archive got here with its directory in place, so it is whole and was refused for what it holds. The older format
-    # has no such mark: there only torch's own words tell a forbidden name from a torn pickle.
-    forbidden = any(word in str(error).lower() for word in ("global", "can only create", "can only build", "class"))
-    if refused and (start == _ZIP or forbidden):
-        return (
-            f"{file.name} holds more than tensors and loading it could run code, so it was not loaded: use a safetensors "
-            f"version, or have somebody who trusts it save its state dict alone."
-        )
-    if start in (_ZIP, _PICKLE):
-        return _torn(file)
-    return f"{file.name} is not a PyTorch checkpoint: delete it and fetch the weights again (apprentice models pull)."
-
-
-def _torn(file: Path) -> str:
-    return f"{file.name} is cut short or damaged: delete it and fetch the weights again (apprentice models pull)."
-
-
-def _start(file: Path) -> bytes:
-    """The first four bytes of a zip archive, the first two of anything else."""
     with file.open("rb") as opened:
         start = opened.read(4)
-    return start if start == _ZIP else start[:2]
+    if start.startswith(_TORCHS):
+        return f"{file.name} is a PyTorch checkpoint, not safetensors: rename it to .pt and run apprentice convert on it."
+    return f"{file.name} is cut short or damaged: {_AGAIN}."
 
 
 def _plain_tensors(value: Any, name: str) -> dict[str, Tensor]:
@@ -194,7 +144,7 @@ def _plain_tensors(value: Any, name: str) -> dict[str, Tensor]:
         value = inner
     if not isinstance(value, Mapping) or not value:
         raise UnsafeCheckpoint(f"{name} holds no dictionary of tensors: use a file that was saved as a state dict.")
-    strangers = [str(key) for key, item in value.items() if not isinstance(key, str) or not isinstance(item, Tensor)]
+    strangers = [str(key)[:60] for key, item in value.items() if not isinstance(key, str) or not isinstance(item, Tensor)]
     if strangers:
         raise UnsafeCheckpoint(
             f"{name} holds things that are not tensors among its weights ({', '.join(strangers[:3])}): use a file that was saved "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..files import UnreadableFile, parse_json, parse_texts, reading
+from ..networks.budget import refuse_immodest
 from ..networks.prompted_clip import picture_size_of
 from ..networks.tiny_text import Vocabulary, WordTokenizer
 from .checkpoints import read_metadata, read_weights
@@ -52,10 +53,14 @@ def load_clip(path: str | os.PathLike[str], quick_gelu: bool | None = None) -> C
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnsafeCheckpoint: It can't be read as data.
-        ValueError: It is not a CLIP with a picture and a text tower.
+        UnreadableFile: It can't be read as data, or is not a CLIP with a picture and a text tower.
     """
     file = Path(path)
+    with reading(file.name, "choose another file"):
+        return _load(file, quick_gelu)
+
+
+def _load(file: Path, quick_gelu: bool | None) -> ClipFile:
     weights, metadata = read_weights(file), read_metadata(file)
     if is_hf_clip(weights):
         network = build_open_clip(hf_to_open_clip(weights), file.name, quick_gelu=quick_gelu is not False)
@@ -63,11 +68,14 @@ def load_clip(path: str | os.PathLike[str], quick_gelu: bool | None = None) -> C
     if not {"text_projection", "ln_final.weight", "token_embedding.weight", "visual.proj"} <= weights.keys():
         raise ValueError(f"{file.name} is not a CLIP with a ViT and a text tower in open_clip's layout; choose another file.")
     own = is_openai(weights) if quick_gelu is None else quick_gelu
-    config = json.loads(metadata["open_clip"]) if "open_clip" in metadata else None
+    config = parse_json(metadata["open_clip"], f"The metadata open_clip of {file.name}") if "open_clip" in metadata else None
+    if config is not None and not isinstance(config, dict):
+        raise UnreadableFile(f"The metadata open_clip of {file.name} are no configuration: choose another file.")
+    refuse_immodest(config, file.name)
     kept = {key: value for key, value in weights.items() if key not in _SIZES}
     network = build_open_clip(kept, file.name, config=config, quick_gelu=own)
-    templates = tuple(json.loads(metadata.get("templates", "[]")))
-    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length)), templates)
+    templates = parse_texts(metadata.get("templates", "[]"), f"The metadata templates of {file.name}")
+    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length), file.name), templates)
 
 
 def is_openai(weights: Weights) -> bool:
@@ -75,7 +83,7 @@ def is_openai(weights: Weights) -> bool:
     return "input_resolution" in weights
 
 
-def _tokenizer(metadata: dict[str, str], context: int) -> Callable[[list[str]], Tensor]:
+def _tokenizer(metadata: dict[str, str], context: int, name: str) -> Callable[[list[str]], Tensor]:
     if "words" in metadata:
-        return WordTokenizer(Vocabulary(json.loads(metadata["words"])))
+        return WordTokenizer(Vocabulary(parse_texts(metadata["words"], f"The metadata words of {name}")))
     return lambda texts: open_clip_tokens(texts, context)

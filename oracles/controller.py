@@ -227,7 +227,7 @@ def load(path: Path) -> State:
         )  # fmt: skip
     except KeyError as error:
         raise damaged(path, f"it has no {error}", _REMEDY) from error
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise damaged(path, f"an entry is not as it should be ({error})", _REMEDY) from error
 
 

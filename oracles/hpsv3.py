@@ -5,7 +5,6 @@ Only for machines with the memory: 17 GB of weights in bfloat16. Needs transform
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import read_json, reading
 from .base import Oracle
 from .preprocess import normalise, resize_pil
 from .towers import Weights, below, count_layers, load_exactly
@@ -56,7 +56,8 @@ def patches(image: Tensor) -> tuple[Tensor, Tensor]:
 def _tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(path)
+    with reading(Path(path).name, "pull it again with 'apprentice models pull hpsv3'"):
+        tokenizer = Tokenizer.from_file(path)
     tokenizer.add_special_tokens([REWARD])
     return tokenizer
 
@@ -152,11 +153,15 @@ class HumanPreferenceScore3(Oracle):
         require_memory(weights, name)
         self.name, self.tokenizer = name, str(tokenizer)
         named = to_transformers(weights)
-        sizes = json.loads(Path(config).read_text(encoding="utf-8")) if isinstance(config, (str, os.PathLike)) else config
+        sizes = read_json(Path(config)) if isinstance(config, (str, os.PathLike)) else config
         kind = next(iter(named.values())).dtype
-        network = HPSv3Network(sizes or qwen_config(named), below(named, "rm_head."))
-        torch.nn.Module.to(network.model, kind if kind in (torch.bfloat16, torch.float16) else torch.float32)
-        self.network: Any = load_exactly(network, named, name)
+
+        def make() -> nn.Module:
+            network = HPSv3Network(sizes or qwen_config(named), below(named, "rm_head."))
+            torch.nn.Module.to(network.model, kind if kind in (torch.bfloat16, torch.float16) else torch.float32)
+            return network
+
+        self.network: Any = load_exactly(make, named, name)
 
     def predict(self, image: Tensor, prompt: str) -> Tensor:
         """(mean, sigma) [2] of one picture [1, H, W, 3] in 0..1."""

@@ -104,7 +104,7 @@ class ImageReward(Oracle):
         needed = "blip.visual_encoder.cls_token", "mlp.layers.7.weight"
         if any(key not in weights for key in needed):
             raise ValueError(f"These are not the weights of ImageReward: they lack '{needed[0]}'; choose another file or oracle.")
-        self.network: Any = load_exactly(ImageRewardNetwork(weights), to_transformers(weights), name)
+        self.network: Any = load_exactly(lambda: ImageRewardNetwork(weights), to_transformers(weights), name)
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """See ``Oracle.reward``."""

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import UnsafeCheckpoint, save_safetensors_atomically
-from ..networks.prompted_clip import Projector, PromptedStudent, PromptTokens
+from ..files import UnsafeCheckpoint, parse_texts, reading, save_safetensors_atomically
+from ..networks.budget import refuse_hollow
+from ..networks.prompted_clip import Projector, PromptedStudent, PromptTokens, fitted_projector
 from .base import Oracle
 from .checkpoints import read_metadata, read_weights
 from .preprocess import resize_and_crop, round_half_even
@@ -155,7 +156,8 @@ def base_of(path: str | os.PathLike[str]) -> str:
         FileNotFoundError: There is no such file.
         UnsafeCheckpoint: It isn't a critic's.
     """
-    return _about(Path(path))["base"]
+    with reading(Path(path).name, "choose another file"):
+        return _about(Path(path))["base"]
 
 
 def load_critic(path: str | os.PathLike[str], clip: Any) -> Critic:
@@ -170,7 +172,13 @@ def load_critic(path: str | os.PathLike[str], clip: Any) -> Critic:
         ValueError: ``clip`` is another model than the critic was made from.
     """
     file = Path(path)
+    with reading(file.name, "make it again"):
+        return _load(file, clip)
+
+
+def _load(file: Path, clip: Any) -> Critic:
     about, tensors = _about(file), read_weights(file)
+    refuse_hollow(tensors, file.name)
     found = tower_hash(clip.visual)
     if found != about["base_sha256"]:
         raise ValueError(
@@ -178,7 +186,7 @@ def load_critic(path: str | os.PathLike[str], clip: Any) -> Critic:
             f"({found[:8]}); choose the CLIP that it was made from."
         )
     tokens, projector, text, scale = _parts(tensors, file.name)
-    classes, texts = tuple(json.loads(about["classes"])), tuple(json.loads(about["texts"]))
+    classes, texts = (parse_texts(about[key], f"The metadata {key} of {file.name}") for key in ("classes", "texts"))
     _check_words(classes, text, projector.conv1[3].out_channels)  # type: ignore[arg-type]
     student = PromptedStudent(clip.visual, tokens, projector, scale)
     return Critic(file.stem, CriticNetwork(student, text), classes, texts, about["base"], found)
@@ -201,9 +209,7 @@ def _parts(tensors: dict[str, Tensor], name: str) -> tuple[PromptTokens, Project
     depth = sum(key.startswith("tokens.") for key in tensors)
     try:
         tokens = PromptTokens([tensors[f"tokens.{i}"].float() for i in range(depth)])
-        outside, inside = tensors["projector.conv1.0.weight"].shape[:2]
-        projector = Projector(inside, outside)
-        projector.load_state_dict({k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")})
+        projector = fitted_projector({k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")})
         return tokens, projector, tensors["text_features"].float(), tensors["logit_scale"].float()
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         raise UnsafeCheckpoint(f"{name} lacks a part of a critic, or a part doesn't fit the others: make it again.") from error

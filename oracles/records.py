@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
+from ..files import UnreadableFile, read_json, reading, write_atomically
 
 
 def write_record(path: Path, kind: str, version: int, content: dict[str, Any]) -> None:
@@ -23,32 +23,33 @@ def read_record(path: Path, kind: str, version: int, remedy: str) -> dict[str, A
         remedy: What to do about a broken file, as the end of a sentence: "delete it and calibrate again".
 
     Raises:
-        ValueError: The file is missing, is no JSON, is of another kind, or was written by a newer Apprentice.
+        ValueError: The file is missing.
+        UnreadableFile: It is no JSON, of another kind, or written by a newer Apprentice.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with reading(path.name, remedy):
+            return _checked(read_json(path, remedy), path, kind, version, remedy)
     except FileNotFoundError as error:
         raise ValueError(f"There is no file '{path.name}' in '{path.parent.name}'.") from error
-    except OSError as error:
-        raise ValueError(f"'{path.name}' can't be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise ValueError(f"'{path.name}' is damaged: it is no valid JSON ({error}); {remedy}.") from error
+
+
+def _checked(content: Any, path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
-        raise ValueError(f"'{path.name}' is another kind of file: its format should be '{kind}'; choose another file.")
+        raise UnreadableFile(f"'{path.name}' is another kind of file: its format should be '{kind}'; choose another file.")
     found = content.get("version")
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(f"'{path.name}' is damaged: its version should be a number from 1, not {found!r}; {remedy}.")
+        raise damaged(path, f"its version should be a number from 1, not {repr(found)[:20]}", remedy)
     if found > version:
-        raise ValueError(
+        raise UnreadableFile(
             f"'{path.name}' was written by a newer Apprentice (version {found}, this one reads up to {version}); "
             f"update Apprentice, or {remedy}."
         )
     return content
 
 
-def damaged(path: Path, what: str, remedy: str) -> ValueError:
+def damaged(path: Path, what: str, remedy: str) -> UnreadableFile:
     """The sentence for a file whose content is not as it should be."""
-    return ValueError(f"'{path.name}' is damaged: {what}; {remedy}.")
+    return UnreadableFile(f"'{path.name}' is damaged: {what}; {remedy}.")
 
 
 def plain(value: float) -> float | str | None:
@@ -68,4 +69,4 @@ def number(value: Any) -> float:
         return math.nan
     if value in ("inf", "-inf") or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         return float(value)
-    raise ValueError(f"{value!r} is no number")
+    raise ValueError(f"{repr(value)[:40]} is no number")

@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..files import reading
 from .base import Oracle
 from .towers import Weights
 
@@ -73,14 +74,17 @@ def load(name: str, weights: Weights | str | os.PathLike[str], **options: Any) -
             ``tokenizer``, ``config`` (HPSv3).
 
     Raises:
-        ValueError: Unknown name, weights that don't fit, or a library that is not installed.
+        ValueError: Unknown name, or a library that is not installed.
+        UnreadableFile: The weights can't be read, or don't fit.
         FileNotFoundError: There is no such file.
     """
     kind = KINDS[find_kind(name)]
     if options.get("clip") is not None:
         options["clip"] = _as_weights(options["clip"])
+    name = Path(weights).name if isinstance(weights, (str, os.PathLike)) else kind.title
     try:
-        return kind.make(_as_weights(weights), **options)
+        with reading(name, "choose another file or oracle"):
+            return kind.make(_as_weights(weights), **options)
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{kind.title} needs the library '{error.name}', which is not installed; run 'pip install -r requirements.txt' "

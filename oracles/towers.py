@@ -6,34 +6,49 @@ The libraries do the networks; what is here only tells them how large to make th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..files import UnreadableFile, reading
+from ..networks.budget import build_to_fit, refuse_hollow
+
 Weights = Mapping[str, Tensor]
 
+_MADE = ("position_ids", "attn_mask")
 
-def load_exactly(network: nn.Module, weights: Weights, what: str) -> Any:
-    """``network`` with ``weights``, frozen, in evaluation mode.
+
+def load_exactly(make: Callable[[], nn.Module], weights: Weights, what: str) -> Any:
+    """The network that ``make`` makes with ``weights``, frozen, in evaluation mode; it is made only if they fit it.
 
     Raises:
-        ValueError: A weight is missing or of another shape, so the network would be partly random; or the file has
-            weights that the network has no place for.
+        UnreadableFile: A weight is missing or of another shape, so the network would be partly random; or the file has
+            weights that the network has no place for; or no such network can be built.
     """
+    with reading(what, "choose another file or oracle"):
+        refuse_hollow(weights, what)
+        network = build_to_fit(make, weights, lambda sketch: _compare(sketch, weights, what))
+        own = network.state_dict()
+        given = {key: value.to(own[key].dtype) for key, value in weights.items() if key in own}
+        network.load_state_dict(given, strict=False)
+        return network.eval().requires_grad_(False)
+
+
+def _compare(network: nn.Module, weights: Weights, what: str) -> None:
     own = network.state_dict()
     # Buffers that old versions of the libraries saved; the network makes them itself.
-    given = {key: value for key, value in weights.items() if key in own or not key.endswith(("position_ids", "attn_mask"))}
-    missing = sorted(own.keys() - given.keys() - {key for key in own if key.endswith(("position_ids", "attn_mask"))})
+    given = {key: value for key, value in weights.items() if key in own or not key.endswith(_MADE)}
+    missing = sorted(own.keys() - given.keys() - {key for key in own if key.endswith(_MADE)})
     unknown = sorted(given.keys() - own.keys())
     wrong = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
     for keys, why in ((missing, "lack"), (unknown, "hold, without a place for it,"), (wrong, "have in another shape")):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
-            raise ValueError(f"These are not the weights of {what}: they {why} '{keys[0]}'{more}; choose another file or oracle.")
-    network.load_state_dict({key: value.to(own[key].dtype) for key, value in given.items()}, strict=False)
-    return network.eval().requires_grad_(False)
+            raise UnreadableFile(
+                f"These are not the weights of {what}: they {why} '{keys[0]}'{more}; choose another file or oracle."
+            )
 
 
 def below(weights: Weights, prefix: str) -> dict[str, Tensor]:
@@ -168,12 +183,16 @@ def build_open_clip(
         if model not in open_clip.list_models():
             raise ValueError(f"open_clip has no model '{model}'; choose one of its names, such as ViT-L-14 or ViT-H-14.")
         _refuse_hub(model, open_clip.get_model_config(model)["text_cfg"])
-        network = open_clip.create_model(model, pretrained=None, force_quick_gelu=quick_gelu)
-        return load_exactly(network, weights, f"{what} with {model}")
+
+        def make() -> Any:
+            device = torch.get_default_device()
+            return open_clip.create_model(model, pretrained=None, device=device, force_quick_gelu=quick_gelu)
+
+        return load_exactly(make, weights, f"{what} with {model}")
     given = plain_sizes(config, what) if config else open_clip_config(weights)
     sizes = {key: value for key, value in given.items() if key != "quick_gelu"}
     quick = quick_gelu or bool((config or {}).get("quick_gelu", False))
-    return load_exactly(open_clip.CLIP(**sizes, quick_gelu=quick), weights, what)
+    return load_exactly(lambda: open_clip.CLIP(**sizes, quick_gelu=quick), weights, what)
 
 
 def build_vit(visual: Weights, what: str, config: dict[str, Any] | None = None, quick_gelu: bool = True) -> Any:
@@ -186,8 +205,8 @@ def build_vit(visual: Weights, what: str, config: dict[str, Any] | None = None, 
     sizes = vit_config(visual)
     for key, value in plain_sizes(config or {}, what).items():
         sizes["image_size" if key == "input_resolution" else key] = value
-    network = VisionTransformer(**sizes, act_layer=QuickGELU if quick_gelu else nn.GELU)
-    return load_exactly(network, visual, what)
+    activation = QuickGELU if quick_gelu else nn.GELU
+    return load_exactly(lambda: VisionTransformer(**sizes, act_layer=activation), visual, what)
 
 
 # ---------------------------------------------------------------------------------------------- transformers
@@ -231,7 +250,7 @@ def build_hf_clip(weights: Weights, what: str, config: dict[str, Any] | None = N
         own |= {"hidden_act": activation, "eos_token_id": 49407} if part == "text" else {"hidden_act": activation}
         own |= given.get(f"{part}_config") or given.get(part) or {}
         own["projection_dim"] = sizes["projection_dim"]
-    return load_exactly(CLIPModel(CLIPConfig(**sizes)), weights, what)
+    return load_exactly(lambda: CLIPModel(CLIPConfig(**sizes)), weights, what)
 
 
 def is_hf_clip(weights: Weights) -> bool:

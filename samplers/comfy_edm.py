@@ -28,6 +28,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor, nn
 
+from ..files import reading
 from ..networks import edm
 from ..networks.edm_pickle import UNET, read_edm
 from .adaptive import Info, schedule_in_words, with_info
@@ -198,7 +199,7 @@ def load_edm(path: str | os.PathLike[str]) -> comfy.model_patcher.ModelPatcher:
     model = _LOADED.get(key)
     if model is None:
         # Outside of inference mode, so that a trainer can start from it.
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), reading(file.name):
             model = _LOADED[key] = native_edm(_read_network(file))
     return model
 

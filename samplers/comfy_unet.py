@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
 import comfy.model_base
+import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -18,6 +19,7 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
+from ..networks.budget import TooManyParts, of_limited_size, refuse_hollow
 from ..networks.diffusers_unet import GuidedTimeEmbed, Structure, StudentError, guidance_embedding
 from .comfy import predict_x0
 
@@ -27,6 +29,8 @@ DTYPES: dict[str, torch.dtype | None] = {
 }  # fmt: skip
 """What weights can be kept in: the choices of ComfyUI's Load Diffusion Model, and the plain ones."""
 
+# Of what ComfyUI finds: packed numbers (fp4) are four to the one that is counted.
+_MOST_MISSING, _SPARE_NUMBERS = 4, 64 << 20
 _GUIDANCE = {"time_embedding.cond_proj.weight": "time_embed.cond_proj.weight"}
 _MODEL_TYPES = {
     "epsilon": comfy.model_base.ModelType.EPS, "v_prediction": comfy.model_base.ModelType.V_PREDICTION,
@@ -58,11 +62,13 @@ def build(
     Raises:
         StudentError: The weights don't fit the structure.
     """
+    refuse_hollow(weights, name)
     config = _family(found.unet_config)(found.unet_config)
     config.unet_config.update(found.unet_config)  # the class sets its family's heads; this network may have others
     config.sampling_settings.update(sampling or {})
     _set_dtype(config, weights, weight_dtype)
     translated = _translate(weights, config.unet_config)
+    _check_sketch(config, found, translated, name)
     model = config.get_model(translated, "")
     if prediction is not None:
         model.model_type = _MODEL_TYPES[prediction]
@@ -72,7 +78,6 @@ def build(
     if found.guidance_width:
         _add_guidance(model.diffusion_model, guidance, found.guidance_width)
         translated["time_embed.guidance"] = model.diffusion_model.time_embed.guidance
-    _check(model.diffusion_model, translated, config.unet_config, name)
     offload = comfy.model_management.unet_offload_device()
     model = model.to(offload)
     model.load_model_weights(translated, "")
@@ -95,6 +100,8 @@ def load_other(
     Raises:
         StudentError: ComfyUI doesn't know it.
     """
+    refuse_hollow(weights, name)
+    _refuse_larger(weights, name, metadata)
     projection = next((key for key in weights if key.endswith(_GUIDANCE["time_embedding.cond_proj.weight"])), None)
     cond_proj = weights.pop(projection) if projection else None
     for key in [key for key in weights if key.endswith("time_embed.guidance")]:
@@ -155,6 +162,36 @@ def _check(network: nn.Module, weights: dict[str, Tensor], unet_config: dict[str
         if weights[key].shape != value.shape:
             raise StudentError(f"{name}'s weight '{diffusers_name.get(key, key)}' is {list(weights[key].shape)} and should be "
                                f"{list(value.shape)}: its config is another network's.")  # fmt: skip
+
+
+def _check_sketch(config: Any, found: Structure, weights: dict[str, Tensor], name: str) -> None:
+    """Build the network without memory, and compare it with what the file holds, before it gets any."""
+    with of_limited_size(len(weights)):
+        sketch = config.get_model(weights, "", device=torch.device("meta")).diffusion_model
+    own = {key: value for key, value in weights.items() if key != _GUIDANCE["time_embedding.cond_proj.weight"]}
+    cond_proj = weights.get(_GUIDANCE["time_embedding.cond_proj.weight"])
+    if found.guidance_width and (cond_proj is None or cond_proj.shape != (sketch.model_channels, found.guidance_width)):
+        raise StudentError(f"{name} lacks the guidance embedding that its config names, or it is of another size.")
+    _check(sketch, own if found.guidance_width else weights, config.unet_config, name)
+
+
+def _refuse_larger(weights: dict[str, Tensor], name: str, metadata: dict[str, str] | None) -> None:
+    """Refuse weights by which ComfyUI would build a network far larger than they are."""
+    prefix = comfy.model_detection.unet_prefix_from_state_dict(weights)
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)} or weights
+    try:
+        config = comfy.model_detection.model_config_from_unet(own, "", metadata=metadata)
+        if config is None:  # ComfyUI translates it first, or refuses it
+            return
+        with of_limited_size(len(own)):
+            sketch = config.get_model(own, "", device=torch.device("meta"))
+        wanted = sum(value.numel() for value in sketch.diffusion_model.state_dict().values())
+    except TooManyParts:
+        raise
+    except Exception:  # ComfyUI's loader says by itself what it doesn't like
+        return
+    if wanted > _MOST_MISSING * sum(value.numel() for value in weights.values()) + _SPARE_NUMBERS:
+        raise StudentError(f"{name} names a network of {wanted / 1e6:.0f} M parameters and holds far fewer: use another file.")
 
 
 def _add_guidance(network: Any, guidance: float, width: int) -> None:

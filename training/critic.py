@@ -13,7 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..files import UnsafeCheckpoint, save_safetensors_atomically
+from ..files import UnsafeCheckpoint, reading, save_safetensors_atomically
+from ..networks.budget import refuse_hollow
 from ..networks.prompted_clip import CONTEXT, Projector, PromptedClip, PromptedStudent, PromptTokens, text_tower
 from ..networks.promptkd_checkpoint import OfficialCheckpoint, is_official_name, kind_of
 from ..oracles.checkpoints import read_metadata, read_weights
@@ -126,10 +127,16 @@ def load_teacher(
     if tokens is None:
         return Teacher(clip.name, PromptedClip(clip.network, None, None, clip.tokenizer), placeholder_of(clip), templates)
     file = Path(tokens)
+    with reading(file.name, "choose another file"):
+        return _load_tokens(file, clip, templates)
+
+
+def _load_tokens(file: Path, clip: ClipFile, templates: tuple[str, ...]) -> Teacher:
     about, tensors = read_metadata(file), read_weights(file)
+    refuse_hollow(tensors, file.name)
     if is_official_name(file) or "promptkd" in about:
         return _official_teacher(clip, OfficialCheckpoint(kind_of(tensors, file.name), tensors, file.name))
-    if about.get("apprentice") != TEACHER:
+    if about.get("apprentice") != TEACHER or not {"base", "base_sha256", "placeholder"} <= about.keys():
         raise UnsafeCheckpoint(f"{file.name} doesn't hold a PromptKD teacher's tokens; choose another file.")
     if (found := tower_hash(clip.network.visual)) != about["base_sha256"]:
         raise ValueError(
@@ -155,6 +162,11 @@ def official_critic(clip: ClipFile, checkpoint: OfficialCheckpoint, teacher: Tea
         UnsafeCheckpoint: It isn't a student's, or it is incomplete.
         ValueError: It belongs to another CLIP or teacher.
     """
+    with reading(checkpoint.name, "choose another file"):
+        return _official_critic(clip, checkpoint, teacher, classes)
+
+
+def _official_critic(clip: ClipFile, checkpoint: OfficialCheckpoint, teacher: Teacher, classes: Sequence[str]) -> Critic:
     _check_tower(clip, checkpoint)
     tokens, projector, text = checkpoint.tokens("image"), checkpoint.projector(), teacher.features(classes)
     if tokens is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from ..files import UnreadableFile, read_json, reading
 from ..oracles.preprocess import normalise, resize_and_crop, round_half_even
 
 # Left by macOS and Jupyter beside pictures, like everything whose name begins with a dot.
@@ -160,24 +161,30 @@ def read_split_file(path: Path, pictures: Path) -> Split:
     Raises:
         ValueError: It is not in that form, or a picture lies outside ``pictures``.
     """
+    with reading(path.name):
+        return _read_split(path, pictures)
+
+
+def _read_split(path: Path, pictures: Path) -> Split:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         parts = {part: [_item(row, pictures) for row in content[part]] for part in ("train", "test")}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a split in CoOp's form (train, val and test, each of [path, label, class]).") from error
+    except (OSError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        form = "train, val and test, each of [path, label, class]"
+        raise UnreadableFile(f"{path} is not a split in CoOp's form ({form}).") from error
     names = {item.label: item.name for part in parts.values() for item in part}
     if sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path} has labels that are not 0 to {len(names) - 1}; it is damaged.")
+        raise UnreadableFile(f"{path} has labels that are not 0 to {len(names) - 1}; it is damaged.")
     return Split(tuple(names[i] for i in range(len(names))), tuple(parts["train"]), tuple(parts["test"]))
 
 
 def _item(row: Any, pictures: Path) -> Item:
     if not isinstance(row, list) or [type(value) for value in row] != [str, int, str]:
-        raise TypeError(f"{row} is not [path, label, class name]")  # told of the whole file by the caller
+        raise TypeError(f"{str(row)[:60]} is not [path, label, class name]")  # told of the whole file by the caller
     relative, label, name = row
     path = pictures / relative
     if not path.resolve().is_relative_to(pictures.resolve()):
-        raise ValueError(f"The split names '{relative}', which lies outside {pictures}.")
+        raise UnreadableFile(f"{pictures.name}'s split names '{relative}', which lies outside {pictures}.")
     return Item(path, label, name)
 
 
@@ -238,11 +245,14 @@ def read_picture(path: Path, mode: str = "RGB") -> Image.Image:
         ValueError: It is missing, no picture, or damaged.
     """
     try:
-        with _any_text(), Image.open(path) as opened:
+        # All of it first: Pillow would make room for as many bytes as a damaged file says that it has.
+        with _any_text(), Image.open(io.BytesIO(path.read_bytes())) as opened:
             upright: Image.Image = _eight_bits(ImageOps.exif_transpose(opened)).convert(mode)
             return upright
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is missing, no picture, or damaged: delete it, or put a good one in its place.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers fail in a dozen ways
+        raise UnreadableFile(f"{path} is missing, no picture, or damaged: delete it, or put a good one in its place.") from error
 
 
 @contextmanager

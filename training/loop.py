@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import bytes_of, human_size, require_space, write_atomically
+from ..networks.torch_archive import read_tree
 from .run_folder import RECORD
 
 Means = dict[str, float]
@@ -339,7 +340,7 @@ def _resume(path: Path, learners: Mapping[str, Learner], ema: Ema) -> _Progress:
     if not path.exists():
         return _Progress()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tree(path, mapped=False)  # it will be written over
         for name, learner in learners.items():
             learner.network.load_state_dict(state["networks"][name])
             learner.optimiser.load_state_dict(state["optimisers"][name])

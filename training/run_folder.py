@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..files import DiskFull, locked, sweep, write_atomically
+from ..networks.torch_archive import read_tree
 
 RECORD = "run.json"
 VERSION = "apprentice_run"
@@ -123,9 +122,8 @@ class RunFolder:
         if not self.checkpoint.exists():
             return 0
         try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            return int(state["step"]) * batch
-        except Exception as error:  # torch raises a dozen kinds for bad files
+            return int(read_tree(self.checkpoint)["step"]) * batch
+        except (ValueError, LookupError, TypeError) as error:
             raise ValueError(f"{self.checkpoint} is damaged: delete it to begin anew.") from error
 
 

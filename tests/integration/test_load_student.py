@@ -224,7 +224,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
 BROKEN = {
     "no_such_student": "There is no student 'no_such_student'",
     "../file_sd15.safetensors": "There is no student",
-    "broken_json": "broken_json's config.json is not JSON",
+    "broken_json": "broken_json's config.json is damaged: it is no valid JSON",
     "odd_config": "is not one that diffusers can build a U-Net from",
     "other_class": "other_class is of diffusers' class ControlNetModel",
     "other_groups": "other_groups's U-Net has norm_num_groups = 16, which ComfyUI's U-Net can't compute",
@@ -235,7 +235,7 @@ BROKEN = {
     "extra_weights.safetensors": "has 1 weights that ComfyUI's U-Net has no place for, 'motion.weight' first",
     "missing_shard": "missing_shard lacks diffusion_pytorch_model-00001-of-",
     "outside_shard": "lists no shards in its folder",
-    "hostile.bin": "holds more than tensors",
+    "hostile.bin": "could run code, so it was not loaded",
     "garbage.safetensors": "damaged",
     "lora.safetensors": "is no diffusion model that ComfyUI knows",
     "unknown_family.safetensors": "has no config, and its U-Net is of an unknown family",

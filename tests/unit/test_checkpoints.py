@@ -174,12 +174,6 @@ def test_data_that_is_no_state_dict_is_refused(tmp_path, value, words):
     assert words in sentence(tmp_path / "a.pt")
 
 
-def test_an_old_pytorch_whose_data_only_mode_leaks_is_not_trusted(tmp_path, monkeypatch):
-    torch.save(weights(), tmp_path / "a.pt")
-    monkeypatch.setattr(checkpoints.torch, "__version__", "2.5.1+cu124")
-    assert "PyTorch 2.6 or newer" in sentence(tmp_path / "a.pt")
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.pt\."):
         read_weights(tmp_path / "nothing.pt")

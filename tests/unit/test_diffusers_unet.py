@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_apprentice.files import UnreadableFile
 from comfyui_apprentice.networks.diffusers_unet import (
     GuidedTimeEmbed,
     StudentError,
@@ -244,5 +245,5 @@ def test_a_folder_without_a_network_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", b"\xff\xfe\x00"])
 def test_what_is_no_json_object_is_refused(text: str | bytes) -> None:
-    with pytest.raises(StudentError, match=r"^The config .*: download it again\.$"):
+    with pytest.raises(UnreadableFile, match=r"^The config .*download it again\.$"):
         read_json(text, "The config")

@@ -99,7 +99,7 @@ def test_the_first_half_of_the_classes_is_base_and_the_middle_one_too(tmp_path: 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("{", "not a split in CoOp's form"),
+        ("{", "no valid JSON"),
         ('{"train": []}', "not a split in CoOp's form"),
         ('{"train": [["a.jpg", 1, "x"]], "test": []}', "not 0 to 0"),
         ('{"train": [["a.jpg", "one", "x"]], "test": []}', "not a split in CoOp's form"),

@@ -1,0 +1,177 @@
+"""What reading a stranger's file may cost: one budget a file, which spans all that is nested in it; and networks built to fit.
+
+A file's sizes are believed as far as its bytes go. Pickles, archives and headers within them draw on one ``Budget``. A network is
+built twice: first without memory, of no more parts than the weights can fill, and where names and shapes agree, for good.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as registry
+
+from ..files import UnsafeCheckpoint
+
+# Stable Diffusion 1.5 as a snapshot takes 98,000 steps, SDXL 242,000.
+MOST_STEPS = 1_000_000
+MOST_SECONDS = 60.0  # of one core's time: an honest file takes one or two
+MOST_UNFOLDED = 8  # times the file's size; every weight counts twice, a tied one once more for each further name
+_SPARE_BYTES = 1 << 20
+
+_PARTS_A_WEIGHT, _SPARE_PARTS, _MOST_PARTS = 6, 2_000, 200_000  # published networks have about two parts a weight
+_LARGEST_NUMBER, _MOST_SETTINGS = 1_000_000, 10_000  # in a configuration; vocabularies have up to 260,000 words
+_LONGEST_NAME = 1_000
+_SPARE_BUFFERS = 64 << 20  # masks and frequencies that a network makes itself; CLIP's take 24 kB
+
+
+class Refused(Exception):  # noqa: N818 - it names what happened to the file
+    """Why the file isn't read: the middle of a sentence that begins with its name."""
+
+
+class Budget:
+    """What is left to one reader of one file: steps (operations, objects, entries), bytes, and seconds of computing.
+
+    Args:
+        file_bytes: The file's size, which justifies what is made of it.
+    """
+
+    def __init__(self, file_bytes: int) -> None:
+        self.steps = MOST_STEPS
+        self.bytes = MOST_UNFOLDED * file_bytes + _SPARE_BYTES
+        self.until = time.thread_time() + MOST_SECONDS
+
+    def step(self, count: int = 1) -> None:
+        """Spend steps.
+
+        Raises:
+            Refused: There are none left, or no time.
+        """
+        self.steps -= count
+        if self.steps < 0:
+            raise Refused("takes more steps than any network")
+        if self.steps & 1023 == 0 and time.thread_time() > self.until:
+            raise Refused("takes longer to read than any network")
+
+    def unfold(self, nbytes: int) -> None:
+        """Spend bytes of memory, be they mapped.
+
+        Raises:
+            Refused: That many aren't left.
+        """
+        self.bytes -= nbytes
+        if self.bytes < 0:
+            raise Refused("would unfold into far more memory than the file has")
+
+
+# ------------------------------------------------------------------------------------------------------ networks
+
+
+class TooManyParts(ValueError):  # noqa: N818 - it names what was found
+    """A network that no file of this size can fill."""
+
+
+def without_memory(weights: int) -> AbstractContextManager[None]:
+    """``of_limited_size``, and without memory: within it networks are on torch's "meta" device."""
+    return of_limited_size(weights, torch.device("meta"))
+
+
+@contextmanager
+def of_limited_size(weights: int, device: AbstractContextManager[Any] | None = None) -> Iterator[None]:
+    """Within it networks have no more parts than so many ``weights`` can fill.
+
+    Raises:
+        TooManyParts: As soon as there are more, however many the settings ask for.
+    """
+    left, thread = min(_PARTS_A_WEIGHT * weights + _SPARE_PARTS, _MOST_PARTS), threading.get_ident()
+
+    def count(_module: nn.Module, _name: str, _part: object) -> None:
+        nonlocal left
+        if threading.get_ident() == thread:  # torch's hooks hear of every module that anybody makes
+            left -= 1
+            if left < 0:
+                raise TooManyParts(f"its settings ask for more layers than its {weights} weights can fill")
+
+    listen = registry.register_module_parameter_registration_hook, registry.register_module_module_registration_hook
+    hooks = [register(count) for register in listen]
+    try:
+        with device or nullcontext():
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def refuse_hollow(weights: Mapping[str, Tensor], name: str) -> None:
+    """Refuse what lets a small file ask for a big network: empty tensors that have sizes all the same, and endless names.
+
+    Raises:
+        UnsafeCheckpoint: There is one.
+    """
+    if any(len(key) > _LONGEST_NAME for key in weights):
+        raise UnsafeCheckpoint(f"{name} has a weight whose name is longer than any network's: use another file.")
+    hollow = next((key for key, value in weights.items() if not value.numel() and any(value.shape)), None)
+    if hollow is not None:
+        shape = list(weights[hollow].shape)
+        raise UnsafeCheckpoint(f"{name} claims the shape {shape} for '{hollow[:60]}', which is empty: use another file.")
+
+
+def refuse_immodest(settings: Any, name: str) -> None:
+    """Refuse a configuration with numbers, or a number of settings, that no network has: lists are made of them.
+
+    Raises:
+        UnsafeCheckpoint: There is one.
+    """
+    waiting, seen = [settings], 0
+    while waiting:
+        value, seen = waiting.pop(), seen + 1
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list | tuple):
+            waiting += value
+        if len(waiting) > _MOST_SETTINGS or seen > _MOST_SETTINGS:
+            raise UnsafeCheckpoint(f"{name} has more settings in its configuration than any network: use another file.")
+        if isinstance(value, int | float) and _LARGEST_NUMBER < abs(value) < float("inf"):
+            raise UnsafeCheckpoint(f"{name} has a larger number in its configuration than any network: use another file.")
+
+
+def refuse_oversized(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a network, built without memory, whose own buffers would take more than the weights justify.
+
+    Raises:
+        TooManyParts: They would.
+    """
+    own = sum(value.numel() * value.element_size() for key, value in sketch.named_buffers() if key not in weights)
+    if own > _SPARE_BUFFERS + sum(value.numel() * value.element_size() for value in weights.values()):
+        raise TooManyParts(f"its settings ask for {own / 1e9:.0f} GB beside its weights")
+
+
+def same_shapes(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that aren't exactly a network's.
+
+    Raises:
+        ValueError: They aren't.
+    """
+    own = {key: value.shape for key, value in sketch.state_dict().items()}
+    if own != {key: value.shape for key, value in weights.items()}:
+        raise ValueError("its weights don't fit each other")
+
+
+def build_to_fit(
+    make: Callable[[], nn.Module], weights: Mapping[str, Tensor], compare: Callable[[nn.Module], object]
+) -> nn.Module:
+    """The network that ``make`` makes, once ``compare`` has found nothing wrong with it while it had no memory.
+
+    Raises:
+        TooManyParts: It has more parts or buffers than ``weights`` justify.
+    """
+    with without_memory(len(weights)):
+        sketch = make()
+    compare(sketch)
+    refuse_oversized(sketch, weights)
+    return make()

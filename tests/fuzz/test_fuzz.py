@@ -1,0 +1,74 @@
+"""Files that somebody damaged or made up are read or refused, and nothing else happens: a few hundred of each kind."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+if not sys.platform.startswith("linux"):
+    pytest.skip("the limits are Linux's", allow_module_level=True)
+
+from comfyui_apprentice.files import UnreadableFile
+
+from . import __main__ as command
+from .kinds import Kind
+
+
+def refuse(told: str) -> None:
+    raise UnreadableFile(told)
+
+
+def forever() -> None:
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(("does", "words"), [
+    (lambda: None, ""),
+    (lambda: refuse("a.bin is no such file."), ""),
+    (lambda: refuse("It is no such file."), "no sentence that names it"),
+    (lambda: refuse("a.bin is no such file"), "no sentence that names it"),
+    (lambda: {}["a"], "KeyError"),
+    (lambda: sys.exit(3), "SystemExit"),
+    (lambda: bytearray(3 << 30), "MemoryError"),
+    (forever, "more than"),
+    (lambda: os.kill(os.getpid(), 9), "signal 9"),
+    (lambda: Path("/tmp/elsewhere").write_bytes(b""), "opened"),
+    (lambda: Path("/root/elsewhere").read_bytes(), "opened"),
+    (lambda: Path("here").touch(), "left ['here'] behind"),
+    (lambda: Path("/tmp/elsewhere").mkdir(), "os.mkdir"),
+    (lambda: socket.socket(), "socket."),
+    (lambda: os.system("true"), "os.system"),
+    (lambda: pickle.loads(pickle.dumps(print)), "pickle.find_class"),
+])  # fmt: skip
+def test_the_fuzzer_hears_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: Callable[[], object], words: str
+) -> None:
+    monkeypatch.setattr(command, "SECONDS", 0.3)
+    calls: list[Path] = []
+
+    def read(path: Path) -> None:
+        calls.append(path)  # the first is the honest one, outside of the child
+        if len(calls) > 1:
+            does()
+
+    faults = command.fuzz(Kind("a.bin", lambda: b"abc", read, lambda rng, held: held), 0, 1, tmp_path)
+    assert (not faults) if not words else words in faults[0]
+    assert [path.name for path in tmp_path.iterdir()] == (["0-a.bin"] if words else [])
+    assert not Path("/tmp/elsewhere").exists()
+
+
+def test_two_hundred_files_of_each_kind_do_no_harm() -> None:
+    search = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.fuzz", "--count", "200"], cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert told.returncode == 0 and "No faults." in told.stdout, told.stdout + told.stderr
