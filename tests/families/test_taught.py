@@ -33,16 +33,16 @@ def test_what_a_training_node_hands_out_is_every_other_s_input(folder: Path) -> 
     """SiD Distill (full copy) -> Reward Finetune -> SiD Distill -> SiD Distill (full copy) -> sampler -> file."""
     import comfy.utils
 
-    student = training.distil(tiny.model("sdxl"), "sdxl", "a", **FULL).result[0]
+    student = training.distil(tiny.model("flux"), "flux", "a", **FULL).result[0]
     assert marks(student.model.diffusion_model) == []
-    tuned, _run, file, _report = training.tune(student, "sdxl", "b").result
-    assert training.lora_wrong(student, tuned, "sdxl", folder / "loras" / file) == ""
-    again, _curve, _samples, file = training.distil(tuned, "sdxl", "c").result
-    assert training.lora_wrong(tuned, again, "sdxl", folder / "loras" / file) == ""
-    whole, _curve, _samples, file = training.distil(again, "sdxl", "d", **FULL).result
-    fresh = tiny.model("sdxl", seed=5)
+    tuned, _run, file, _report = training.tune(student, "flux", "b").result
+    assert training.lora_wrong(student, tuned, "flux", folder / "loras" / file) == ""
+    again, _curve, _samples, file = training.distil(tuned, "flux", "c").result
+    assert training.lora_wrong(tuned, again, "flux", folder / "loras" / file) == ""
+    whole, _curve, _samples, file = training.distil(again, "flux", "d", **FULL).result
+    fresh = tiny.model("flux", seed=5)
     fresh.model.load_model_weights(comfy.utils.load_torch_file(str(folder / "diffusion_models" / file)), "")
-    assert torch.equal(training.drawn(whole, "sdxl"), training.drawn(fresh, "sdxl"))
+    assert torch.equal(training.drawn(whole, "flux"), training.drawn(fresh, "flux"))
     for made in (tuned, again, whole):
         assert marks(made.model.diffusion_model) == []
 
@@ -133,7 +133,7 @@ def test_the_preset_decides_the_level_where_there_is_no_card() -> None:
     assert direct(model, "sdxl-lightning-1step/x0")[0].model is not model, "its network's output is the picture"
 
 
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_direct_tunes_what_sid_distill_made_at_the_level_it_was_made_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the tuned student still draws with its preset, and is tuned again at the same level."""
     import json
