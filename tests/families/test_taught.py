@@ -332,6 +332,26 @@ def test_a_network_is_whole_on_a_device_or_refused(monkeypatch: pytest.MonkeyPat
     management.current_loaded_models.clear()
 
 
+def test_a_copy_is_placed_whole_or_refused_though_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ComfyUI notes of a loaded model is not true of its copy."""
+    import comfy.model_management as management
+    from comfyui_apprentice.samplers import comfy_train
+
+    model, room = tiny.model("flux"), [1.0]
+    with torch.inference_mode(False):
+        base = comfy_train.copy_network(model, torch.float32)
+        free = lambda dev=None, torch_free_too=False: (room[0], room[0]) if torch_free_too else room[0]  # noqa: E731
+        monkeypatch.setattr(management, "get_free_memory", free)
+        monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
+        with pytest.raises(ValueError, match="must be on one device whole"):
+            comfy_train.place([base])
+        room[0] = 1e12
+        comfy_train.place([base])
+    assert {p.device.type for p in base.diffusion_model.parameters()} == {"meta"}
+    assert {p.device.type for p in model.model.diffusion_model.parameters()} == {"cpu"}
+    management.current_loaded_models.clear()
+
+
 @pytest.mark.parametrize("call", [training.distil, lambda *a: training.distil(*a, **FULL), training.tune])
 def test_training_moves_nothing_by_itself(call: Any, moved: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """And while it learns each network has one owner, the oracle and the VAE too."""
