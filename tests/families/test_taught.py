@@ -174,6 +174,17 @@ def test_a_file_that_this_run_did_not_make_is_refused_before_training(
     assert theirs.read_bytes() == b"the artist's own" and not (folder / "apprentice" / "training" / "b").exists()
 
 
+def test_a_file_of_that_name_in_another_folder_is_neither_hidden_nor_first(tmp_path: Path, folder: Path) -> None:
+    import folder_paths
+
+    (tmp_path / "a.safetensors").write_bytes(b"theirs")
+    own, kinds = folder_paths.folder_names_and_paths["loras"]
+    for listed in ([str(tmp_path), *own], [*own, str(tmp_path)]):
+        folder_paths.folder_names_and_paths["loras"] = (listed, kinds)
+        with pytest.raises(ValueError, match="such as .a 2."):
+            training.distil(tiny.model("flux"), "flux", "a")
+
+
 def test_a_file_that_comes_while_a_run_learns_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from comfyui_apprentice.nodes import distill
 
