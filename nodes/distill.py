@@ -57,7 +57,12 @@ class Recipe:
     @property
     def file(self) -> Path:
         """What the run makes: in models/loras or models/diffusion_models, where the stock loaders look."""
-        return folders.made_file("loras" if self.method == LORA else "diffusion_models", self.name, "student")
+        return folders.made_file(self.kind, self.name, "student")
+
+    @property
+    def kind(self) -> str:
+        """Of models, in ComfyUI's words."""
+        return "loras" if self.method == LORA else "diffusion_models"
 
 
 class ApprenticeSiDDistill(io.ComfyNode):
@@ -261,7 +266,7 @@ class _Run:
         facts = {**asdict(recipe), **asdict(settings), "models": self.made, **texts}
         free = ("part", "gradient_checkpointing", "pictures")
         self.claim, self.target = Claim(recipe.folder, facts, free), Target.of(recipe.file, facts, free)
-        folders.check_target(self.target)
+        folders.check_target(self.target, self.recipe.kind)
 
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
@@ -372,7 +377,7 @@ class _Run:
             student = bridge.with_weights(self.start, network)
             tensors = self.start.model.model_config.process_unet_state_dict_for_saving(half)
             tensors = {key.removeprefix("model.diffusion_model."): value for key, value in tensors.items()}
-        folders.check_target(self.target)
+        folders.check_target(self.target, self.recipe.kind)
         save_safetensors_atomically(tensors, self.target.file, about | self.target.about)
         student.set_attachments(CARD, about)
         return student

@@ -262,7 +262,7 @@ class _Run:
         free = ("part", "gradient_checkpointing")
         self.claim = Claim(self.folder, facts, free)
         self.target = Target.of(folders.made_file("loras", self.name, "model"), facts, free)
-        folders.check_target(self.target)
+        folders.check_target(self.target, "loras")
 
     def prepare(self, encoded: list[Any], vae: Any) -> None:
         """Make the network that learns; ``encoded`` are the prompts' conditionings."""
@@ -339,7 +339,7 @@ class _Run:
         about |= {"teacher_fingerprint": self.made, **self.card}
         tensors = lora_state_dict(in_half(average), self.lora.names)
         file = self.target.file
-        folders.check_target(self.target)
+        folders.check_target(self.target, "loras")
         save_safetensors_atomically(tensors, file, about | self.target.about)
         tuned = bridge.with_lora(self.model, dict(tensors))
         tuned.set_attachments(CARD, about)

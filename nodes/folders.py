@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,14 @@ def made_file(kind: str, name: str, what: str) -> Path:
     return folder / f"{check_name(name, what)}.safetensors"
 
 
-def check_target(target: Target) -> None:
-    """Whether a run may write there.
+def check_target(target: Target, kind: str) -> None:
+    """Whether a run may write there, and no file of that name in another folder of that kind comes first or is hidden.
 
     Raises:
         ValueError: There is a file that it didn't make.
     """
-    target.check(taken=lambda name: run_folder(name).path.exists())
+    for folder in folder_paths.get_folder_paths(kind):
+        replace(target, file=Path(folder) / target.file.name).check(taken=lambda name: run_folder(name).path.exists())
 
 
 def lines_of(text: str) -> tuple[str, ...]:

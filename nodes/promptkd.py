@@ -139,7 +139,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                     large, classes, pictures, labels, settings, run.folder.path, save_every=every, watch=watch
                 ),
             )  # fmt: skip
-            folders.check_target(target)
+            folders.check_target(target, folders.TEACHERS)
             about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **target.about}
             critics.save_tokens(teacher, target.file, about)
         text = f"Saved {target.file.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
@@ -260,7 +260,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                     sources=None if augment else domain.sources(), save_every=every, watch=watch,
                 ),
             )  # fmt: skip
-            folders.check_target(target)
+            folders.check_target(target, folders.CRITICS)
             about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(epochs), **target.about}
             save_critic(critic, target.file, about)
         show_text(f"Saved {target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
@@ -392,7 +392,7 @@ class _Run:
             ValueError: There is one that this run did not make.
         """
         target = Target.of(folders.made_file(kind, self.name, self.what), facts)
-        folders.check_target(target)
+        folders.check_target(target, kind)
         return target
 
     @property

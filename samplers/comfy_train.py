@@ -62,6 +62,9 @@ def _around(base: Any, network: nn.Module) -> Any:
     twin = copy.copy(base)
     twin.__dict__ = {**base.__dict__, "_modules": dict(base._modules)}
     twin.current_patcher = None
+    # What ModelPatchers note of the weights that they have loaded, which are not these.
+    twin.device, twin.model_loaded_weight_memory, twin.lowvram_patch_counter = torch.device("cpu"), 0, 0
+    twin.model_lowvram, twin.current_weight_patches_uuid = False, None
     twin.diffusion_model = network
     return twin
 

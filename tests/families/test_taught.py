@@ -33,16 +33,16 @@ def test_what_a_training_node_hands_out_is_every_other_s_input(folder: Path) -> 
     """SiD Distill (full copy) -> Reward Finetune -> SiD Distill -> SiD Distill (full copy) -> sampler -> file."""
     import comfy.utils
 
-    student = training.distil(tiny.model("sdxl"), "sdxl", "a", **FULL).result[0]
+    student = training.distil(tiny.model("flux"), "flux", "a", **FULL).result[0]
     assert marks(student.model.diffusion_model) == []
-    tuned, _run, file, _report = training.tune(student, "sdxl", "b").result
-    assert training.lora_wrong(student, tuned, "sdxl", folder / "loras" / file) == ""
-    again, _curve, _samples, file = training.distil(tuned, "sdxl", "c").result
-    assert training.lora_wrong(tuned, again, "sdxl", folder / "loras" / file) == ""
-    whole, _curve, _samples, file = training.distil(again, "sdxl", "d", **FULL).result
-    fresh = tiny.model("sdxl", seed=5)
+    tuned, _run, file, _report = training.tune(student, "flux", "b").result
+    assert training.lora_wrong(student, tuned, "flux", folder / "loras" / file) == ""
+    again, _curve, _samples, file = training.distil(tuned, "flux", "c").result
+    assert training.lora_wrong(tuned, again, "flux", folder / "loras" / file) == ""
+    whole, _curve, _samples, file = training.distil(again, "flux", "d", **FULL).result
+    fresh = tiny.model("flux", seed=5)
     fresh.model.load_model_weights(comfy.utils.load_torch_file(str(folder / "diffusion_models" / file)), "")
-    assert torch.equal(training.drawn(whole, "sdxl"), training.drawn(fresh, "sdxl"))
+    assert torch.equal(training.drawn(whole, "flux"), training.drawn(fresh, "flux"))
     for made in (tuned, again, whole):
         assert marks(made.model.diffusion_model) == []
 
@@ -133,7 +133,7 @@ def test_the_preset_decides_the_level_where_there_is_no_card() -> None:
     assert direct(model, "sdxl-lightning-1step/x0")[0].model is not model, "its network's output is the picture"
 
 
-@pytest.mark.parametrize("name", ["sdxl", "flux"])
+@pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_direct_tunes_what_sid_distill_made_at_the_level_it_was_made_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the tuned student still draws with its preset, and is tuned again at the same level."""
     import json
@@ -172,6 +172,17 @@ def test_a_file_that_this_run_did_not_make_is_refused_before_training(
     with pytest.raises(ValueError, match=f"{kind}/b.safetensors is there already, .* such as 'b 2'"):
         call(model, "flux", "b", **changes)
     assert theirs.read_bytes() == b"the artist's own" and not (folder / "apprentice" / "training" / "b").exists()
+
+
+def test_a_file_of_that_name_in_another_folder_is_neither_hidden_nor_first(tmp_path: Path, folder: Path) -> None:
+    import folder_paths
+
+    (tmp_path / "a.safetensors").write_bytes(b"theirs")
+    own, kinds = folder_paths.folder_names_and_paths["loras"]
+    for listed in ([str(tmp_path), *own], [*own, str(tmp_path)]):
+        folder_paths.folder_names_and_paths["loras"] = (listed, kinds)
+        with pytest.raises(ValueError, match="such as 'a 2'"):
+            training.distil(tiny.model("flux"), "flux", "a")
 
 
 def test_a_file_that_comes_while_a_run_learns_is_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,6 +340,26 @@ def test_a_network_is_whole_on_a_device_or_refused(monkeypatch: pytest.MonkeyPat
     with on_device(oracle.network):
         assert {p.device.type for p in oracle.network.parameters()} == {"meta"}
     assert patcher.partially_unload(torch.device("cpu"), 1) == 0
+    management.current_loaded_models.clear()
+
+
+def test_a_copy_is_placed_whole_or_refused_though_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ComfyUI notes of a loaded model is not true of its copy."""
+    import comfy.model_management as management
+    from comfyui_apprentice.samplers import comfy_train
+
+    model, room = tiny.model("flux"), [1.0]
+    with torch.inference_mode(False):
+        base = comfy_train.copy_network(model, torch.float32)
+        free = lambda dev=None, torch_free_too=False: (room[0], room[0]) if torch_free_too else room[0]  # noqa: E731
+        monkeypatch.setattr(management, "get_free_memory", free)
+        monkeypatch.setattr(management, "get_torch_device", lambda: torch.device("meta"))
+        with pytest.raises(ValueError, match="must be on one device whole"):
+            comfy_train.place([base])
+        room[0] = 1e12
+        comfy_train.place([base])
+    assert {p.device.type for p in base.diffusion_model.parameters()} == {"meta"}
+    assert {p.device.type for p in model.model.diffusion_model.parameters()} == {"cpu"}
     management.current_loaded_models.clear()
 
 
