@@ -303,7 +303,7 @@ def made_in(base: Path, name: str) -> dict[str, Any]:
     found = made(base / "output" / "apprentice" / "training" / name, name)
     for folder in ("models/loras", "models/calibrations"):
         found |= {path.suffix: _content(path) for path in (base / folder).glob(f"{name}.*")}
-        found |= {f"{folder} left": [p.name for p in (base / folder).glob(f".{name}*.part")]} if (base / folder).exists() else {}
+        found[f"{folder} left"] = [path.name for path in (base / folder).glob(f".{name}*.part")]
     return found
 
 
