@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..files import reading
+from ..files import UnreadableFile, parse_json, reading
 from ..networks import diffusers_unet as unets
 from ..networks.budget import refuse_hollow
 from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
@@ -128,11 +129,11 @@ def _read_model(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> A
     metadata = read_metadata(files.weights[0]) if len(files.weights) == 1 else {}
     refuse_hollow(tensors, files.name)
     if metadata.get("teacher") == TinyWorldModel.__name__:
-        return _with_card(model_of(tensors), metadata)
+        return _with_card(model_of(tensors), metadata, files.name)
     config = _config(files, metadata)
     if not unets.is_unet(tensors):
         other = load_other(tensors, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata)
-        return _with_card(other, metadata)
+        return _with_card(other, metadata, files.name)
     found = unets.structure({key: tuple(value.shape) for key, value in tensors.items()}, config, files.name)
     scheduler = _read(files.scheduler, files.name)
     return build(
@@ -141,9 +142,12 @@ def _read_model(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> A
     )  # fmt: skip
 
 
-def _with_card(model: Any, metadata: dict[str, str]) -> Any:
+def _with_card(model: Any, metadata: dict[str, str], name: str) -> Any:
     """``model`` with the card that SiD Distill wrote into its file, where it did, so that the preset "auto" knows it."""
     if "apprentice" in metadata:
+        levels = parse_json(metadata.get("sigmas", "[]"), f"The metadata sigmas of {name}")
+        if not isinstance(levels, list) or not all(type(level) in (int, float) and 0 <= level < math.inf for level in levels):
+            raise UnreadableFile(f"The metadata sigmas of {name} are no noise levels: use another file.")
         model.set_attachments(CARD, metadata)
     return model
 
