@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
-from ..files import reading
+from ..files import UnreadableFile, parse_json, reading
 from ..networks import diffusers_unet as unets
 from ..networks.budget import refuse_hollow
 from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
@@ -156,6 +157,9 @@ def _with_card(model: Any, metadata: dict[str, str], files: unets.UNetFiles) -> 
     believed where they leave no doubt.
     """
     if "apprentice" in metadata:
+        levels = parse_json(metadata.get("sigmas", "[]"), f"The metadata sigmas of {files.name}")
+        if not isinstance(levels, list) or not all(type(level) in (int, float) and 0 <= level < math.inf for level in levels):
+            raise UnreadableFile(f"The metadata sigmas of {files.name} are no noise levels: use another file.")
         model.set_attachments(CARD, metadata)
         return model, ""
     titles = [metadata[key] for key in ("modelspec.title", "ss_output_name") if metadata.get(key)]

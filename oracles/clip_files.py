@@ -13,7 +13,7 @@ from torch import Tensor
 from ..files import UnreadableFile, parse_json, parse_texts, reading
 from ..networks.budget import refuse_immodest
 from ..networks.prompted_clip import picture_size_of
-from ..networks.tiny_text import Vocabulary, WordTokenizer
+from ..networks.tiny_text import MAX_TOKENS, Vocabulary, WordTokenizer
 from .checkpoints import read_metadata, read_weights
 from .tokenizers import clip_tokens, open_clip_tokens
 from .towers import Weights, build_open_clip, hf_to_open_clip, is_hf_clip
@@ -75,7 +75,8 @@ def _load(file: Path, quick_gelu: bool | None) -> ClipFile:
     kept = {key: value for key, value in weights.items() if key not in _SIZES}
     network = build_open_clip(kept, file.name, config=config, quick_gelu=own)
     templates = parse_texts(metadata.get("templates", "[]"), f"The metadata templates of {file.name}")
-    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length), file.name), templates)
+    words = len(weights["token_embedding.weight"])
+    return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length), words, file.name), templates)
 
 
 def is_openai(weights: Weights) -> bool:
@@ -83,7 +84,10 @@ def is_openai(weights: Weights) -> bool:
     return "input_resolution" in weights
 
 
-def _tokenizer(metadata: dict[str, str], context: int, name: str) -> Callable[[list[str]], Tensor]:
+def _tokenizer(metadata: dict[str, str], context: int, vocabulary: int, name: str) -> Callable[[list[str]], Tensor]:
     if "words" in metadata:
-        return WordTokenizer(Vocabulary(parse_texts(metadata["words"], f"The metadata words of {name}")))
+        tokenizer = WordTokenizer(Vocabulary(parse_texts(metadata["words"], f"The metadata words of {name}")))
+        if len(tokenizer) > vocabulary or context != MAX_TOKENS:
+            raise UnreadableFile(f"{name} has words that its network has no room for: use another file.")
+        return tokenizer
     return lambda texts: open_clip_tokens(texts, context)

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..files import human_size, write_atomically
+from ..files import human_size, read_json, write_atomically
 from .catalogue import FILES, ModelFile
 from .checkpoints import sha256
 
@@ -317,7 +317,7 @@ def _read_lock(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["files"])
+        return dict(read_json(path)["files"])
     except (ValueError, KeyError, TypeError) as error:
         raise DownloadError(f"{path} is damaged: restore it, or delete it to pin the files anew.") from error
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import reading
+
 BERT_VOCABULARY = Path(__file__).parent / "data" / "bert-base-uncased.vocab.txt"
 CLIP_CONTEXT, CLIP_START, CLIP_END = 77, 49406, 49407
 
@@ -18,7 +20,8 @@ CLIP_CONTEXT, CLIP_START, CLIP_END = 77, 49406, 49407
 def _word_pieces(vocabulary: str) -> Any:
     from tokenizers import BertWordPieceTokenizer
 
-    return BertWordPieceTokenizer(vocabulary, lowercase=True)
+    with reading(Path(vocabulary).name):
+        return BertWordPieceTokenizer(vocabulary, lowercase=True)
 
 
 def bert_tokens(prompts: list[str], length: int, vocabulary: Path = BERT_VOCABULARY) -> tuple[Tensor, Tensor]:

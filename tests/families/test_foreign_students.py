@@ -12,7 +12,13 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.files import UnreadableFile
 from comfyui_apprentice.networks.diffusers_unet import find_files
 from comfyui_apprentice.nodes.students import _load
-from safetensors.torch import save_file
+from comfyui_apprentice.samplers.comfy_edm import load_edm
+from comfyui_apprentice.world.weights import EDM_FOLDER
+from comfyui_apprentice.world.weights import read as world_weights
+from fuzz import mutations
+from fuzz.__main__ import fuzz
+from fuzz.kinds import Kind
+from safetensors.torch import save, save_file
 
 CONFIG = {
     "sample_size": 8, "cross_attention_dim": 32, "attention_head_dim": 8, "layers_per_block": 1, "block_out_channels": [32, 64],
@@ -66,3 +72,28 @@ def test_weights_that_name_a_far_larger_network_are_refused(tmp_path: Path, name
     save_file(weights, tmp_path / "a.safetensors")  # ComfyUI goes by names, and takes it for the published size
     with pytest.raises(UnreadableFile, match=r"holds far fewer|more layers than its"):
         _load(find_files(tmp_path / "a.safetensors"), 8.0, "fp32")
+
+
+def load(path: Path) -> Any:
+    return _load(find_files(path), 8.0, "fp32")
+
+
+@pytest.mark.parametrize("kind", ["with its config", "of another layout", "of the tiny world", "an EDM network"])
+def test_spoiled_files_do_no_harm_in_comfyui(tmp_path: Path, unet: dict[str, torch.Tensor], kind: str) -> None:
+    config = {"diffusers_config": json.dumps(CONFIG), "apprentice": "student", "sigmas": "[14.6, 2.5]"}
+    edm = EDM_FOLDER / "coloured digits SiD student.safetensors"
+
+    def other() -> bytes:
+        weights = tiny.model("sd3").model.diffusion_model.state_dict()
+        return save({key: value.contiguous() for key, value in weights.items()}, config)
+
+    def world() -> bytes:
+        return save(world_weights("student_consistency")[0], {"teacher": "TinyWorldModel", **config})
+
+    kinds = {
+        "with its config": Kind("a.safetensors", lambda: save(unet, config), load, mutations.safetensors),
+        "of another layout": Kind("a.safetensors", other, load, mutations.safetensors),
+        "of the tiny world": Kind("a.safetensors", world, load, mutations.safetensors),
+        "an EDM network": Kind("a.safetensors", edm.read_bytes, load_edm, mutations.safetensors),
+    }
+    assert not fuzz(kinds[kind], 0, 40, tmp_path)
