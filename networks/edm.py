@@ -752,7 +752,7 @@ def restore_edm(config: dict[str, Any], weights: Mapping[str, Tensor], name: str
             network = build_edm(config)
         network.load_state_dict({key: value.float() for key, value in weights.items()}, assign=True)
     except ValueError as error:
-        raise UnreadableFile(f"{name} can't be loaded. {error}") from error
+        raise UnreadableFile(f"{name} can't be loaded. {str(error).rstrip('.')}.") from error
     except RuntimeError as error:
         raise UnreadableFile(f"{name} holds weights that don't fit the network that it names; use the authors' file.") from error
     except (TypeError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
