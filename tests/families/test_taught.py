@@ -241,7 +241,6 @@ def test_a_full_copy_goes_to_the_folder_that_the_tooltip_names(tmp_path: Path) -
     (training.distil, {"generator_rate": 1e30}), (training.distil, {"fake_rate": 1e30}),
     (training.distil, {"generator_rate": 1e30, **FULL}),
     (training.tune, {"learning_rate": 1e30, "algorithm": "path_kl"}), (training.tune, {"learning_rate": 1e30, "updates": 1}),
-    (training.tune, {"algorithm": "weighted_regression", "learning_rate": 1e30, "updates": 1}),
 ])  # fmt: skip
 def test_a_run_that_turns_nan_stops_and_writes_nothing(
     call: Any, changes: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
