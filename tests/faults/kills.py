@@ -209,7 +209,7 @@ def finetune(folder: Path, algorithm: str = "adjoint_matching") -> None:
     ended(lambda: apprentice(
         "finetune", WORLD / "edm" / "coloured digits teacher.safetensors", WORLD / "critics" / "tiny world critic.safetensors",
         "--clip", WORLD / "clips" / "tiny world small.safetensors", "--prompts", prompts, "--out", folder / "tuned.safetensors",
-        "--algorithm", algorithm, "--updates", 4, "--batch", 4, "--steps", 6, "--base-draws", 8, "--save-every", 1, "--rounds", 2,
+        "--algorithm", algorithm, "--updates", 4, "--batch", 4, "--steps", 4, "--base-draws", 8, "--save-every", 1, "--rounds", 2,
         "--lr", "1e-3", "--device", "cpu", "--force",
     ))  # fmt: skip
 
