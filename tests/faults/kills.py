@@ -232,9 +232,10 @@ def pull(hub: Hub, folder: Path) -> None:
 @contextmanager
 def commands() -> Iterator[dict[str, Command]]:
     """All commands that run without a ComfyUI, by name."""
-    import comfyui_apprentice.benchmarks.control_toy
-    import comfyui_apprentice.training.finetune  # noqa: F401 - so that forks needn't
-    import diffusers  # noqa: F401
+    import comfyui_apprentice.training.finetune  # noqa: F401
+    import huggingface_hub  # noqa: F401
+    import open_clip  # noqa: F401 - all of them so that forks needn't
+    import typer.testing  # noqa: F401
 
     with imitation() as hub:
         hub.piece, hub.pause = 8192, 0.01
