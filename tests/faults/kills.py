@@ -210,7 +210,7 @@ def finetune(folder: Path, algorithm: str = "adjoint_matching") -> None:
     ended(lambda: apprentice(
         "finetune", WORLD / "edm" / "coloured digits teacher.safetensors", WORLD / "critics" / "tiny world critic.safetensors",
         "--clip", WORLD / "clips" / "tiny world small.safetensors", "--prompts", prompts, "--out", folder / "tuned.safetensors",
-        "--algorithm", algorithm, "--updates", 4, "--batch", 4, "--steps", 6, "--base-draws", 8, "--save-every", 1, "--rounds", 2,
+        "--algorithm", algorithm, "--updates", 4, "--batch", 4, "--steps", 4, "--base-draws", 8, "--save-every", 1, "--rounds", 2,
         "--lr", "1e-3", "--device", "cpu", "--force",
     ))  # fmt: skip
 
@@ -233,9 +233,10 @@ def pull(hub: Hub, folder: Path) -> None:
 @contextmanager
 def commands() -> Iterator[dict[str, Command]]:
     """All commands that run without a ComfyUI, by name."""
-    import comfyui_apprentice.benchmarks.control_toy
-    import comfyui_apprentice.training.finetune  # noqa: F401 - so that forks needn't
-    import diffusers  # noqa: F401
+    import comfyui_apprentice.training.finetune  # noqa: F401
+    import huggingface_hub  # noqa: F401
+    import open_clip  # noqa: F401 - all of them so that forks needn't
+    import typer.testing  # noqa: F401
 
     with imitation() as hub:
         hub.piece, hub.pause = 8192, 0.01
