@@ -42,7 +42,7 @@ def folder(path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any])
 
 
 def test_an_honest_one_is_loaded(tmp_path: Path, unet: dict[str, torch.Tensor]) -> None:
-    model = _load(find_files(folder(tmp_path / "a", unet, CONFIG)), 8.0, "fp32")
+    model, _metadata = _load(find_files(folder(tmp_path / "a", unet, CONFIG)), 8.0, "fp32")
     assert sum(p.numel() for p in model.model.diffusion_model.parameters()) == sum(value.numel() for value in unet.values())
 
 
