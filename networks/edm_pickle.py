@@ -7,8 +7,8 @@ and whatever else the file asks for. Here nothing is unpickled:
 - A small stack machine of our own follows the pickle's operations and builds only inert records and plain containers. A name is
   looked up in an exact table and stands for one of our record makers; nothing is imported. An operation, a name or an argument
   that no snapshot needs ends the reading, wherever in the file it is.
-- A tensor is checked against its storage, and a storage against the bytes that hold it, before either is made: a view of the
-  file, mapped into memory where its place allows it. PyTorch's own reader sees none of it.
+- A tensor is checked against its storage, and a storage against the bytes that hold it, before either is made, and only if the
+  network uses it. PyTorch's own reader sees none of it.
 - Steps, modules, settings and bytes are counted in one ``Budget``, so that a small file cannot unfold into a big one.
 """
 
@@ -87,7 +87,7 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             budget = Budget(len(data))
-            return _network(_unpacked(data, budget), _Tensors(file, budget))
+            return _network(_unpacked(data, budget), _Tensors(file, budget, mapped=False))  # networks keep them
         except _Refused as refused:
             raise UnsafeCheckpoint(
                 f"{file.name} {refused}, so it was not loaded: use a snapshot as the EDM, SiD or SiD-LSG code saves it (.pkl), "
@@ -259,11 +259,12 @@ def _dict(record: _Object, key: str) -> dict[str, Any]:
 class _Tensors:
     """The tensors of checked views in a file; those of one storage share their memory, as they did when they were saved.
 
-    The file is mapped, and its bytes are copied only where they don't lie as their type needs.
+    The file is mapped. Its bytes are copied where they don't lie as their type needs, or, without ``mapped``, all that are taken:
+    a mapped file is not to be written over.
     """
 
-    def __init__(self, file: Path, budget: Budget) -> None:
-        self.budget, self.mapped = budget, True
+    def __init__(self, file: Path, budget: Budget, mapped: bool = True) -> None:
+        self.budget, self.mapped = budget, mapped
         self.whole = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
         self.loaded: dict[int, tuple[_Storage, Tensor]] = {}  # with the storage, so that its id stays its own
 

@@ -103,9 +103,9 @@ def _run(kind: Kind, seed: int, indices: range, folder: Path, kept: Path, honest
     guard, path, counts, slowest = _Guard(folder), folder / kind.name, Counter[str](), 0.0
     lines = []
     for index in indices:
+        (folder.parent / "at").write_text(str(index))
         content = _spoiled(kind, seed, index, honest)
         path.write_bytes(content)
-        (folder.parent / "at").write_text(str(index))
         limit_seconds(SECONDS)
         before = time.process_time()
         outcome, wrong = _trouble(kind, path, guard)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -56,6 +57,9 @@ def _place(rng: Random, size: int) -> int:
 # ----------------------------------------------------------------------------------------------------------- JSON
 
 
+_LARGEST = 1_000_000  # letters that a part may be repeated to
+
+
 def json_value(rng: Random, value: Any) -> Any:
     """``value`` with one or more of its parts replaced, left out, doubled or nested."""
     value = json.loads(json.dumps(value))
@@ -65,17 +69,17 @@ def json_value(rng: Random, value: Any) -> Any:
             case 0 | 1:
                 holder[key] = rng.choice(_NUMBERS)
             case 2:
-                holder[key] = rng.choice(_ODD)
+                holder[key] = copy.deepcopy(rng.choice(_ODD))
             case 3 if len(holder) > 1 and holder is not value:
                 holder.pop(key)
-            case 4:
+            case 4 if len(json.dumps(value)) < _LARGEST:
                 other, place = rng.choice(_parts([value]))
                 holder[key] = json.loads(json.dumps(other[place]))
             case 5:
-                holder[key] = [holder[key]] * rng.choice((1, 2, 100, 2_000))
+                holder[key] = [holder[key]] * min(rng.choice((1, 2, 100, 2_000)), 1 + _LARGEST // len(json.dumps(holder[key])))
             case 6:
                 holder[key] = {"a": holder[key], "": None}
-            case 7 if isinstance(holder[key], str):
+            case 7 if isinstance(holder[key], str) and len(holder[key]) < _LARGEST:
                 holder[key] = rng.choice((holder[key] * rng.choice((2, 1_000)), holder[key][:-1], holder[key] + "\n"))
             case 7 if isinstance(holder[key], int | float):
                 holder[key] = holder[key] * rng.choice((-1, 2, 1_000, 10**7))
