@@ -105,6 +105,21 @@ def family_figures(results: dict[str, Any], newest: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"On ComfyUI {newest['settings']['comfyui']} every cell is the same{but}."])
 
 
+def soak_figures(results: dict[str, Any]) -> str:
+    """What one ComfyUI held between many runs."""
+    names = list(results["rows"][0])
+    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
+    lines += ["| " + " | ".join([row["what"], *(f"{row[name]:.0f}" for name in names[1:])]) + " |" for row in results["rows"]]
+    kinds, slope = results["findings"]["kinds"], results["claims"]["mb_per_thousand_runs"]
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1]))
+    return "\n".join([
+        *lines, "",
+        f"{results['settings']['runs']:,} runs ({told}); {slope['value']:.0f} MB a thousand runs ({slope['lo']:.0f} to "
+        f"{slope['hi']:.0f}); the reference picture was the same to the bit at {results['findings']['the same']} of "
+        f"{results['findings']['looks']} looks.",
+    ])  # fmt: skip
+
+
 PROMPTKD_WORDS = {
     "base_gain": "base names, distilled minus zero-shot, points",
     "novel_gain": "novel names, distilled minus zero-shot, points",
@@ -193,6 +208,8 @@ def filled(readme: str) -> str:
     readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
     begin, end = "<!-- figures: benchmarks/results/bfloat16.json -->", "<!-- end of bfloat16 -->"
     readme = _between(readme, begin, end, bfloat16_figures(read("bfloat16")))
+    begin, end = "<!-- figures: benchmarks/results/soak.json -->", "<!-- end of soak -->"
+    readme = _between(readme, begin, end, soak_figures(read("soak")))
     begin, end = "<!-- figures: benchmarks/results/families.json -->", "<!-- end of families -->"
     readme = _between(readme, begin, end, family_figures(read("families"), read("families-newest")))
     return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())

@@ -76,7 +76,8 @@ def run(prompt: dict[str, Any], cache: Any = None, **sizes: Any) -> list[str]:
     valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("id", prompt, None))
     if not valid or node_errors:
         raise Refused(str((error, node_errors)))
-    executor = execution.PromptExecutor(server, cache or execution.CacheType.CLASSIC, {"lru": 0, "ram": 0.0, **sizes})
+    told = {"lru": 0, "ram": 0.0, "ram_inactive": 0.0, **sizes}  # the last in newer ComfyUIs
+    executor = execution.PromptExecutor(server, cache or execution.CacheType.CLASSIC, told)
     executor.execute(prompt, uuid.uuid4().hex, {"client_id": "test"}, outputs)
     for kind, data in executor.status_messages:
         if kind == "execution_error":
