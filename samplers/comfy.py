@@ -390,7 +390,8 @@ def sample_rows(
     else:
         conds = _conditionings(guider)
         # Its step size follows the error of the whole batch, so only alone is a picture independent of the others.
-        pack = 1 if name == "dpm_adaptive" else pack or max(len(rows), 1)
+        alone = name == "dpm_adaptive" or _counts_texts(model, conds)
+        pack = 1 if alone else pack or max(len(rows), 1)
         parts = [group[i : i + pack] for group in groups(list(conds.values()), rows) for i in range(0, len(group), pack)]
     samples, evaluations = dict[int, Tensor](), dict[int, float]()
     for part_rows in parts:
@@ -406,6 +407,12 @@ def sample_rows(
     if not rows:
         return latent["samples"][:0], []
     return torch.stack([samples[row] for row in rows]), [evaluations[row] for row in rows]
+
+
+def _counts_texts(model: comfy.model_patcher.ModelPatcher, conds: dict[str, Conditioning]) -> bool:
+    """Whether ComfyUI would take the tokens of all texts of a batch for those of one, as it does for OmniGen2."""
+    several = any(text is not None and len(text) > 1 for entries in conds.values() for text, _options in entries)
+    return several and type(model.model).__name__ == "Omnigen2"
 
 
 def _conditionings(guider: Any) -> dict[str, Conditioning]:

@@ -122,6 +122,9 @@ def training() -> Iterator[None]:
     """Inside, gradients can be had from ComfyUI's networks: no inference mode, and newer ComfyUIs know (``in_training``).
 
     What was placed is let go at the end: ComfyUI's own lists would break if it were still there when Python collects it.
+
+    Raises:
+        ValueError: The network changes in place what its gradients need, in a way that ``out_of_place`` can't mend.
     """
     told = getattr(comfy.model_management, "in_training", None)
     try:
@@ -129,6 +132,13 @@ def training() -> Iterator[None]:
             comfy.model_management.in_training = True
         with torch.inference_mode(False):
             yield
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ValueError(
+            "This model's network is made for drawing alone: it writes over what its gradients need (LTXV's does), so it can't "
+            "be trained; choose another model."
+        ) from error
     finally:
         if told is not None:
             comfy.model_management.in_training = told

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_apprentice.benchmarks import families
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, improve
 from comfyui_apprentice.samplers.prompts import KEY, groups, join
@@ -136,3 +137,21 @@ def test_texts_that_a_node_has_changed_are_zeros_or_a_sentence() -> None:
     (mixed,) = core.ConditioningAverage().addWeighted(joined, tiny.text("sd15"), 0.5)
     with pytest.raises(ValueError, match="changes texts of different lengths"):
         drafts("sd15", mixed)
+
+
+def test_omnigen2_draws_texts_of_one_length_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ComfyUI counts its tokens over the whole batch, so that several texts are an error in the stock sampler."""
+    network = {
+        "image_model": "omnigen2", "in_channels": 16, "hidden_size": 96, "num_layers": 1, "num_refiner_layers": 1,
+        "num_attention_heads": 2, "num_kv_heads": 2, "multiple_of": 32, "axes_dim_rope": (16, 16, 16), "text_feat_dim": 32,
+        "timestep_scale": 1000.0,
+    }  # fmt: skip
+    monkeypatch.setitem(tiny.FAMILIES, "omnigen2", tiny.Family(("Omnigen2",), network, channels=16, masked=True))
+    case = families.Case("omnigen2")
+    lines = [tiny.text("omnigen2", 1, 7, seed=row) for row in range(3)]
+    with torch.inference_mode():
+        drawn = draw_drafts(case.student, join(lines), case.negative, case.latent, CUSTOM, case.drawing())["samples"]
+    for row, line in enumerate(lines):
+        alone = {**tiny.empty("omnigen2", 1), "batch_index": [row]}
+        expected = tiny.stock(case.student, alone, line, case.negative, seed=families.SEED, steps=families.STEPS)
+        assert families.close(drawn[row], expected[0]) == ""

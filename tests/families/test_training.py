@@ -138,6 +138,19 @@ def test_a_refusal_comes_before_texts_are_encoded_and_leaves_no_folder(
     assert lines == [] and not (folder / "apprentice").exists()
 
 
+def test_a_network_that_writes_over_what_gradients_need_is_refused_in_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = {
+        "image_model": "ltxv", "in_channels": 128, "cross_attention_dim": 64, "attention_head_dim": 32, "num_attention_heads": 2,
+        "caption_channels": 32, "num_layers": 1,
+    }  # fmt: skip
+    monkeypatch.setitem(tiny.FAMILIES, "ltxv", tiny.Family(("LTXV",), network, channels=128, video=True, masked=True))
+    with pytest.raises(ValueError, match="made for drawing alone"):
+        training.distil(tiny.model("ltxv"), "ltxv")
+    assert not list(folder.glob("*/*.safetensors"))
+
+
 def test_another_run_of_this_name_is_refused_before_texts_are_encoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("wan21")
     training.distil(model, "wan21")
