@@ -161,11 +161,11 @@ class DiskFull(OSError):  # noqa: N818 - it names what the disk is
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object], size: int = 0) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then fsync it and rename it over ``path``.
 
-    The file lies in a folder of its own, since what ``write`` calls may have temporary files too (safetensors has); what a
-    killed process left of the same target is deleted.
+    The file lies in a folder of its own, since what ``write`` calls may have temporary files too (safetensors has).
 
     Args:
-        size: Bytes that will be written, where that is known: then a disk too full is told before.
+        size: Bytes that will be written, where that is known: then a disk too full is told before, and what a killed process
+            left of the same target is deleted. (Not for pictures and notes: their folders may hold a hundred thousand names.)
 
     Raises:
         DiskFull: There is no room; ``path`` is as it was.
@@ -173,7 +173,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _part_of(target)
-    sweep(target.parent, only=part.name.rsplit(".", 3)[0])
+    if size:
+        sweep(target.parent, only=part.name.rsplit(".", 3)[0])
     require_space(target, size, f"'{target.name}' takes {human_size(size)}")
     temporary = part / "file"
     try:

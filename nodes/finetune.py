@@ -289,9 +289,7 @@ class _Run:
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
         """Tune, or go on; the LoRA's moving average, and what the base earned."""
         bar, clock = bridge.Bar(self.settings.updates), Clock(self.settings.updates)
-        album = Album(self.folder, self._sheet)
-
-        first = Clock(0)
+        album, first = Album(self.folder, self._sheet), Clock(0)
 
         def drawing(done: int, total: int, latents: Tensor) -> None:
             bar.show(done, lambda: bridge.preview(self.model, latents), total)
@@ -391,16 +389,18 @@ def _first_level(known: dict[str, str]) -> float:
 
 def one_step(model: Any, sigma: float) -> Process:
     """From ``sigma`` to the picture at once."""
-    only = torch.tensor([sigma, 0.0], dtype=torch.float64)
-    return Process.flow(only) if bridge.noise_levels(model)[0] == "flow" else Process.edm(only)
+    return _process(model, torch.tensor([sigma, 0.0], dtype=torch.float64))
 
 
 def levels_of(model: Any, recipe: Recipe) -> Process:
     """The model's own noise levels by a stock scheduler, drawn through with fresh noise."""
-    sampling, (kind, _levels) = model.get_model_object("model_sampling"), bridge.noise_levels(model)
-    sigmas = comfy.samplers.calculate_sigmas(sampling, recipe.scheduler, recipe.steps)
-    whole = Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
-    return whole.ending_at(LEAST)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), recipe.scheduler, recipe.steps)
+    return _process(model, sigmas).ending_at(LEAST)
+
+
+def _process(model: Any, sigmas: Tensor) -> Process:
+    kind, _levels = bridge.noise_levels(model)
+    return Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
 
 
 def report_text(known: Baseline, log: list[dict[str, Any]], task: Task) -> str:

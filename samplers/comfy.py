@@ -585,9 +585,6 @@ def _digest(digest: Any, value: Any) -> None:
         _digest(digest, value.weights)
 
 
-# ------------------------------------------------------------------------------------------- helper networks
-
-
 # ----------------------------------------------------------------------------------------------- a quick look
 
 # Where ComfyUI's latent formats don't tell yet; any other takes 8 pixels.

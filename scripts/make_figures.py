@@ -86,34 +86,35 @@ def sid_figures(results: dict[str, Any], speed: dict[str, Any]) -> str:
 
 def bfloat16_figures(results: dict[str, Any]) -> str:
     """What bfloat16 costs on several CPUs."""
-    whats = ("matrix", "convolution", "U-Net")
-    lines = ["| CPU | " + " | ".join(whats) + " |", "| --- |" + " --- |" * len(whats)]
-    lines += [f"| {row['CPU']} | " + " | ".join(row[what] for what in whats) + " |" for row in results["rows"]]
-    return "\n".join(lines)
+    names = ("CPU", "matrix", "convolution", "U-Net")
+    return "\n".join(_table([{name: row[name] for name in names} for row in results["rows"]], "---"))
+
+
+def _table(rows: list[dict[str, Any]], rule: str = "---:") -> list[str]:
+    """Rows with the same keys; ``rule`` is what all columns but the first are ruled with."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + f" {rule} |" * (len(rows[0]) - 1)]
+    return lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
 
 
 def family_figures(results: dict[str, Any], newest: dict[str, Any]) -> str:
     """Which checks hold in which family, and what is different in the newest ComfyUI that was tried."""
     names = list(results["rows"][0])
-    lines = ["| " + " | ".join(names) + " |", "| --- |" + " --- |" * (len(names) - 1)]
-    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in results["rows"]]
     others = [
         f"{row['family']}, {name}: {there[name]}"
         for row, there in zip(results["rows"], newest["rows"], strict=True) for name in names if row[name] != there[name]
     ]  # fmt: skip
     but = f", but for {'; '.join(others)}" if others else ""
+    lines = _table(results["rows"], "---")
     return "\n".join([*lines, "", f"On ComfyUI {newest['settings']['comfyui']} every cell is the same{but}."])
 
 
 def soak_figures(results: dict[str, Any]) -> str:
     """What one ComfyUI held between many runs."""
-    names = list(results["rows"][0])
-    lines = ["| " + " | ".join(names) + " |", "| --- |" + " ---: |" * (len(names) - 1)]
-    lines += ["| " + " | ".join([row["what"], *(f"{row[name]:.0f}" for name in names[1:])]) + " |" for row in results["rows"]]
+    rows = [{name: f"{value:.0f}" if name != "what" else value for name, value in row.items()} for row in results["rows"]]
     kinds, slope = results["findings"]["kinds"], results["claims"]["mb_per_thousand_runs"]
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1]))
     return "\n".join([
-        *lines, "",
+        *_table(rows), "",
         f"{results['settings']['runs']:,} runs ({told}); {slope['value']:.0f} MB a thousand runs ({slope['lo']:.0f} to "
         f"{slope['hi']:.0f}); the reference picture was the same to the bit at {results['findings']['the same']} of "
         f"{results['findings']['looks']} looks.",
@@ -161,12 +162,6 @@ CONTROL_WORDS = {
     "toy_w1": "1-D mixture, KL, alpha 0.5: distance W1 to the exact law",
     "toy_cpu_seconds": "CPU seconds of that",
 }
-
-
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows with the same keys."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    return lines + ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
 
 
 def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,30 +11,14 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 
 tiny.start()
 
-import comfy.patcher_extension  # noqa: E402
 import execution  # noqa: E402
 from comfyui_apprentice import comfy_entrypoint  # noqa: E402
+from counting import COUNTS as COUNTS  # noqa: E402
+from counting import CountModel  # noqa: E402
 
 import nodes  # noqa: E402
 
 OURS = {node.define_schema().node_id: node for node in asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())}
-COUNTS: Counter[str] = Counter()
-
-
-class CountModel:
-    """Counts the rows that go through a network."""
-
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "name": ("STRING", {})}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "test"
-
-    def patch(self, model: Any, name: str) -> tuple[Any]:
-        def wrapper(executor: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-            COUNTS[name] += len(x)
-            return executor(x, *args, **kwargs)
-
-        clone = model.clone()
-        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, f"count_{name}", wrapper)
-        return (clone,)
 
 
 class Keep:

@@ -24,9 +24,9 @@ from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeScore  
 from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens, save_png  # noqa: E402
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E402
 from comfyui_apprentice.oracles.aesthetic import Aesthetic  # noqa: E402
-from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
 from comfyui_apprentice.oracles.clip_iqa import ClipIqa  # noqa: E402
 from comfyui_apprentice.samplers.adaptive import Info, with_info  # noqa: E402
+from families import judges  # noqa: E402
 
 NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())
 CHECKED = [node for node in NODES if "validate_inputs" in vars(node)]
@@ -126,16 +126,11 @@ def test_pictures_are_saved_whatever_a_token_turns_out_to_be(
     assert len(list((tmp_path / folder).iterdir())) == 4
 
 
-class Brightness(Oracle):
-    """The mean of the picture; tells the prompts that it was asked with."""
-
-    name, network = "brightness", torch.nn.Linear(1, 1)
+class Brightness(judges.Brightness):
+    """That, and the length of the prompt that it was asked with."""
 
     def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return images.mean((1, 2, 3)) + torch.tensor([float(len(prompt)) for prompt in prompts])
-
-    def fingerprint(self) -> str:
-        return "brightness"
+        return super().reward(images, prompts) + torch.tensor([float(len(prompt)) for prompt in prompts])
 
 
 def grey(values: list[float], height: int = 8, width: int = 8) -> torch.Tensor:

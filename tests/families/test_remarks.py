@@ -17,7 +17,6 @@ from comfyui_apprentice.nodes.calibrate import ApprenticeCalibrate  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge, ApprenticeKeepBetter  # noqa: E402
 from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeOracleCompare, ApprenticeScore  # noqa: E402
 from comfyui_apprentice.nodes.start import ApprenticeTiltedStart  # noqa: E402
-from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
 from comfyui_apprentice.oracles.ensemble import Ensemble, Member  # noqa: E402
 from comfyui_apprentice.oracles.tiny import is_icon  # noqa: E402
 from comfyui_apprentice.samplers.adaptive import Drawing, Info, draw_drafts, with_info  # noqa: E402  # noqa: E402
@@ -25,20 +24,9 @@ from comfyui_apprentice.samplers.prompts import join  # noqa: E402
 from comfyui_apprentice.world import loader  # noqa: E402
 from comfyui_apprentice.world.domain import domain_pictures  # noqa: E402
 from families import executing  # noqa: E402
+from families.judges import Brightness  # noqa: E402
 
 LINES = ["glossy red heart on blue", "flat cat face on yellow", "alien on white", "robot on green"]
-
-
-class Brightness(Oracle):
-    """The mean of the picture."""
-
-    name, network = "brightness", torch.nn.Linear(1, 1)
-
-    def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return images.mean((1, 2, 3))
-
-    def fingerprint(self) -> str:
-        return "brightness"
 
 
 def strange(count: int = 64) -> dict[str, torch.Tensor]:

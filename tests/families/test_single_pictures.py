@@ -13,23 +13,12 @@ tiny.start()
 
 import folder_paths  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
-from comfyui_apprentice.oracles.base import Oracle  # noqa: E402
 from comfyui_apprentice.oracles.calibration import Calibration  # noqa: E402
 from comfyui_apprentice.oracles.contact_sheet import contact_sheet  # noqa: E402
 from comfyui_apprentice.oracles.gate import gate_scores  # noqa: E402
 from comfyui_apprentice.oracles.thresholds import budget  # noqa: E402
 from comfyui_apprentice.oracles.verdict import Verdict, summary  # noqa: E402
-
-
-class Brightness(Oracle):
-    name, network = "brightness", torch.nn.Linear(1, 1)
-
-    def reward(self, images: torch.Tensor, prompts: list[str]) -> torch.Tensor:
-        return images.mean((1, 2, 3))
-
-    def fingerprint(self) -> str:
-        return "brightness"
-
+from families.judges import Brightness  # noqa: E402
 
 KNOWN = Calibration(tuple(i / 100 for i in range(100)), "brightness", "brightness", prompts=("a",) * 100)
 

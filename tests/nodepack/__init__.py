@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import urllib.request
-from collections import Counter
 from pathlib import Path
 
 import comfy.ops
@@ -23,10 +22,9 @@ import nodes
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import offline
+from counting import COUNTS, CountModel
 
 offline.block()
-
-COUNTS: Counter[str] = Counter()
 
 
 @PromptServer.instance.routes.get("/apprentice_test/refused")
@@ -88,22 +86,8 @@ class TestBoomModel:
         raise RuntimeError(why)
 
 
-class TestCountModel:
-    """Counts the rows that go through the network itself."""
-
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"model": ("MODEL",), "name": ("STRING", {"default": "model"})}})
-    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "test"
-
-    def patch(self, model, name):
-        """A clone whose network calls are counted from below."""
-
-        def wrapper(executor, x, *args, **kwargs):
-            COUNTS[name] += len(x)
-            return executor(x, *args, **kwargs)
-
-        clone = model.clone()
-        clone.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, f"count_{name}", wrapper)
-        return (clone,)
+class TestCountModel(CountModel):
+    """As the tests' graphs name it."""
 
 
 class TestSave:
