@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,9 +188,9 @@ class _Run:
             return True
         return False
 
-    @property
+    @cached_property
     def _facts(self) -> dict[str, Any]:
-        """What the run is told."""
+        """What the run is told; every picture of a folder is looked at for it, so once."""
         from ..training.critic import digest
 
         real = getattr(self.task.real, "files", ())
