@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 from ..files import save_safetensors_atomically
 from ..networks.edm import EDMPrecond, build_edm
-from ..networks.edm_pickle import Snapshot, read_edm, snapshot_metadata
 from ..networks.tiny_unet import heun, karras_sigmas
 from ..training.distill import Settings, distil
 from ..training.edm_task import build_network, edm_task
 from ..training.loop import Schedule, Watch, train
 from ..training.sid import SIGMA_MAX, SIGMA_MIN, add_noise, edm_denoise, fake_score_loss, generate, log_normal_level
+from ..weights.edm_pickle import Snapshot, read_edm, snapshot_metadata
 from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
 
 CLASSES, SIZE = 10, 8

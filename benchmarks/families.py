@@ -59,22 +59,22 @@ class Case:
 
     def drawing(self, cfg: float = CFG, sampler: str = "euler") -> Any:
         """Settings of a stock sampler."""
-        from ..samplers.adaptive import Drawing
+        from ..bridge.drawing import Drawing
 
         return Drawing(STEPS, cfg, sampler, "simple", SEED)
 
     @cached_property
     def drafts(self) -> dict[str, Any]:
         """The student's, at the stock sampler's noise levels."""
-        from ..samplers.adaptive import draw_drafts
-        from ..samplers.schedules import CUSTOM
+        from ..bridge.drafts import draw_drafts
+        from ..samplers.presets import CUSTOM
 
         with torch.inference_mode():
             return draw_drafts(self.student, self.positive, self.negative, self.latent, CUSTOM, self.drawing(1.0))
 
     def improved(self, rows: list[int], strategy: str, teacher: Any = None, positive: Any = None, **latent: Any) -> Tensor:
         """``rows`` of the drafts by the teacher."""
-        from ..samplers.adaptive import improve
+        from ..bridge.teacher import improve
 
         with torch.inference_mode():
             drafts = {**self.drafts, **latent}
@@ -118,7 +118,7 @@ def refinement(case: Case, drafts: Tensor) -> Tensor:
     import comfy.sample
     import comfy.samplers
 
-    from ..samplers.comfy import stock_sigmas
+    from ..bridge.sampling import stock_sigmas
     from ..samplers.schedules import refine_sigmas, rollback_sigma
 
     start = rollback_sigma(0.6, case.teacher.get_model_object("model_sampling"))
@@ -153,9 +153,9 @@ def masked(case: Case) -> str:
 
 def prompts(case: Case) -> str:
     """Of prompts with texts of different lengths, each picture is the one drawn from its own line alone."""
-    from ..samplers.adaptive import draw_drafts
-    from ..samplers.prompts import join
-    from ..samplers.schedules import CUSTOM
+    from ..bridge.drafts import draw_drafts
+    from ..bridge.prompts import join
+    from ..samplers.presets import CUSTOM
 
     lines = [tiny.text(case.family, 1, tokens, seed=row) for row, tokens in enumerate((7, 12, 5))]
     with torch.inference_mode():
@@ -170,7 +170,7 @@ def prompts(case: Case) -> str:
 
 def evaluations(case: Case) -> str:
     """The evaluations told in advance are those counted."""
-    from ..samplers.adaptive import teacher_evaluations
+    from ..bridge.teacher import teacher_evaluations
 
     count = tiny.Count()
     case.improved([0, 2], "regenerate", count.on(case.teacher))
@@ -180,8 +180,10 @@ def evaluations(case: Case) -> str:
 
 def presets(case: Case) -> str:
     """Every preset for models of this kind draws, at levels that fall, with as many evaluations as steps."""
-    from ..samplers.adaptive import Drawing, draw_drafts
-    from ..samplers.schedules import CUSTOM, PRESETS, preset_sigmas, sampling_kind
+    from ..bridge.drafts import draw_drafts
+    from ..bridge.drawing import Drawing
+    from ..samplers.presets import CUSTOM, PRESETS, preset_sigmas
+    from ..samplers.schedules import sampling_kind
 
     sampling = case.student.get_model_object("model_sampling")
     fitting = [name for name, preset in PRESETS.items() if name != CUSTOM and preset.kind == sampling_kind(sampling)]
@@ -214,7 +216,7 @@ def references(case: Case) -> str:
 
 def other_families(case: Case) -> str:
     """Drafts of other families are refined, by way of pictures where latents differ; those that aren't rejected stay."""
-    from ..samplers.adaptive import improve
+    from ..bridge.teacher import improve
     from .tiny_vaes import vae
 
     if case.family not in PAIRED:
@@ -235,7 +237,7 @@ def other_families(case: Case) -> str:
 
 def _by_pictures(case: Case, student: str, drafts: Tensor, vaes: tuple[Any, Any]) -> Tensor:
     """What the stock sampler and the VAEs make of the last of ``drafts``, in its own latents."""
-    from ..samplers.pixels import to_latents, to_pixels
+    from ..bridge.pixels import to_latents, to_pixels
 
     spaces = {type(c.teacher.get_model_object("latent_format")) for c in (case, Case(student))}
     if len(spaces) == 1:

@@ -104,7 +104,7 @@ def folders() -> Iterator[Path]:
 
 def _side(model: Any, family: str) -> int:
     """In pixels, of the smallest pictures that the family draws."""
-    from ..samplers.comfy import pixels_per_latent
+    from ..bridge.latents import pixels_per_latent
 
     return tiny.FAMILIES[family].side * pixels_per_latent(model.get_model_object("latent_format"))
 

@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..gate.calibration import Calibration
+from ..gate.controller import State, step
+from ..gate.decision import Situation, gate_scores
+from ..gate.selection import agreement
+from ..gate.thresholds import MODES, Gate
 from ..oracles.base import Oracle
-from ..oracles.calibration import Calibration
-from ..oracles.controller import State, step
-from ..oracles.gate import Situation, gate_scores
-from ..oracles.selection import agreement
-from ..oracles.thresholds import MODES, Gate
 from ..world.recipe.concepts import held_out_prompts
 from ..world.weights import read
 from .figures import Array, Claim, Figures, bootstrap, print_table

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..files import UnreadableFile, read_json, reading
-from ..oracles.calibrate import BUNDLED, read_prompts
+from ..gate.calibrate import BUNDLED, read_prompts
 
 NODE = "ApprenticeCalibrate"
 _POLL = 1.0  # seconds between two looks at the history

@@ -18,7 +18,7 @@ def convert(
     Of an EDM, SiD or SiD-LSG snapshot (.pkl) the network's configuration is kept as well, in the metadata. Of TorchScript
     archives (OpenAI's CLIPs) the weights are taken, of PromptKD's checkpoints (.pth.tar) the state dict.
     """
-    from ..oracles.checkpoints import UnsafeCheckpoint, to_safetensors
+    from ..weights.checkpoints import UnsafeCheckpoint, to_safetensors
 
     target = target or source.with_name(source.name.partition(".pth.tar")[0]).with_suffix(".safetensors")
     if target.suffix != ".safetensors":

@@ -108,11 +108,11 @@ def _prepare(
         ValueError: An option is wrong, or does not suit the teacher or the machine.
         OSError: The teacher can't be read.
     """
-    from ..networks.edm_pickle import read_edm
-    from ..oracles.checkpoints import sha256
     from ..training.edm_task import edm_task, fit_settings
     from ..training.processes import Processes
     from ..training.run_folder import RunFolder
+    from ..weights.checkpoints import sha256
+    from ..weights.edm_pickle import read_edm
 
     if out.suffix != ".safetensors":
         raise ValueError(f"{out.name} must end in .safetensors.")

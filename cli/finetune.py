@@ -82,11 +82,11 @@ def _tune(
     work: Path | None, save_every: int, threads: int | None, processes: Processes, force: bool,
 ) -> None:  # fmt: skip
     from ..files import save_safetensors_atomically
-    from ..networks.edm_pickle import read_edm, snapshot_metadata
-    from ..oracles.checkpoints import sha256
     from ..training.edm_task import build_network
     from ..training.finetune import card
     from ..training.finetune import finetune as tune
+    from ..weights.checkpoints import sha256
+    from ..weights.edm_pickle import read_edm, snapshot_metadata
 
     snapshot, fingerprint = read_edm(file), sha256(file)
     judging = sum(p.numel() for p in judge.network.parameters())
@@ -115,10 +115,10 @@ def _oracle(file: Path, clip: Path | None) -> Oracle:
     Raises:
         ValueError: A critic needs its CLIP.
     """
-    from ..oracles.checkpoints import read_metadata, read_weights
     from ..oracles.clip_files import load_clip
     from ..oracles.promptkd import KIND, PromptKDOracle, load_critic
     from ..oracles.registry import detect, load
+    from ..weights.checkpoints import read_metadata, read_weights
 
     if read_metadata(file).get("apprentice") == KIND:
         if clip is None:

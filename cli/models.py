@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from ..oracles.catalogue import ModelFile
-    from ..oracles.download import Pulled
+    from ..weights.catalogue import ModelFile
+    from ..weights.download import Pulled
 
 models = typer.Typer(no_args_is_help=True, help="The weights of the published oracles: list, pull, verify.")
 
@@ -22,7 +22,7 @@ ComfyUI = Annotated[Path | None, typer.Option("--comfyui", envvar="COMFYUI_PATH"
 @models.command("list")
 def list_(comfyui: ComfyUI = None, folder: Folder = None) -> None:
     """Each file with its size and licence, and whether it is here (by size; `verify` reads the content)."""
-    from ..oracles.catalogue import FILES, size_text
+    from ..weights.catalogue import FILES, size_text
 
     place = _place(comfyui, folder) if comfyui or folder else None
     rows: list[tuple[str, ...]] = [("FILE", "SIZE", "NEEDED BY", "LICENCE", "STATE")]
@@ -42,8 +42,8 @@ def pull(
     folder: Folder = None,
 ) -> None:
     """Fetch what the oracles NAMES need, verified; run it again after an interruption and it goes on from there."""
-    from ..oracles.download import DownloadError
-    from ..oracles.download import pull as fetch
+    from ..weights.download import DownloadError
+    from ..weights.download import pull as fetch
 
     files, place = _chosen(names or [], everything), _place(comfyui, folder)
     failed = False
@@ -66,8 +66,8 @@ def pull(
 @models.command()
 def verify(comfyui: ComfyUI = None, folder: Folder = None) -> None:
     """Read every file that is here and compare its SHA-256 with the pinned one."""
-    from ..oracles.download import DownloadError
-    from ..oracles.download import verify as check
+    from ..weights.download import DownloadError
+    from ..weights.download import verify as check
 
     try:
         states = check(_place(comfyui, folder))
@@ -90,7 +90,7 @@ def _place(comfyui: Path | None, folder: Path | None) -> Path:
 
 
 def _chosen(names: list[str], everything: bool) -> tuple[ModelFile, ...]:
-    from ..oracles.catalogue import FILES, files_of
+    from ..weights.catalogue import FILES, files_of
 
     if everything == bool(names):
         raise typer.BadParameter("Name the oracles to fetch (see apprentice models list), or say --all.")
@@ -103,7 +103,7 @@ def _chosen(names: list[str], everything: bool) -> tuple[ModelFile, ...]:
 
 
 def _state(file: ModelFile, place: Path | None) -> str:
-    from ..oracles.download import DownloadError, quick_state
+    from ..weights.download import DownloadError, quick_state
 
     if place is None:
         return "?"

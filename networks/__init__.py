@@ -1,0 +1,1 @@
+"""Torch modules of our own, and networks rebuilt from strangers' weights."""

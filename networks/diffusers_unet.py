@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import NAME_BYTES, UnreadableFile, parse_json
-from .budget import refuse_immodest, without_memory
+from .limits import refuse_immodest, without_memory
 
 CONFIG, SCHEDULER, WEIGHTS = "config.json", "scheduler_config.json", "diffusion_pytorch_model"
 METADATA_CONFIG = "diffusers_config"

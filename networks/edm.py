@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..files import UnreadableFile
-from .budget import refuse_hollow, refuse_immodest, without_memory
+from .limits import refuse_hollow, refuse_immodest, without_memory
 
 Resampling = Literal["up", "down"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .budget import build_to_fit, same_shapes
+from .limits import build_to_fit, same_shapes
 
 CONTEXT = 4  # tokens a block in all published runs
 TOKEN_STD = 0.02  # of tokens that don't begin as words

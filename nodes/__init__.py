@@ -6,25 +6,13 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .adaptive import ApprenticeSampler
 from .calibrate import ApprenticeCalibrate, ApprenticeLoadCalibration
-from .critics import (
-    ApprenticeClassify,
-    ApprenticeDomainText,
-    ApprenticeLoadPromptKD,
-    ApprenticePromptKDOracle,
-    ApprenticeSort,
-)
+from .critics import ApprenticeClassify, ApprenticeDomainText, ApprenticeLoadPromptKD, ApprenticePromptKDOracle, ApprenticeSort
 from .distill import ApprenticeSiDDistill
 from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
 from .finetune import ApprenticeRewardCurve, ApprenticeRewardFinetune
 from .guard import guarded
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
-from .oracles import (
-    ApprenticeBestOf,
-    ApprenticeCombineOracles,
-    ApprenticeLoadOracle,
-    ApprenticeOracleCompare,
-    ApprenticeScore,
-)
+from .oracles import ApprenticeBestOf, ApprenticeCombineOracles, ApprenticeLoadOracle, ApprenticeOracleCompare, ApprenticeScore
 from .promptkd import ApprenticePromptKDDistill, ApprenticePromptKDTeacher
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost

@@ -14,17 +14,21 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..oracles import calibrate as core
-from ..oracles import calibration as files
+from ..bridge.drafts import draw_drafts, schedule_in_words, student_schedule
+from ..bridge.drawing import Drawing
+from ..bridge.fingerprints import model_fingerprint, model_name
+from ..bridge.memory import on_device
+from ..bridge.pixels import as_pictures, to_pixels
+from ..bridge.progress import show_text, step_reports
+from ..bridge.prompts import join
+from ..bridge.teacher import REGENERATE, improve
+from ..charts.calibration import chart
+from ..gate import calibrate as core
+from ..gate import calibration as files
+from ..gate.calibration import Calibration as CalibrationData
+from ..gate.calibration import Maker
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import remarks
-from ..oracles.calibration import Calibration as CalibrationData
-from ..oracles.calibration import Maker
-from ..oracles.calibration_chart import chart
-from ..samplers.adaptive import REGENERATE, Drawing, draw_drafts, improve, schedule_in_words, student_schedule
-from ..samplers.comfy import model_fingerprint, model_name, on_device, show_text, step_reports
-from ..samplers.pixels import as_pictures, to_pixels
-from ..samplers.prompts import join
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle
 

@@ -9,16 +9,17 @@ from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
-from ..networks.promptkd_checkpoint import read_official
-from ..oracles.checkpoints import read_metadata
+from ..bridge.memory import on_device
+from ..bridge.pixels import as_pictures
+from ..bridge.progress import show_text
 from ..oracles.clip_files import load_clip
 from ..oracles.promptkd import Critic as CriticData
 from ..oracles.promptkd import PromptKDOracle, base_of, load_critic
-from ..samplers.comfy import on_device, show_text
-from ..samplers.pixels import as_pictures
-from ..samplers.schedules import AUTO
+from ..samplers.presets import AUTO
 from ..training import critic as critics
 from ..training.critic import Teacher
+from ..weights.checkpoints import read_metadata
+from ..weights.promptkd_checkpoint import read_official
 from . import folders, types
 from .oracles import latents_of
 from .types import CATEGORY, Critic, Oracle, PromptKDTeacher

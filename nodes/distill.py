@@ -14,16 +14,20 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..bridge import training as bridge
+from ..bridge.fast_decode import fast_decode
+from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
+from ..bridge.info import CARD
+from ..bridge.pixels import to_pixels
+from ..bridge.progress import show_text
+from ..charts.losses import loss_chart
 from ..files import save_safetensors_atomically
-from ..samplers import comfy_train as bridge
-from ..samplers.comfy import CARD, fast_decode, model_fingerprint, model_name, part_fingerprint, show_text
 from ..samplers.edm import sid_sigmas
-from ..samplers.pixels import to_pixels
-from ..samplers.schedules import CUSTOM, INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
+from ..samplers.presets import CUSTOM
+from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
-from ..training.loss_chart import loss_chart
 from ..training.run_folder import Differences, RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.target import Target

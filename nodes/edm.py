@@ -8,14 +8,15 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..bridge.edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
+from ..bridge.info import CARD
+from ..bridge.pixels import to_pixels
+from ..bridge.progress import show_text
 from ..files import parse_texts
 from ..networks import class_names
-from ..oracles.checkpoints import read_metadata
-from ..samplers.comfy import CARD, show_text
-from ..samplers.comfy_edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
 from ..samplers.edm import MOST_STEPS, sid_levels, tile
-from ..samplers.pixels import to_pixels
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, sampling_kind
+from ..weights.checkpoints import read_metadata
 from . import folders, types
 from .types import CATEGORY
 

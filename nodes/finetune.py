@@ -16,17 +16,20 @@ from comfy_api.v0_0_2 import io
 from PIL import Image
 from torch import Tensor
 
+from ..bridge import training as bridge
+from ..bridge.drafts import known_preset, student_schedule
+from ..bridge.drawing import Drawing
+from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
+from ..bridge.info import CARD
+from ..bridge.progress import show_text
+from ..charts.losses import loss_chart
 from ..files import save_safetensors_atomically, write_atomically
 from ..oracles.base import Oracle as OracleBase
-from ..samplers import comfy_train as bridge
-from ..samplers.adaptive import Drawing, known_preset, student_schedule
-from ..samplers.comfy import CARD, model_fingerprint, model_name, part_fingerprint, show_text
-from ..samplers.schedules import AUTO, initial_scale
+from ..samplers.presets import AUTO, initial_scale
 from ..training.control import Process
 from ..training.finetune import Baseline, Settings, Task, card, check, finetune
 from ..training.loop import Ema, Means, Watch, read_lines, read_log
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
-from ..training.loss_chart import loss_chart
 from ..training.run_folder import RunFolder
 from ..training.target import Target
 from . import folders, types

@@ -10,10 +10,10 @@ from typing import Any
 
 import folder_paths
 
-from ..oracles import calibration
-from ..oracles.checkpoints import PICKLED
+from ..gate import calibration
 from ..training.run_folder import RunFolder
 from ..training.target import Target
+from ..weights.checkpoints import PICKLED
 from ..world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 
 CALIBRATIONS = "calibrations"

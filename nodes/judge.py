@@ -13,15 +13,16 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..bridge.info import INFO, Info, info_of
+from ..bridge.memory import on_device
+from ..bridge.pixels import as_pictures, to_pixels
+from ..bridge.progress import show_text
+from ..gate.controller import FileController
+from ..gate.decision import Situation, gate_scores, judge, keep_better
+from ..gate.verdict import IMPROVED, summary, table
+from ..gate.verdict import Verdict as VerdictData
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
-from ..oracles.controller import FileController
-from ..oracles.gate import Situation, gate_scores, judge, keep_better
-from ..oracles.verdict import IMPROVED, summary, table
-from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import Info, info_of
-from ..samplers.comfy import INFO, on_device, show_text
-from ..samplers.pixels import as_pictures, to_pixels
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 

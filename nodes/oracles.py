@@ -10,21 +10,23 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..bridge import tiny_world as loader
+from ..bridge.info import INFO
+from ..bridge.memory import on_device, prefers_half
+from ..bridge.pixels import as_pictures
+from ..bridge.progress import show_text
+from ..bridge.rows import take_latent, take_rows
+from ..charts.comparison import comparison_chart
 from ..files import reading
+from ..gate.calibration import Calibration as CalibrationData
+from ..gate.selection import agreement, best_of
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
-from ..oracles.calibration import Calibration as CalibrationData
-from ..oracles.checkpoints import read_weights
-from ..oracles.comparison_chart import comparison_chart
 from ..oracles.ensemble import WEIGHTED, Ensemble, Member
 from ..oracles.registry import detect, load
-from ..oracles.selection import agreement, best_of
 from ..precision import warning_of
-from ..samplers.comfy import INFO, on_device, prefers_half, show_text
-from ..samplers.pixels import as_pictures
-from ..samplers.rows import take_latent, take_rows
-from ..samplers.schedules import AUTO
-from ..world import loader
+from ..samplers.presets import AUTO
+from ..weights.checkpoints import read_weights
 from . import folders
 from .judge import as_rgb, score_list
 from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos

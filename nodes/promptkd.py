@@ -12,16 +12,16 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..bridge import training as bridge
+from ..bridge.progress import show_text
+from ..charts.losses import loss_chart
 from ..oracles.clip_files import ClipFile, load_clip
 from ..oracles.promptkd import Critic as CriticData
 from ..oracles.promptkd import save_critic, tower_hash
-from ..samplers import comfy_train as bridge
-from ..samplers.comfy import show_text
 from ..training import critic as critics
 from ..training.critic import Teacher
 from ..training.domain_data import DomainPictures, FixedPictures, Item, few_shot, labelled_folder, pictures_in
 from ..training.loop import Means, Watch, read_log
-from ..training.loss_chart import loss_chart
 from ..training.promptkd import Settings, SourceSettings
 from ..training.run_folder import RunFolder
 from ..training.target import Target

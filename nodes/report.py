@@ -19,10 +19,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ..charts.contact_sheet import contact_sheet
 from ..files import NAME_BYTES, write_atomically
-from ..oracles.contact_sheet import contact_sheet
-from ..oracles.verdict import Judgement, table
-from ..oracles.verdict import Verdict as VerdictData
+from ..gate.verdict import Judgement, table
+from ..gate.verdict import Verdict as VerdictData
 from .types import CATEGORY, Verdict
 
 _ENDING, _BATCH = "_00000_.png", "%batch_num%"

@@ -6,10 +6,15 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..oracles.verdict import Verdict as VerdictData
-from ..samplers.adaptive import Drawing, chosen_preset, draw_drafts, family_of, improve, teacher_evaluations
-from ..samplers.comfy import INFO, family, fast_decode, show_text
-from ..samplers.schedules import AUTO
+from ..bridge.drafts import chosen_preset, draw_drafts
+from ..bridge.drawing import Drawing
+from ..bridge.fast_decode import fast_decode
+from ..bridge.info import INFO, family_of
+from ..bridge.latents import family
+from ..bridge.progress import show_text
+from ..bridge.teacher import improve, teacher_evaluations
+from ..gate.verdict import Verdict as VerdictData
+from ..samplers.presets import AUTO
 from . import types
 from .types import CATEGORY, Verdict
 

@@ -9,11 +9,14 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..bridge.drafts import draw_drafts
+from ..bridge.drawing import Drawing
+from ..bridge.latents import fit_channels
+from ..bridge.noise import batch_noise
+from ..bridge.pixels import require_tensor, to_pixels
+from ..bridge.progress import show_text
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
-from ..samplers.adaptive import Drawing, draw_drafts
-from ..samplers.comfy import batch_noise, fit_channels, show_text
-from ..samplers.pixels import require_tensor, to_pixels
 from ..training.control import tilted_choice, tilted_weights
 from . import types
 from .judge import as_rgb, score

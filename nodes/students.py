@@ -11,15 +11,17 @@ from typing import Any
 import folder_paths
 from comfy_api.v0_0_2 import io
 
+from ..bridge.drafts import preset_by_name
+from ..bridge.fingerprints import model_name
+from ..bridge.info import CARD
+from ..bridge.progress import show_text
+from ..bridge.tiny_world import TinyWorldModel, model_of
+from ..bridge.unet import DTYPES, build, load_other
 from ..files import UnreadableFile, parse_json, reading
 from ..networks import diffusers_unet as unets
-from ..networks.budget import refuse_hollow
-from ..oracles.checkpoints import PICKLED, read_metadata, read_weights
-from ..samplers.adaptive import preset_by_name
-from ..samplers.comfy import CARD, model_name, show_text
-from ..samplers.comfy_unet import DTYPES, build, load_other
+from ..networks.limits import refuse_hollow
+from ..weights.checkpoints import PICKLED, read_metadata, read_weights
 from ..world import weights
-from ..world.loader import TinyWorldModel, model_of
 from .types import CATEGORY
 
 _KINDS = ("diffusion_models", "diffusers")

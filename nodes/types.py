@@ -9,13 +9,13 @@ from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
 from comfy_execution.validation import validate_node_input
 
+from ..bridge.teacher import STRATEGIES
+from ..bridge.training import PRECISIONS
+from ..gate.thresholds import MODES
 from ..oracles.ensemble import COMBINATIONS
 from ..oracles.promptkd import MEASURES
 from ..oracles.registry import KINDS
-from ..oracles.thresholds import MODES
-from ..samplers.adaptive import STRATEGIES
-from ..samplers.comfy_train import PRECISIONS
-from ..samplers.schedules import AUTO, CUSTOM, PRESETS
+from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune import ALGORITHMS, STRENGTHS
 

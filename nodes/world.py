@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from ..samplers.prompts import join
-from ..world import loader
+from ..bridge import tiny_world as loader
+from ..bridge.prompts import join
 from .types import CATEGORY, Oracle
 
 

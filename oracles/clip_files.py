@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ..files import UnreadableFile, parse_json, parse_texts, reading
-from ..networks.budget import refuse_immodest
+from ..networks.limits import refuse_immodest
 from ..networks.prompted_clip import picture_size_of
 from ..networks.tiny_text import MAX_TOKENS, Vocabulary, WordTokenizer
-from .checkpoints import read_metadata, read_weights
+from ..weights.checkpoints import read_metadata, read_weights
 from .tokenizers import clip_tokens, open_clip_tokens
 from .towers import Weights, build_open_clip, hf_to_open_clip, is_hf_clip
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..gate.calibration import Calibration
+from ..gate.thresholds import quantile
 from .base import Oracle
-from .calibration import Calibration
-from .thresholds import quantile
 
 WEIGHTED, VOTE = "weighted", "vote"
 COMBINATIONS = (WEIGHTED, VOTE)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..files import UnsafeCheckpoint, parse_texts, reading, save_safetensors_atomically
-from ..networks.budget import refuse_hollow
+from ..networks.limits import refuse_hollow
 from ..networks.prompted_clip import Projector, PromptedStudent, PromptTokens, fitted_projector
+from ..weights.checkpoints import read_metadata, read_weights
 from .base import Oracle
-from .checkpoints import read_metadata, read_weights
 from .preprocess import resize_and_crop, round_half_even
 
 KIND = "promptkd-student"

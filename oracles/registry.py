@@ -94,7 +94,7 @@ def load(name: str, weights: Weights | str | os.PathLike[str], **options: Any) -
 
 def _as_weights(weights: Weights | str | os.PathLike[str]) -> Weights:
     if isinstance(weights, (str, os.PathLike)):
-        from .checkpoints import read_weights
+        from ..weights.checkpoints import read_weights
 
         return read_weights(weights)
     return weights

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import UnreadableFile, reading
-from ..networks.budget import build_to_fit, refuse_hollow
+from ..networks.limits import build_to_fit, refuse_hollow
 
 Weights = Mapping[str, Tensor]
 

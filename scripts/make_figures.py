@@ -189,7 +189,7 @@ def _between(text: str, begin: str, end: str, new: str) -> str:
 
 def filled(readme: str) -> str:
     """``readme`` with the figures and the table of files in their places."""
-    from comfyui_apprentice.oracles.catalogue import markdown_table
+    from comfyui_apprentice.weights.catalogue import markdown_table
 
     read = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())  # noqa: E731
     readme = _between(readme, BEGIN, END, figures(read("adaptive")))
@@ -207,7 +207,7 @@ def filled(readme: str) -> str:
     readme = _between(readme, begin, end, soak_figures(read("soak")))
     begin, end = "<!-- figures: benchmarks/results/families.json -->", "<!-- end of families -->"
     readme = _between(readme, begin, end, family_figures(read("families"), read("families-newest")))
-    return _between(readme, "<!-- files: oracles/catalogue.py -->", "<!-- end of files -->", markdown_table())
+    return _between(readme, "<!-- files: weights/catalogue.py -->", "<!-- end of files -->", markdown_table())
 
 
 if __name__ == "__main__":

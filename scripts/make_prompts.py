@@ -1,4 +1,4 @@
-"""Write ``oracles/prompts.txt``, the bundled prompts: things that the tiny world has seen. A test holds the two equal.
+"""Write ``gate/prompts.txt``, the bundled prompts: things that the tiny world has seen. A test holds the two equal.
 
 ``python scripts/make_prompts.py``; the file ships because the world's recipe does not.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from comfyui_apprentice.world.recipe.concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt, is_held_out
 
-TARGET = Path(__file__).resolve().parents[1] / "oracles" / "prompts.txt"
+TARGET = Path(__file__).resolve().parents[1] / "gate" / "prompts.txt"
 COUNT = 200
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from comfyui_apprentice.oracles.catalogue import ModelFile
+from comfyui_apprentice.weights.catalogue import ModelFile
 
 CONTENT = random.Random(0).randbytes(200_000)
 COMMIT, OTHER = "a" * 40, "b" * 40

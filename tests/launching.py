@@ -58,11 +58,11 @@ def run_all(commands: Sequence[Sequence[str]]) -> None:
 
 def stopped_run(teacher: Path, folder: Path) -> None:
     """A distillation in which the second process is told to stop after two iterations."""
-    from comfyui_apprentice.networks.edm_pickle import read_edm
     from comfyui_apprentice.training.distill import Settings, distil
     from comfyui_apprentice.training.edm_task import edm_task
     from comfyui_apprentice.training.loop import Watch
     from comfyui_apprentice.training.processes import Processes
+    from comfyui_apprentice.weights.edm_pickle import read_edm
 
     processes, taken = Processes.launched(), []
 

@@ -1,0 +1,1 @@
+"""How students and critics are taught: SiD, PromptKD, stochastic control, and the run that they share."""

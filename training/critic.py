@@ -14,12 +14,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint, reading, save_safetensors_atomically
-from ..networks.budget import refuse_hollow
+from ..networks.limits import refuse_hollow
 from ..networks.prompted_clip import CONTEXT, Projector, PromptedClip, PromptedStudent, PromptTokens, text_tower
-from ..networks.promptkd_checkpoint import OfficialCheckpoint, is_official_name, kind_of
-from ..oracles.checkpoints import read_metadata, read_weights
 from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
+from ..weights.checkpoints import read_metadata, read_weights
+from ..weights.promptkd_checkpoint import OfficialCheckpoint, is_official_name, kind_of
 from . import promptkd
 from .loop import Watch
 from .processes import Processes

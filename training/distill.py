@@ -15,18 +15,7 @@ from torch import Tensor, nn
 from .augment import AugmentDraws
 from .loop import Ema, Learner, Means, Schedule, Watch, run
 from .processes import Processes
-from .sid import (
-    Draws,
-    EdmLevels,
-    Labels,
-    Objective,
-    Players,
-    TimestepLevels,
-    add_noise,
-    edm_weight,
-    generate,
-    iterate,
-)
+from .sid import Draws, EdmLevels, Labels, Objective, Players, TimestepLevels, add_noise, edm_weight, generate, iterate
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from ..files import save_safetensors_atomically, write_atomically
 from ..networks.edm import EDMPrecond, restore_edm
-from ..networks.edm_pickle import UNET, Snapshot, snapshot_metadata
 from ..precision import DTYPES, autocast
 from ..samplers.edm import tile
 from ..samplers.schedules import sid_edm_sigmas
+from ..weights.edm_pickle import UNET, Snapshot, snapshot_metadata
 from .augment import LABELS
 from .distill import PRESETS, Preset, Settings, Task, card
 from .domain_data import pictures_in, read_picture

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import save_safetensors_atomically, write_atomically
-from ..oracles.checkpoints import read_metadata, read_weights
+from ..weights.checkpoints import read_metadata, read_weights
 from . import control
 from .control import Problem, Process, Report
 from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward

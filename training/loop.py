@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import bytes_of, human_size, require_space, write_atomically
-from ..networks.torch_archive import read_tree
+from ..weights.torch_archive import read_tree
 from .run_folder import RECORD
 
 Means = dict[str, float]

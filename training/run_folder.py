@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import DiskFull, locked, sweep, write_atomically
-from ..networks.torch_archive import read_tree
+from ..weights.torch_archive import read_tree
 
 RECORD = "run.json"
 VERSION = "apprentice_run"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..oracles.checkpoints import read_metadata
+from ..weights.checkpoints import read_metadata
 
 RUN = "apprentice_run"  # key in a file's metadata: the fingerprint of the settings of the run that made it
 

@@ -12,10 +12,10 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 
 tiny.start()
 
+from comfyui_apprentice.bridge.drafts import chosen_preset  # noqa: E402
+from comfyui_apprentice.bridge.info import CARD, info_of  # noqa: E402
 from comfyui_apprentice.networks.diffusers_unet import UNetFiles  # noqa: E402
 from comfyui_apprentice.nodes import sample, students  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import chosen_preset, info_of  # noqa: E402
-from comfyui_apprentice.samplers.comfy import CARD  # noqa: E402
 
 
 def carded(name: str, file: str, metadata: dict[str, str] | None = None, scheduler: Path | None = None) -> tuple[Any, str]:

@@ -14,10 +14,12 @@ tiny.start()
 import comfy.samplers  # noqa: E402
 import comfy_extras.nodes_custom_sampler as core  # noqa: E402
 from comfy_extras.nodes_perpneg import PerpNegGuider  # noqa: E402
+from comfyui_apprentice.bridge.drawing import Drawing  # noqa: E402
+from comfyui_apprentice.bridge.info import info_of  # noqa: E402
+from comfyui_apprentice.bridge.prompts import join  # noqa: E402
+from comfyui_apprentice.bridge.teacher import INFO, improve  # noqa: E402
+from comfyui_apprentice.gate.verdict import Judgement, Verdict  # noqa: E402
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost  # noqa: E402
-from comfyui_apprentice.oracles.verdict import Judgement, Verdict  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import INFO, Drawing, improve, info_of  # noqa: E402
-from comfyui_apprentice.samplers.prompts import join  # noqa: E402
 from comfyui_apprentice.samplers.schedules import refine_sigmas, rollback_sigma  # noqa: E402
 
 NAMES = ("flux2", "cascade", "wan21", "sdxl", "zimage")

@@ -9,10 +9,12 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.benchmarks.tiny_vaes import vae
-from comfyui_apprentice.samplers import comfy as bridge
-from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, improve
-from comfyui_apprentice.samplers.pixels import spatial_ratio, to_latents, to_pixels
-from comfyui_apprentice.samplers.schedules import CUSTOM
+from comfyui_apprentice.bridge import sampling as bridge
+from comfyui_apprentice.bridge.drafts import draw_drafts
+from comfyui_apprentice.bridge.drawing import Drawing
+from comfyui_apprentice.bridge.pixels import spatial_ratio, to_latents, to_pixels
+from comfyui_apprentice.bridge.teacher import improve
+from comfyui_apprentice.samplers.presets import CUSTOM
 from safetensors.torch import save_file
 
 tiny.start()

@@ -16,9 +16,10 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 tiny.start()
 
 import comfy.patcher_extension  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import INFO, Drawing, improve  # noqa: E402
-from comfyui_apprentice.samplers.comfy import Counter  # noqa: E402
-from comfyui_apprentice.samplers.comfy_patches import careless_patches  # noqa: E402
+from comfyui_apprentice.bridge.counting import Counter  # noqa: E402
+from comfyui_apprentice.bridge.drawing import Drawing  # noqa: E402
+from comfyui_apprentice.bridge.patches import careless_patches  # noqa: E402
+from comfyui_apprentice.bridge.teacher import INFO, improve  # noqa: E402
 
 SOURCE = '''
 import functools

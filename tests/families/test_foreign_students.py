@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
+from comfyui_apprentice.bridge.edm import load_edm
 from comfyui_apprentice.files import UnreadableFile
 from comfyui_apprentice.networks.diffusers_unet import find_files
 from comfyui_apprentice.nodes.students import _load
-from comfyui_apprentice.samplers.comfy_edm import load_edm
 from comfyui_apprentice.world.weights import EDM_FOLDER
 from comfyui_apprentice.world.weights import read as world_weights
 from fuzz import mutations

@@ -18,6 +18,7 @@ tiny.start()
 import comfy.samplers  # noqa: E402
 import folder_paths  # noqa: E402
 from comfyui_apprentice import comfy_entrypoint  # noqa: E402
+from comfyui_apprentice.bridge.info import Info, with_info  # noqa: E402
 from comfyui_apprentice.nodes import folders, types  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
 from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeScore  # noqa: E402
@@ -25,7 +26,6 @@ from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens, s
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E402
 from comfyui_apprentice.oracles.aesthetic import Aesthetic  # noqa: E402
 from comfyui_apprentice.oracles.clip_iqa import ClipIqa  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import Info, with_info  # noqa: E402
 from families import judges  # noqa: E402
 
 NODES = asyncio.run(asyncio.run(comfy_entrypoint()).get_node_list())

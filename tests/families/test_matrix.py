@@ -19,7 +19,7 @@ def test_every_check_holds_in_every_family(name: str, check: str) -> None:
 
 def test_the_checks_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise of another seed, and rows of another picture."""
-    from comfyui_apprentice.samplers import adaptive
+    from comfyui_apprentice.bridge import teacher as adaptive
 
     real = adaptive.sample_rows
     monkeypatch.setattr(adaptive, "sample_rows", lambda *given, **named: real(*given, **{**named, "noise": -named["noise"]}))

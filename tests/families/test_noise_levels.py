@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
-from comfyui_apprentice.samplers.schedules import PRESETS, preset_sigmas, rollback_sigma, sampling_kind
+from comfyui_apprentice.samplers.presets import PRESETS, preset_sigmas
+from comfyui_apprentice.samplers.schedules import rollback_sigma, sampling_kind
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75, 0.9)
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.benchmarks.tiny_vaes import vae
-from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, improve
-from comfyui_apprentice.samplers.comfy import fast_decode, fit_channels
-from comfyui_apprentice.samplers.pixels import as_pictures, pad_mask, pad_to, spatial_ratio, to_latents, to_pixels
-from comfyui_apprentice.samplers.schedules import CUSTOM
+from comfyui_apprentice.bridge.drafts import draw_drafts
+from comfyui_apprentice.bridge.drawing import Drawing
+from comfyui_apprentice.bridge.fast_decode import fast_decode
+from comfyui_apprentice.bridge.latents import fit_channels
+from comfyui_apprentice.bridge.pixels import as_pictures, pad_mask, pad_to, spatial_ratio, to_latents, to_pixels
+from comfyui_apprentice.bridge.teacher import improve
+from comfyui_apprentice.samplers.presets import CUSTOM
 from torch import Tensor
 
 EULER = Drawing(2, 2.0, "euler", "simple", 3)

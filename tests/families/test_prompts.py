@@ -8,9 +8,11 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import families
 from comfyui_apprentice.benchmarks import tiny_families as tiny
-from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, improve
-from comfyui_apprentice.samplers.prompts import KEY, groups, join
-from comfyui_apprentice.samplers.schedules import CUSTOM
+from comfyui_apprentice.bridge.drafts import draw_drafts
+from comfyui_apprentice.bridge.drawing import Drawing
+from comfyui_apprentice.bridge.prompts import KEY, groups, join
+from comfyui_apprentice.bridge.teacher import improve
+from comfyui_apprentice.samplers.presets import CUSTOM
 from torch import Tensor
 
 TOKENS = (7, 12, 7, 5)

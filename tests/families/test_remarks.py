@@ -12,6 +12,11 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 tiny.start()
 
 import folder_paths  # noqa: E402
+from comfyui_apprentice.bridge import tiny_world as loader  # noqa: E402
+from comfyui_apprentice.bridge.drafts import draw_drafts  # noqa: E402  # noqa: E402
+from comfyui_apprentice.bridge.drawing import Drawing  # noqa: E402  # noqa: E402
+from comfyui_apprentice.bridge.info import Info, with_info  # noqa: E402  # noqa: E402
+from comfyui_apprentice.bridge.prompts import join  # noqa: E402
 from comfyui_apprentice.nodes import judge as judging  # noqa: E402
 from comfyui_apprentice.nodes.calibrate import ApprenticeCalibrate  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge, ApprenticeKeepBetter  # noqa: E402
@@ -19,9 +24,6 @@ from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeOracleC
 from comfyui_apprentice.nodes.start import ApprenticeTiltedStart  # noqa: E402
 from comfyui_apprentice.oracles.ensemble import Ensemble, Member  # noqa: E402
 from comfyui_apprentice.oracles.tiny import is_icon  # noqa: E402
-from comfyui_apprentice.samplers.adaptive import Drawing, Info, draw_drafts, with_info  # noqa: E402  # noqa: E402
-from comfyui_apprentice.samplers.prompts import join  # noqa: E402
-from comfyui_apprentice.world import loader  # noqa: E402
 from comfyui_apprentice.world.domain import domain_pictures  # noqa: E402
 from families import executing  # noqa: E402
 from families.judges import Brightness  # noqa: E402

@@ -21,7 +21,8 @@ ROWS = ([1], [1, 2, 3], [3, 0])
 def part(patcher: Any, latent: dict[str, Any], rows: list[int], positive: Any, negative: Any, *, cfg: float = 2.0,
          pack: int = 0, sampler: str = "euler") -> Tensor:  # fmt: skip
     """``rows`` of what ``tiny.stock`` draws."""
-    from comfyui_apprentice.samplers.comfy import batch_noise, sample_rows, stock_sigmas
+    from comfyui_apprentice.bridge.noise import batch_noise
+    from comfyui_apprentice.bridge.sampling import sample_rows, stock_sigmas
 
     with torch.inference_mode():
         return sample_rows(
@@ -66,7 +67,7 @@ def test_text_and_pooled_text_are_picked_each_by_its_own_count(name: str) -> Non
 
 def test_places_are_those_of_comfyuis_own_functions() -> None:
     import comfy.utils
-    from comfyui_apprentice.samplers.rows import _repeated, _spread
+    from comfyui_apprentice.bridge.rows import _repeated, _spread
 
     for total in range(2, 12):
         for count in range(1, 16):
@@ -222,7 +223,7 @@ def test_control_nets_that_positive_and_negative_share_stay_shared() -> None:
 
 
 def test_advanced_control_nets_are_told_the_rows() -> None:
-    from comfyui_apprentice.samplers.rows import take_conditioning
+    from comfyui_apprentice.bridge.rows import take_conditioning
 
     net = control(random(4, 3, 64, 64))
     net.copy = lambda: SimpleNamespace(sub_idxs=None)
@@ -233,7 +234,7 @@ def test_advanced_control_nets_are_told_the_rows() -> None:
 def test_what_a_vision_model_saw_is_picked_and_what_is_for_all_is_kept() -> None:
     import comfy.clip_vision
     import comfy.conds
-    from comfyui_apprentice.samplers.rows import take_conditioning
+    from comfyui_apprentice.bridge.rows import take_conditioning
 
     seen = comfy.clip_vision.Output()
     seen.penultimate_hidden_states, seen.image_embeds = random(4, 5, 6), random(2, 6)
@@ -304,7 +305,8 @@ def changes(drafts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def improved(patcher: Any, drafts: dict[str, Any], strategy: str, rows: list[int] | None = None, **more: Any) -> Any:
-    from comfyui_apprentice.samplers.adaptive import Drawing, improve
+    from comfyui_apprentice.bridge.drawing import Drawing
+    from comfyui_apprentice.bridge.teacher import improve
 
     rows = list(range(len(drafts["samples"]))) if rows is None else rows
     with torch.inference_mode():
@@ -315,7 +317,8 @@ def improved(patcher: Any, drafts: dict[str, Any], strategy: str, rows: list[int
 
 
 def drafted(patcher: Any, latent: dict[str, Any], denoise: float = 1.0) -> dict[str, Any]:
-    from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts
+    from comfyui_apprentice.bridge.drafts import draw_drafts
+    from comfyui_apprentice.bridge.drawing import Drawing
 
     with torch.inference_mode():
         drawing = Drawing(2, 2.0, "euler", "simple", 4, denoise)
@@ -324,7 +327,8 @@ def drafted(patcher: Any, latent: dict[str, Any], denoise: float = 1.0) -> dict[
 
 @pytest.mark.parametrize("over", ["nothing", "a picture"])
 def test_what_travels_with_latents_is_believed_only_while_they_are_the_same(over: str) -> None:
-    from comfyui_apprentice.samplers.adaptive import INFO, info_of
+    from comfyui_apprentice.bridge.info import info_of
+    from comfyui_apprentice.bridge.teacher import INFO
 
     patcher, latent = tiny.model("sd15"), tiny.empty("sd15", 2)
     if over == "a picture":
@@ -343,8 +347,9 @@ def test_what_travels_with_latents_is_believed_only_while_they_are_the_same(over
 
 
 def test_latents_of_unknown_origin_belong_to_the_teacher_that_drew_them() -> None:
+    from comfyui_apprentice.bridge.info import family_of
+    from comfyui_apprentice.bridge.teacher import INFO
     from comfyui_apprentice.nodes.sample import ApprenticeTeacher
-    from comfyui_apprentice.samplers.adaptive import INFO, family_of
 
     patcher = tiny.model("sd15")
     unknown = {"samples": random(2, 4, 8, 8)}
@@ -385,7 +390,8 @@ def test_drafts_and_improvements_of_two_sizes_are_told_in_a_sentence() -> None:
 
 def told_and_counted(patcher: Any, name: str, sampler: str, cfg: float = 2.0, rollback: float = 0.6) -> tuple[float, float]:
     """Evaluations as Teacher Cost tells them, and as they go through the network."""
-    from comfyui_apprentice.samplers.adaptive import Drawing, improve, teacher_evaluations
+    from comfyui_apprentice.bridge.drawing import Drawing
+    from comfyui_apprentice.bridge.teacher import improve, teacher_evaluations
 
     rows, drawing, counted = [], Drawing(5, cfg, sampler, "normal", 1), patcher.clone()
 
@@ -444,7 +450,7 @@ def test_evaluations_told_include_the_passes_of_other_guidance(kind: str) -> Non
 
 def test_evaluations_of_a_sampler_that_looks_into_the_network_are_estimated() -> None:
     import comfy.samplers
-    from comfyui_apprentice.samplers.comfy import count_evaluations
+    from comfyui_apprentice.bridge.counting import count_evaluations
 
     def curious(model: Any, x: Tensor, sigmas: Tensor, **_: Any) -> Tensor:
         return x * len(list(model.inner_model.inner_model.diffusion_model.parameters()))
@@ -455,7 +461,7 @@ def test_evaluations_of_a_sampler_that_looks_into_the_network_are_estimated() ->
 
 def test_caches_that_skip_steps_by_the_batch_are_told_in_the_report() -> None:
     from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-    from comfyui_apprentice.samplers.adaptive import INFO
+    from comfyui_apprentice.bridge.teacher import INFO
 
     drafts = {"samples": random(2, 4, 8, 8)}
     for node in (EasyCacheNode, LazyCacheNode):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.samplers.edm import sid_levels
-from comfyui_apprentice.samplers.schedules import PRESETS, preset_sigmas, rollback_sigma
+from comfyui_apprentice.samplers.presets import PRESETS, preset_sigmas
+from comfyui_apprentice.samplers.schedules import rollback_sigma
 
 FRACTIONS = [0.05, 0.25, 0.5, 0.75, 0.95]
 
@@ -130,7 +131,9 @@ def test_presets_that_depend_on_the_size_are_the_templates_nodes(width: int, hei
 
 
 def test_klein_is_drawn_by_the_size_of_its_latents() -> None:
-    from comfyui_apprentice.samplers.adaptive import Drawing, draw_drafts, info_of
+    from comfyui_apprentice.bridge.drafts import draw_drafts
+    from comfyui_apprentice.bridge.drawing import Drawing
+    from comfyui_apprentice.bridge.info import info_of
 
     def schedule(name: str, side: int) -> str:
         latent = tiny.empty(name, 1, height=side, width=side)

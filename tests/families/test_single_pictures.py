@@ -12,12 +12,12 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 tiny.start()
 
 import folder_paths  # noqa: E402
+from comfyui_apprentice.charts.contact_sheet import contact_sheet  # noqa: E402
+from comfyui_apprentice.gate.calibration import Calibration  # noqa: E402
+from comfyui_apprentice.gate.decision import gate_scores  # noqa: E402
+from comfyui_apprentice.gate.thresholds import budget  # noqa: E402
+from comfyui_apprentice.gate.verdict import Verdict, summary  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
-from comfyui_apprentice.oracles.calibration import Calibration  # noqa: E402
-from comfyui_apprentice.oracles.contact_sheet import contact_sheet  # noqa: E402
-from comfyui_apprentice.oracles.gate import gate_scores  # noqa: E402
-from comfyui_apprentice.oracles.thresholds import budget  # noqa: E402
-from comfyui_apprentice.oracles.verdict import Verdict, summary  # noqa: E402
 from families.judges import Brightness  # noqa: E402
 
 KNOWN = Calibration(tuple(i / 100 for i in range(100)), "brightness", "brightness", prompts=("a",) * 100)

@@ -108,8 +108,8 @@ def direct(model: Any, preset: str = "auto") -> Any:
 
 
 def test_direct_tunes_the_bundled_sid_student_at_its_own_level() -> None:
+    from comfyui_apprentice.bridge import tiny_world as loader
     from comfyui_apprentice.nodes.edm import ApprenticeLoadEDM
-    from comfyui_apprentice.world import loader
 
     student = ApprenticeLoadEDM.execute("coloured digits SiD student.safetensors").result[0]
     assert direct(student)[1] == [2.5, 0.0]
@@ -139,7 +139,7 @@ def test_direct_tunes_what_sid_distill_made_at_the_level_it_was_made_for(name: s
     """And the tuned student still draws with its preset, and is tuned again at the same level."""
     import json
 
-    from comfyui_apprentice.samplers.comfy import CARD
+    from comfyui_apprentice.bridge.info import CARD
     from comfyui_apprentice.training import control
 
     seen: list[float] = []
@@ -295,8 +295,8 @@ def owners() -> list[int]:
 
 def test_an_oracle_in_an_ensemble_keeps_its_own_patcher() -> None:
     import comfy.model_management
+    from comfyui_apprentice.bridge.memory import on_device, patchers_of
     from comfyui_apprentice.oracles.ensemble import Ensemble, Member
-    from comfyui_apprentice.samplers.comfy import on_device, patchers_of
 
     a, b, pixels = Tall("a"), Tall("b"), torch.rand(2, 4, 4, 3)
     inner = Ensemble([Member(a, 1.0, 0.0, 1.0, 0.0), Member(b, 1.0, 0.0, 1.0, 0.0)])
@@ -311,8 +311,8 @@ def test_an_oracle_in_an_ensemble_keeps_its_own_patcher() -> None:
 
 
 def test_critics_of_other_words_share_one_patcher() -> None:
+    from comfyui_apprentice.bridge.memory import on_device, patchers_of
     from comfyui_apprentice.nodes.critics import ApprenticeLoadPromptKD
-    from comfyui_apprentice.samplers.comfy import on_device, patchers_of
 
     with torch.inference_mode():
         critic = ApprenticeLoadPromptKD.execute("tiny world critic.safetensors", "auto").result[0]
@@ -326,7 +326,7 @@ def test_critics_of_other_words_share_one_patcher() -> None:
 def test_a_network_is_whole_on_a_device_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device that has room for half of it. ComfyUI would leave the rest on the CPU, where plain torch layers are not cast."""
     import comfy.model_management as management
-    from comfyui_apprentice.samplers.comfy import on_device, patchers_of
+    from comfyui_apprentice.bridge.memory import on_device, patchers_of
 
     oracle, room = Tall(), [1e12]
     (patcher,) = patchers_of(oracle.network)
@@ -349,7 +349,7 @@ def test_a_network_is_whole_on_a_device_or_refused(monkeypatch: pytest.MonkeyPat
 def test_a_copy_is_placed_whole_or_refused_though_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ComfyUI notes of a loaded model is not true of its copy."""
     import comfy.model_management as management
-    from comfyui_apprentice.samplers import comfy_train
+    from comfyui_apprentice.bridge import training as comfy_train
 
     model, room = tiny.model("flux"), [1.0]
     with torch.inference_mode(False):
@@ -398,8 +398,8 @@ def test_while_it_tunes_comfyui_counts_network_vae_and_oracle(monkeypatch: pytes
 
 def test_an_oracle_in_fp16_that_judged_can_still_teach(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is loaded, cast and moved by nodes, in inference mode."""
+    from comfyui_apprentice.bridge.memory import on_device
     from comfyui_apprentice.nodes import oracles
-    from comfyui_apprentice.samplers.comfy import on_device
 
     monkeypatch.setattr(oracles.folders, "model_file", lambda *_: Path("x"))
     monkeypatch.setattr(oracles, "_load", lambda *_: Tall())
@@ -414,7 +414,7 @@ def test_an_oracle_in_fp16_that_judged_can_still_teach(monkeypatch: pytest.Monke
 
 
 def test_what_was_made_in_inference_mode_can_teach_once_it_is_placed() -> None:
-    from comfyui_apprentice.samplers import comfy_train
+    from comfyui_apprentice.bridge import training as comfy_train
 
     with torch.inference_mode():
         network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).eval()
@@ -427,7 +427,7 @@ def test_what_was_made_in_inference_mode_can_teach_once_it_is_placed() -> None:
 
 def test_the_copy_that_learns_is_made_weight_by_weight() -> None:
     """Straight to the CPU, so that no device holds the network twice while it is copied."""
-    from comfyui_apprentice.samplers.comfy_train import _copy
+    from comfyui_apprentice.bridge.training import _copy
 
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     network.tied = network[0]
@@ -503,7 +503,7 @@ def test_cancelling_while_base_pictures_are_drawn_takes_a_step(monkeypatch: pyte
 def test_batches_fit_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from comfyui_apprentice.samplers import comfy_train
+    from comfyui_apprentice.bridge import training as comfy_train
 
     base = SimpleNamespace(memory_required=lambda shape: shape[0] * 1000 * shape[-1])
     vae = SimpleNamespace(memory_used_decode=lambda shape, dtype: shape[0] * 10_000 * shape[-1])
@@ -535,9 +535,9 @@ def test_keep_better_decodes_the_rejected_alone() -> None:
     """One of four: with a VAE the other three never go through it."""
     from types import SimpleNamespace
 
+    from comfyui_apprentice.gate.decision import judge
+    from comfyui_apprentice.gate.thresholds import Gate
     from comfyui_apprentice.nodes.judge import ApprenticeKeepBetter
-    from comfyui_apprentice.oracles.gate import judge
-    from comfyui_apprentice.oracles.thresholds import Gate
 
     drafts, better = torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2)
     better[2, 0] = 1.0  # red

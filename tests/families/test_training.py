@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import family_training as training
 from comfyui_apprentice.benchmarks import tiny_families as tiny
-from comfyui_apprentice.samplers import comfy_train as bridge
+from comfyui_apprentice.bridge import training as bridge
 from torch import Tensor
 
 CPU = torch.device("cpu")

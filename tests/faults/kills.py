@@ -219,7 +219,7 @@ def pull(hub: Hub, folder: Path) -> None:
     """``apprentice models pull`` of a pinned and an unpinned file, in small pieces."""
     from dataclasses import replace
 
-    from comfyui_apprentice.oracles import catalogue, download
+    from comfyui_apprentice.weights import catalogue, download
     from huggingface_hub import constants
 
     constants.DOWNLOAD_CHUNK_SIZE = 4096

@@ -13,19 +13,20 @@ from typing import Any
 import open_clip
 import torch
 from comfyui_apprentice.cli.calibrate import read_graph
+from comfyui_apprentice.gate import calibration, controller
+from comfyui_apprentice.gate.calibrate import read_prompts
 from comfyui_apprentice.networks import diffusers_unet, edm
-from comfyui_apprentice.networks.edm_pickle import read_edm
 from comfyui_apprentice.networks.prompted_clip import Projector, PromptedStudent, PromptTokens
-from comfyui_apprentice.networks.promptkd_checkpoint import read_official
-from comfyui_apprentice.networks.torch_archive import read_tree
-from comfyui_apprentice.oracles import calibration, controller, load
-from comfyui_apprentice.oracles.calibrate import read_prompts
-from comfyui_apprentice.oracles.checkpoints import read_metadata, read_weights, to_safetensors
+from comfyui_apprentice.oracles import load
 from comfyui_apprentice.oracles.clip_files import ClipFile, load_clip
 from comfyui_apprentice.oracles.hpsv3 import _tokenizer
 from comfyui_apprentice.oracles.promptkd import Critic, CriticNetwork, load_critic, save_critic, tower_hash
 from comfyui_apprentice.training.critic import load_teacher, save_tokens
 from comfyui_apprentice.training.domain_data import read_picture, read_split_file
+from comfyui_apprentice.weights.checkpoints import read_metadata, read_weights, to_safetensors
+from comfyui_apprentice.weights.edm_pickle import read_edm
+from comfyui_apprentice.weights.promptkd_checkpoint import read_official
+from comfyui_apprentice.weights.torch_archive import read_tree
 from PIL import Image
 from safetensors.torch import save
 

@@ -148,8 +148,8 @@ def test_import_adds_little_to_start_up(comfy: Comfy) -> None:
 
     code = (
         "import sys; import comfyui_apprentice.samplers.schedules, "
-        "comfyui_apprentice.oracles.contact_sheet, comfyui_apprentice.oracles.registry, comfyui_apprentice.oracles.checkpoints, "
-        "comfyui_apprentice.oracles.comparison_chart, comfyui_apprentice.oracles.ensemble, comfyui_apprentice.world.weights; "
+        "comfyui_apprentice.charts.contact_sheet, comfyui_apprentice.oracles.registry, comfyui_apprentice.weights.checkpoints, "
+        "comfyui_apprentice.charts.comparison, comfyui_apprentice.oracles.ensemble, comfyui_apprentice.world.weights; "
         "print([m for m in ('diffusers', 'transformers', 'open_clip', 'matplotlib', 'scipy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_apprentice.oracles.checkpoints import to_safetensors
+from comfyui_apprentice.weights.checkpoints import to_safetensors
 from harness import ROOT, Comfy, GraphError
 from safetensors.torch import load_file, save_file
 from worlds import World
@@ -150,8 +150,8 @@ def in_comfy(home: Path, base: Path, jobs: dict[str, dict[str, Any]]) -> None:
     import comfy.model_management
     import comfy.sd
     import utils.extra_config  # noqa: F401 - as main.py: nodes.py would let comfy/utils.py take the name
+    from comfyui_apprentice.bridge.fingerprints import model_fingerprint
     from comfyui_apprentice.nodes.students import ApprenticeLoadStudent
-    from comfyui_apprentice.samplers.comfy import model_fingerprint
 
     notes = {}
     for name, job in jobs.items():

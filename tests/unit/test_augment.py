@@ -8,16 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_apprentice.training.augment import (
-    LABELS,
-    SYM6,
-    AugmentDraws,
-    augment,
-    downsample,
-    reflected_margins,
-    upsample,
-    warp,
-)
+from comfyui_apprentice.training.augment import LABELS, SYM6, AugmentDraws, augment, downsample, reflected_margins, upsample, warp
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor

@@ -10,19 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_apprentice.oracles.calibrate import BUNDLED, Task, calibrate, clean_prompts, read_prompts, tasks_left
-from comfyui_apprentice.oracles.calibration import (
-    Baseline,
-    Calibration,
-    Maker,
-    differences,
-    load,
-    report,
-    save,
-    shipped,
-)
-from comfyui_apprentice.oracles.calibration_chart import chart
-from comfyui_apprentice.oracles.gate import gate_scores
+from comfyui_apprentice.charts.calibration import chart
+from comfyui_apprentice.gate.calibrate import BUNDLED, Task, calibrate, clean_prompts, read_prompts, tasks_left
+from comfyui_apprentice.gate.calibration import Baseline, Calibration, Maker, differences, load, report, save, shipped
+from comfyui_apprentice.gate.decision import gate_scores
 from comfyui_apprentice.world.recipe.concepts import held_out_prompts
 from make_prompts import bundled_prompts
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_apprentice.oracles import checkpoints
-from comfyui_apprentice.oracles.checkpoints import UnsafeCheckpoint, read_metadata, read_weights, sha256
+from comfyui_apprentice.weights import checkpoints
+from comfyui_apprentice.weights.checkpoints import UnsafeCheckpoint, read_metadata, read_weights, sha256
 from safetensors.torch import save_file
 
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from comfyui_apprentice.oracles.contact_sheet import COLOURS, contact_sheet
-from comfyui_apprentice.oracles.gate import keep_better
-from comfyui_apprentice.oracles.verdict import Judgement, Verdict
+from comfyui_apprentice.charts.contact_sheet import COLOURS, contact_sheet
+from comfyui_apprentice.gate.decision import keep_better
+from comfyui_apprentice.gate.verdict import Judgement, Verdict
 
 
 def verdict(scores: list[float], threshold: float = 0.5) -> Verdict:

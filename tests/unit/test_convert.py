@@ -10,9 +10,9 @@ import pytest
 import torch
 import typer
 from comfyui_apprentice.cli.convert import convert
-from comfyui_apprentice.networks.edm_pickle import read_edm
-from comfyui_apprentice.oracles import checkpoints
-from comfyui_apprentice.oracles.checkpoints import read_metadata, read_weights, sha256
+from comfyui_apprentice.weights import checkpoints
+from comfyui_apprentice.weights.checkpoints import read_metadata, read_weights, sha256
+from comfyui_apprentice.weights.edm_pickle import read_edm
 from typer.testing import CliRunner
 
 GOLDENS = Path(__file__).parents[1] / "data" / "sid"

@@ -15,13 +15,13 @@ import torch
 import typer
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.networks.edm import build_edm
-from comfyui_apprentice.networks.edm_pickle import read_edm
-from comfyui_apprentice.oracles.checkpoints import read_metadata, sha256
 from comfyui_apprentice.training import distill, edm_task
 from comfyui_apprentice.training.distill import Settings, Task, distil
 from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, build_network, fit_settings, sample
 from comfyui_apprentice.training.loop import Schedule, Watch, read_log
 from comfyui_apprentice.training.run_folder import RunFolder
+from comfyui_apprentice.weights.checkpoints import read_metadata, sha256
+from comfyui_apprentice.weights.edm_pickle import read_edm
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner

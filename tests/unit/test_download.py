@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 from comfyui_apprentice.cli.models import models
-from comfyui_apprentice.oracles import catalogue, download
-from comfyui_apprentice.oracles.catalogue import FILES, ModelFile, files_of, human_size, markdown_table
-from comfyui_apprentice.oracles.download import LOCK, DownloadError, part_of, pin_of, pull, quick_state, verify
 from comfyui_apprentice.oracles.registry import KINDS
+from comfyui_apprentice.weights import catalogue, download
+from comfyui_apprentice.weights.catalogue import FILES, ModelFile, files_of, human_size, markdown_table
+from comfyui_apprentice.weights.download import LOCK, DownloadError, part_of, pin_of, pull, quick_state, verify
 from hub import COMMIT, CONTENT, FILE, OTHER, SHA, UNPINNED, Hub, imitation
 from typer.testing import CliRunner
 

@@ -9,7 +9,8 @@ import torch
 from comfyui_apprentice.networks import class_names
 from comfyui_apprentice.networks.class_names import choose_labels, class_name, is_choice, label_choices, one_hot
 from comfyui_apprentice.samplers.edm import sid_levels, sid_sigmas, start_scale, tile
-from comfyui_apprentice.samplers.schedules import preset_sigmas, timestep_sigma
+from comfyui_apprentice.samplers.presets import preset_sigmas
+from comfyui_apprentice.samplers.schedules import timestep_sigma
 
 
 class ContinuousEDM:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.files import UnsafeCheckpoint
-from comfyui_apprentice.networks.edm_pickle import _Tensors, read_edm, read_snapshot, snapshot_metadata
+from comfyui_apprentice.weights.edm_pickle import _Tensors, read_edm, read_snapshot, snapshot_metadata
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_apprentice.cli import app
-from comfyui_apprentice.networks.edm_pickle import read_edm
-from comfyui_apprentice.oracles.checkpoints import read_metadata
 from comfyui_apprentice.training import control
 from comfyui_apprentice.training.loop import read_log
+from comfyui_apprentice.weights.checkpoints import read_metadata
+from comfyui_apprentice.weights.edm_pickle import read_edm
 from comfyui_apprentice.world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 from typer.testing import CliRunner
 

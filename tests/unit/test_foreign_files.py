@@ -17,19 +17,20 @@ import pytest
 import torch
 from comfyui_apprentice.cli.calibrate import read_graph
 from comfyui_apprentice.files import UnreadableFile
+from comfyui_apprentice.gate import calibration, controller
+from comfyui_apprentice.gate.calibrate import read_prompts
 from comfyui_apprentice.networks.diffusers_unet import find_files, structure
 from comfyui_apprentice.networks.diffusers_unet import read_json as read_config
 from comfyui_apprentice.networks.edm import restore_edm
-from comfyui_apprentice.networks.edm_pickle import read_edm, read_snapshot
-from comfyui_apprentice.networks.promptkd_checkpoint import OfficialCheckpoint, read_official
-from comfyui_apprentice.networks.torch_archive import is_script
-from comfyui_apprentice.oracles import calibration, controller, load
-from comfyui_apprentice.oracles.calibrate import read_prompts
-from comfyui_apprentice.oracles.checkpoints import read_metadata, read_weights, to_safetensors
+from comfyui_apprentice.oracles import load
 from comfyui_apprentice.oracles.clip_files import load_clip
 from comfyui_apprentice.oracles.hpsv3 import _tokenizer
 from comfyui_apprentice.oracles.promptkd import base_of, load_critic
 from comfyui_apprentice.training.domain_data import read_picture, read_split_file
+from comfyui_apprentice.weights.checkpoints import read_metadata, read_weights, to_safetensors
+from comfyui_apprentice.weights.edm_pickle import read_edm, read_snapshot
+from comfyui_apprentice.weights.promptkd_checkpoint import OfficialCheckpoint, read_official
+from comfyui_apprentice.weights.torch_archive import is_script
 from comfyui_apprentice.world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 from fuzz.limits import refusal
 from safetensors import safe_open

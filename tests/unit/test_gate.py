@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from comfyui_apprentice.oracles.calibration import Calibration
-from comfyui_apprentice.oracles.gate import gate_scores, is_better, judge, keep_better
-from comfyui_apprentice.oracles.thresholds import (
-    absolute,
-    budget,
-    budget_share,
-    percentile,
-    quantile,
-    worst_share,
-)
-from comfyui_apprentice.oracles.verdict import Judgement, Verdict, summary, table
+from comfyui_apprentice.gate.calibration import Calibration
+from comfyui_apprentice.gate.decision import gate_scores, is_better, judge, keep_better
+from comfyui_apprentice.gate.thresholds import absolute, budget, budget_share, percentile, quantile, worst_share
+from comfyui_apprentice.gate.verdict import Judgement, Verdict, summary, table
 
 NAN = math.nan
 

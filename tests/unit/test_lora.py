@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from comfyui_apprentice.charts.losses import loss_chart
 from comfyui_apprentice.training.lora import Adapters, adaptable, checkpoint_blocks, lora_state_dict
-from comfyui_apprentice.training.loss_chart import loss_chart
 from torch import nn
 
 

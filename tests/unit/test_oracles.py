@@ -526,7 +526,7 @@ class Scripted(Oracle):
 
 
 def ensemble(combination: str, weights: tuple[float, float] = (3.0, 1.0)) -> Oracle:
-    from comfyui_apprentice.oracles.calibration import Calibration
+    from comfyui_apprentice.gate.calibration import Calibration
     from comfyui_apprentice.oracles.ensemble import Ensemble, Member
 
     a, b = Scripted("a"), Scripted("b", -2.0)
@@ -564,7 +564,7 @@ def test_an_ensembles_fingerprint_follows_its_weights_and_combination() -> None:
 
 
 def test_wrong_ensembles_are_one_sentence() -> None:
-    from comfyui_apprentice.oracles.calibration import Calibration
+    from comfyui_apprentice.gate.calibration import Calibration
     from comfyui_apprentice.oracles.ensemble import Ensemble, Member
 
     oracle = Scripted("a")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_apprentice.cli import app
-from comfyui_apprentice.networks.edm_pickle import read_edm
 from comfyui_apprentice.training.distill import Settings, distil
 from comfyui_apprentice.training.edm_task import edm_task
 from comfyui_apprentice.training.loop import Watch, read_log
 from comfyui_apprentice.training.processes import Processes
+from comfyui_apprentice.weights.edm_pickle import read_edm
 from comfyui_apprentice.world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 from icons import save_icons
 from launching import launch

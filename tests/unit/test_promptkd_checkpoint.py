@@ -13,12 +13,12 @@ import pytest
 import torch
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.files import UnsafeCheckpoint
-from comfyui_apprentice.networks.promptkd_checkpoint import read_official
-from comfyui_apprentice.networks.torch_archive import read_checkpoint, read_script
-from comfyui_apprentice.oracles.checkpoints import read_metadata, to_safetensors
 from comfyui_apprentice.oracles.clip_files import ClipFile, load_clip
 from comfyui_apprentice.oracles.tokenizers import open_clip_tokens
 from comfyui_apprentice.training import critic as critics
+from comfyui_apprentice.weights.checkpoints import read_metadata, to_safetensors
+from comfyui_apprentice.weights.promptkd_checkpoint import read_official
+from comfyui_apprentice.weights.torch_archive import read_checkpoint, read_script
 from golden_clips import CLASSES, DATA, clip, golden
 from safetensors.torch import load_file, save_file
 from torch import Tensor

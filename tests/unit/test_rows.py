@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import torch
-from comfyui_apprentice.samplers.rows import take_conditioning, take_latent, take_mask, take_rows
+from comfyui_apprentice.bridge.rows import take_conditioning, take_latent, take_mask, take_rows
 
 
 def test_nothing_of_comfyui_is_imported() -> None:
-    code = "import sys, comfyui_apprentice.samplers.rows; print('comfy' in sys.modules)"
+    code = "import sys, comfyui_apprentice.bridge.rows; print('comfy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 

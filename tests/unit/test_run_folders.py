@@ -20,7 +20,7 @@ from comfyui_apprentice import files
 from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.files import DiskFull, save_safetensors_atomically, write_atomically
-from comfyui_apprentice.oracles.controller import FileController, load
+from comfyui_apprentice.gate.controller import FileController, load
 from comfyui_apprentice.training import distill
 from comfyui_apprentice.training.finetune import Settings, Task, base_rewards, finetune
 from comfyui_apprentice.training.loop import Ema, Schedule, Watch, read_log, train

@@ -8,17 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comfyui_apprentice.samplers.schedules import (
-    CUSTOM,
-    PRESETS,
-    find_preset,
-    initial_scale,
-    preset_sigmas,
-    recognise,
-    refine_sigmas,
-    rollback_sigma,
-    timestep_sigma,
-)
+from comfyui_apprentice.samplers.presets import CUSTOM, PRESETS, find_preset, initial_scale, preset_sigmas, recognise
+from comfyui_apprentice.samplers.schedules import refine_sigmas, rollback_sigma, timestep_sigma
 from comfyui_apprentice.samplers.students import sample_tcd
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "schedules.json").read_text())

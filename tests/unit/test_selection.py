@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from comfyui_apprentice.oracles.comparison_chart import comparison_chart
-from comfyui_apprentice.oracles.selection import agreement, best_of
+from comfyui_apprentice.charts.comparison import comparison_chart
+from comfyui_apprentice.gate.selection import agreement, best_of
 
 NAN = math.nan
 
@@ -58,7 +58,7 @@ def test_every_batch_has_a_chart(scores: tuple[list[float], list[float]]) -> Non
 
 
 def test_the_chart_frames_what_the_oracles_differ_on() -> None:
-    from comfyui_apprentice.oracles.comparison_chart import ACCENT
+    from comfyui_apprentice.charts.comparison import ACCENT
 
     def red(scores: tuple[list[float], list[float]]) -> int:
         chart = comparison_chart(torch.ones(3, 20, 20, 3), scores, ("a", "b"), agreement(*scores))

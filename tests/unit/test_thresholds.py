@@ -8,11 +8,11 @@ import random
 from collections.abc import Callable
 
 import pytest
-from comfyui_apprentice.oracles import controller
-from comfyui_apprentice.oracles.calibration import Calibration
-from comfyui_apprentice.oracles.controller import FileController, State, step
-from comfyui_apprentice.oracles.gate import Situation, gate_scores, judge
-from comfyui_apprentice.oracles.thresholds import (
+from comfyui_apprentice.gate import controller
+from comfyui_apprentice.gate.calibration import Calibration
+from comfyui_apprentice.gate.controller import FileController, State, step
+from comfyui_apprentice.gate.decision import Situation, gate_scores, judge
+from comfyui_apprentice.gate.thresholds import (
     MODES,
     certified_threshold,
     expected_gain,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.files import UnsafeCheckpoint
-from comfyui_apprentice.networks.torch_archive import read_tree
+from comfyui_apprentice.weights.torch_archive import read_tree
 from torch import nn
 
 KINDS = "bfloat16 bool complex64 complex128 float16 float32 float64 int8 int16 int32 int64 uint8"

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from ...benchmarks.digits import CLASSES, CONFIG, SETTINGS, digits
 from ...files import save_safetensors_atomically
 from ...networks.edm import build_edm
-from ...networks.edm_pickle import snapshot_metadata
 from ...training.distill import Settings, card, distil
 from ...training.edm_task import edm_task
 from ...training.loop import Schedule, Watch, train
 from ...training.sid import add_noise, fake_score_loss, log_normal_level
+from ...weights.edm_pickle import snapshot_metadata
 from ..weights import EDM_FOLDER
 from .log import log_to
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..files import UnsafeCheckpoint as UnsafeCheckpoint  # whoever reads weights meets it here
 from ..files import reading, refuse_impostors, save_safetensors_atomically
-from ..networks.edm_pickle import read_snapshot, snapshot_metadata
-from ..networks.promptkd_checkpoint import is_official_name, kind_of
-from ..networks.torch_archive import is_script, read_checkpoint, read_script, read_tree
+from .edm_pickle import read_snapshot, snapshot_metadata
+from .promptkd_checkpoint import is_official_name, kind_of
+from .torch_archive import is_script, read_checkpoint, read_script, read_tree
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 """Names of files that hold a pickle, which is read as data only."""

@@ -19,9 +19,9 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ..networks.budget import TooManyParts, of_limited_size, refuse_hollow
 from ..networks.diffusers_unet import GuidedTimeEmbed, Structure, StudentError, guidance_embedding
-from .comfy import predict_x0
+from ..networks.limits import TooManyParts, of_limited_size, refuse_hollow
+from .sampling import predict_x0
 
 DTYPES: dict[str, torch.dtype | None] = {
     "default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,

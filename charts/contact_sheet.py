@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .verdict import ACCEPTED, IMPROVED, KEPT, REJECTED, Judgement, Verdict, summary
+from ..gate.verdict import ACCEPTED, IMPROVED, KEPT, REJECTED, Judgement, Verdict, summary
 
 PAPER, INK, FAINT = (250, 250, 248), (34, 36, 40), (150, 152, 156)
 COLOURS = {ACCEPTED: (46, 125, 80), REJECTED: (190, 60, 50), IMPROVED: (35, 95, 180), KEPT: (196, 130, 20)}

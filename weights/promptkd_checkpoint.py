@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint, reading, refuse_impostors
-from .budget import refuse_hollow
-from .prompted_clip import Projector, PromptTokens, fitted_projector
+from ..networks.limits import refuse_hollow
+from ..networks.prompted_clip import Projector, PromptTokens, fitted_projector
 from .torch_archive import read_checkpoint
 
 TEACHER, STUDENT = "teacher", "student"

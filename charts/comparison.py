@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..gate.selection import Agreement
 from .contact_sheet import FAINT, GAP, INK, PAPER, PICTURE, font, shortened, thumbnail
-from .selection import Agreement
 
 PLOT, EDGE, DOT = 620, 56, 40  # sizes in pixels: the plot, room for its axes, a picture in it
 ACCENT = (190, 60, 50)

@@ -28,8 +28,8 @@ from ..networks.tiny_autoencoder import COMPRESSION, FOLD, LATENT_CHANNELS, SIGM
 from ..networks.tiny_text import END, MAX_TOKENS, PAD, START, TinyTextEncoder, Vocabulary
 from ..networks.tiny_unet import TinyControlNet, TinyUNet
 from ..oracles.tiny import TinyWorldOracle
-from ..samplers.comfy import CARD
-from .weights import SIGMA_MAX, SIGMA_MIN, load_oracle, read, students
+from ..world.weights import SIGMA_MAX, SIGMA_MIN, load_oracle, read, students
+from .info import CARD
 
 __all__ = ["load_clip", "load_control", "load_student", "load_teacher", "load_vae", "load_world_oracle", "students"]
 

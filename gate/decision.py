@@ -8,17 +8,7 @@ from dataclasses import dataclass, replace
 
 from .calibration import Calibration
 from .controller import FileController
-from .thresholds import (
-    MODES,
-    Gate,
-    above_baselines,
-    absolute,
-    budget,
-    expected_gain,
-    guaranteed,
-    percentile,
-    worst_share,
-)
+from .thresholds import MODES, Gate, above_baselines, absolute, budget, expected_gain, guaranteed, percentile, worst_share
 from .verdict import IMPROVED, KEPT, Judgement, Verdict
 
 

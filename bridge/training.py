@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from ..precision import DTYPES, native_bfloat16, warning
+from ..samplers.schedules import sampling_kind
 from ..training.lora import checkpoint_blocks, out_of_place, untrained
-from .comfy import Conditioning, WholePatcher, patchers_of, pixels_per_latent
-from .schedules import sampling_kind
+from .latents import pixels_per_latent
+from .memory import WholePatcher, patchers_of
+from .rows import Conditioning
 
 Cancelled = comfy.model_management.InterruptProcessingException
 PRECISIONS = ("auto", *DTYPES)

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .calibration import Calibration
+from ..gate.calibration import Calibration
+from ..gate.verdict import ACCEPTED, IMPROVED
 from .contact_sheet import COLOURS, FAINT, INK, PAPER, font
-from .verdict import ACCEPTED, IMPROVED
 
 WIDTH, HEIGHT, MARGIN, BINS = 720, 320, 36, 32
 

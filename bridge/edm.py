@@ -30,11 +30,17 @@ from torch import Tensor, nn
 
 from ..files import reading
 from ..networks import edm
-from ..networks.edm_pickle import UNET, read_edm
-from .adaptive import Info, schedule_in_words, with_info
-from .comfy import Conditioning, Latent, batch_noise, family, fit_channels, model_fingerprint, progress, sample_rows
-from .edm import sid_sigmas, start_scale
-from .schedules import INIT_SIGMA, INIT_TIMESTEP
+from ..samplers.edm import sid_sigmas, start_scale
+from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP
+from ..weights.edm_pickle import UNET, read_edm
+from .drafts import schedule_in_words
+from .fingerprints import model_fingerprint
+from .info import Info, with_info
+from .latents import family, fit_channels
+from .noise import batch_noise
+from .progress import progress
+from .rows import Conditioning, Latent
+from .sampling import sample_rows
 
 RGB = 3
 # EDM's range of noise levels (arXiv 2206.00364, Table 1), for networks that do not narrow it.

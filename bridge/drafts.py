@@ -1,0 +1,136 @@
+"""The student's drafts: which preset, sampler and noise levels, and the stock sampler at those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..samplers.presets import AUTO, CUSTOM, TILES, find_preset, initial_scale, preset_sigmas, recognise
+from ..samplers.schedules import rollback_of, sampling_kind
+from ..samplers.students import sample_tcd
+from .drawing import Drawing
+from .fingerprints import model_fingerprint
+from .info import CARD, Info, with_info
+from .latents import family, fit_channels, pixels_per_latent
+from .pixels import require_tensor
+from .progress import progress
+from .rows import Conditioning, Latent
+from .sampling import as_sampler, predict_x0, sample_rows, sampler_name, with_model
+
+
+def draw_drafts(
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    latent: Latent,
+    preset: str,
+    drawing: Drawing,
+    callback: Any = None,
+) -> Latent:
+    """The student's drafts: exactly the stock sampler at the preset's noise levels.
+
+    Args:
+        preset: Read for its sampler alone where noise levels are connected, and not at all where a sampler is, too.
+        callback: ComfyUI's preview callback; a bar of its own without.
+
+    Raises:
+        ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
+    """
+    require_tensor(latent)
+    own = drawing.model(model)
+    preset = CUSTOM if drawing.names_no_preset() else known_preset(model, preset)
+    model = own
+    latent = fit_channels(model, latent)
+    rows = range(len(latent["samples"]))
+    noise = drawing.first_noise(latent)
+    student = model_fingerprint(model)
+    denoise = drawing.denoise if drawing.sigmas is None else rollback_of(drawing.sigmas, model.get_model_object("model_sampling"))
+    model, sampler, sigmas = student_schedule(model, preset, drawing, tiles_of(model, latent))
+    if preset != CUSTOM and drawing.sigmas is None and denoise == 1:
+        noise = noise * initial_scale(preset, float(sigmas[0]))
+    samples, nfe = sample_rows(
+        model, latent, rows, noise=noise, sigmas=sigmas, sampler=sampler, cfg=drawing.cfg, positive=positive,
+        negative=negative, seed=drawing.seed, guider=with_model(drawing.guider, model) if drawing.guider else None,
+        callback=callback or progress(model, max(len(sigmas) - 1, 1)),
+    )  # fmt: skip
+    info = Info(
+        tuple(nfe), drawing.seed, latent["samples"], denoise, family(model), student=student,
+        schedule=schedule_in_words(preset, sampler, sigmas, drawing.cfg, drawing.guider),
+    )  # fmt: skip
+    return with_info(latent, samples, info)
+
+
+def known_preset(model: Any, preset: str) -> str:
+    """``preset``, or for "auto" what ``chosen_preset`` finds.
+
+    Raises:
+        ValueError: The model says nothing of itself.
+    """
+    return preset if preset != AUTO else chosen_preset(model)[0]
+
+
+def chosen_preset(model: Any) -> tuple[str, str]:
+    """The preset that a model's card names, or else its file where ComfyUI keeps the name; and why, for people.
+
+    Raises:
+        ValueError: Neither does.
+    """
+    card = model.attachments.get(CARD, {})
+    if card.get("preset"):
+        return str(card["preset"]), str(card.get("why", "its card says so"))
+    loader = getattr(model, "cached_patcher_init", None)  # newer ComfyUIs: the loader and what it was called with
+    files = [Path(given).name for given in loader[1] if isinstance(given, str)] if loader else []
+    if found := preset_by_name(model, files):
+        return found
+    raise ValueError(
+        "The preset 'auto' needs a model with a card, as SiD Distill and Load Student give it, and this one has none: choose the "
+        "preset that the student was made for."
+    )
+
+
+def tiles_of(model: Any, latent: Latent) -> float:
+    """The size of the pictures in tiles of 16 x 16 pixels."""
+    ratio = pixels_per_latent(model.get_model_object("latent_format"))
+    return float(latent["samples"].shape[-1] * latent["samples"].shape[-2] * (ratio / 16) ** 2)
+
+
+def preset_by_name(model: Any, names: Sequence[str]) -> tuple[str, str] | None:
+    """The preset for models of this kind that one of ``names`` says for certain, and why, for people."""
+    found = recognise(names)
+    if found is None or find_preset(found[0])[0].kind != sampling_kind(model.get_model_object("model_sampling")):
+        return None
+    return found[0], f"it is called {found[1]}"
+
+
+def student_schedule(model: Any, preset: str, drawing: Drawing, tiles: float = TILES) -> tuple[Any, Any, Tensor]:
+    """The model, sampler and noise levels with which a student draws pictures of ``tiles`` times 16 x 16 pixels.
+
+    Raises:
+        ValueError: The preset does not fit the model or the number of steps.
+    """
+    preset = known_preset(model, preset)
+    if preset == CUSTOM:
+        return model, drawing.sampler, replace(drawing, steps=drawing.steps or 4).levels(model, drawing.denoise)
+    found, steps = find_preset(preset, drawing.steps if drawing.sigmas is None else 0)
+    model = predict_x0(model) if found.predicts_x0 else model
+    sampler: Any = as_sampler(sample_tcd, "tcd") if found.sampler == "tcd" else found.sampler
+    sampler = sampler if isinstance(drawing.sampler, str) else drawing.sampler
+    if drawing.sigmas is not None:
+        return model, sampler, drawing.sigmas
+    return model, sampler, preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise, tiles)
+
+
+def schedule_in_words(preset: str, sampler: Any, sigmas: Tensor, cfg: float, guider: Any = None) -> str:
+    """What the student's drafts depend on beside its weights; equal texts mean equal schedules."""
+    levels = " ".join(f"{float(sigma):.4g}" for sigma in sigmas)
+    guidance = f"CFG {cfg:g}" if guider is None else f"{type(guider).__name__} {_numbers(vars(guider))}".rstrip()
+    options = _numbers(getattr(sampler, "extra_options", {}))
+    return f"{preset}, {sampler_name(sampler)}{f' ({options})' if options else ''} at {levels}, {guidance}"
+
+
+def _numbers(named: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value:g}" for name, value in sorted(named.items()) if isinstance(value, (bool, int, float)))

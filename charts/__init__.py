@@ -1,0 +1,1 @@
+"""Pictures for people: contact sheets and charts, drawn with Pillow alone."""

@@ -1,0 +1,1 @@
+"""Which drafts go to the teacher: thresholds, calibrations, running gates, the verdict."""

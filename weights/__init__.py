@@ -1,0 +1,1 @@
+"""Files of others: where they are fetched from, and readers that run nothing and believe nothing."""
