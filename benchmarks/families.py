@@ -118,7 +118,7 @@ def refinement(case: Case, drafts: Tensor) -> Tensor:
     import comfy.sample
     import comfy.samplers
 
-    from ..bridge.sampling import stock_sigmas
+    from ..bridge.guiders import stock_sigmas
     from ..samplers.schedules import refine_sigmas, rollback_sigma
 
     start = rollback_sigma(0.6, case.teacher.get_model_object("model_sampling"))

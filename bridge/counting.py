@@ -6,18 +6,13 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
-import comfy.sample
-import comfy.sampler_helpers
 import comfy.samplers
-import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor
 
-from .sampling import options_of, sampler_of, stock_guider
+from .guiders import options_of, sampler_of, stock_guider
 
 
 class Counter:

@@ -14,12 +14,13 @@ from ..samplers.schedules import rollback_of, sampling_kind
 from ..samplers.students import sample_tcd
 from .drawing import Drawing
 from .fingerprints import model_fingerprint
+from .guiders import as_sampler, predict_x0, sampler_name, with_model
 from .info import CARD, Info, with_info
 from .latents import family, fit_channels, pixels_per_latent
 from .pixels import require_tensor
 from .progress import progress
 from .rows import Conditioning, Latent
-from .sampling import as_sampler, predict_x0, sample_rows, sampler_name, with_model
+from .sampling import sample_rows
 
 
 def draw_drafts(

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from .fingerprints import model_name
+from .guiders import stock_sigmas
 from .noise import batch_noise
 from .rows import Latent
-from .sampling import stock_sigmas
 
 
 @dataclass(frozen=True)

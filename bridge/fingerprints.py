@@ -6,14 +6,7 @@ import hashlib
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
-import comfy.sample
-import comfy.sampler_helpers
-import comfy.samplers
-import comfy.sd
-import comfy.utils
 from torch import Tensor, nn
 
 _DIGESTS: WeakKeyDictionary[nn.Module, dict[Any, str]] = WeakKeyDictionary()

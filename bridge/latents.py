@@ -5,14 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.sample
-import comfy.sampler_helpers
-import comfy.samplers
-import comfy.sd
-import comfy.utils
 
 from .rows import Latent
 

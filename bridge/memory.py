@@ -8,12 +8,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
-import comfy.sample
-import comfy.sampler_helpers
-import comfy.samplers
-import comfy.sd
-import comfy.utils
 import torch
 from torch import nn
 

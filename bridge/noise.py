@@ -7,14 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.k_diffusion.sampling as k_sampling
-import comfy.model_management
-import comfy.model_patcher
-import comfy.patcher_extension
 import comfy.sample
-import comfy.sampler_helpers
 import comfy.samplers
-import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor
 

@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import comfy.model_management
 import comfy.model_patcher
-import comfy.patcher_extension
-import comfy.sample
-import comfy.sampler_helpers
-import comfy.samplers
-import comfy.sd
-import comfy.utils
 import latent_preview
 from torch import Tensor
 

@@ -14,13 +14,14 @@ from torch import Tensor
 from ..samplers.schedules import refine_sigmas, rollback_sigma
 from .counting import count_evaluations
 from .drawing import Drawing
+from .guiders import draws_whole, step_cache
 from .info import INFO, Info, family_of, info_of, with_info
 from .latents import family, without_ratios
 from .patches import careless_patches
 from .pixels import pad_mask, require_tensor, spatial_ratio, to_latents, to_pixels
 from .progress import progress
 from .rows import Conditioning, Latent
-from .sampling import draws_whole, sample_rows, step_cache
+from .sampling import sample_rows
 
 REFINE, REGENERATE = "refine", "regenerate"
 STRATEGIES = (REFINE, REGENERATE)

@@ -9,7 +9,6 @@ import json
 from functools import lru_cache
 from typing import Any
 
-import comfy.conds
 import comfy.controlnet
 import comfy.latent_formats
 import comfy.model_base

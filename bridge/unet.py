@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..networks.diffusers_unet import GuidedTimeEmbed, Structure, StudentError, guidance_embedding
 from ..networks.limits import TooManyParts, of_limited_size, refuse_hollow
-from .sampling import predict_x0
+from .guiders import predict_x0
 
 DTYPES: dict[str, torch.dtype | None] = {
     "default": None, "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32,

@@ -21,8 +21,9 @@ ROWS = ([1], [1, 2, 3], [3, 0])
 def part(patcher: Any, latent: dict[str, Any], rows: list[int], positive: Any, negative: Any, *, cfg: float = 2.0,
          pack: int = 0, sampler: str = "euler") -> Tensor:  # fmt: skip
     """``rows`` of what ``tiny.stock`` draws."""
+    from comfyui_apprentice.bridge.guiders import stock_sigmas
     from comfyui_apprentice.bridge.noise import batch_noise
-    from comfyui_apprentice.bridge.sampling import sample_rows, stock_sigmas
+    from comfyui_apprentice.bridge.sampling import sample_rows
 
     with torch.inference_mode():
         return sample_rows(
