@@ -19,7 +19,8 @@ import torch
 from ..files import write_atomically
 from ..networks.tiny_unet import TinyUNet
 from ..training.fdivergence import alpha_for_reward, solve_dual
-from ..training.finetune import Settings, finetune
+from ..training.finetune import finetune
+from ..training.finetune_task import Settings
 from ..training.loop import Ema, Means, Watch
 from ..training.lora import merge
 from ..world.recipe.concepts import training_prompts
@@ -169,7 +170,7 @@ def tune(
         along[:] = [entry for entry in along if entry["update"] < step] + [{"update": step, **point_of(found)}]
         write_atomically(file, lambda part: part.write_text(json.dumps(along), encoding="utf-8"))
 
-    def after_step(step: int, _ema: Ema) -> None:
+    def after_step(step: int, _average: Any) -> None:
         if step % max(settings.updates // 5, 1) == 0:
             look(step)
 
@@ -180,7 +181,7 @@ def tune(
         look(0)
     task = tuned.task([p.text() for p in training_prompts(trained, seed=3)], tuned.world.oracle)
     ema, _known = finetune(
-        task, settings, run.path, watch=Watch(report, 20, after_step=after_step), save_every=max(settings.updates // 5, 1)
+        task, settings, run, watch=Watch(report, 20, after_step=after_step), save_every=max(settings.updates // 5, 1)
     )
     tuned.lora.load_state_dict(ema.shadow)
     return along

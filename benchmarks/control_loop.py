@@ -68,7 +68,7 @@ def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: 
     )
     watch = Watch(lambda step, _p, means: say(f"SiD {step}: {means['generator']:.4g}"), 25)
     run = kept_run(folder / "distilled again", settings)
-    ema = distil(task, settings, run.checkpoint, watch=watch, save_every=50)
+    ema = distil(task, settings, run, watch=watch, save_every=50)
     generator.load_state_dict(ema.shadow)
     return generator.eval().requires_grad_(False)
 

@@ -18,7 +18,7 @@ from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas
 from ..training.control import Process, rollout
 from ..training.fdivergence import NoOptimumError, alpha_for_reward, solve_dual
-from ..training.finetune import Task
+from ..training.finetune_task import Task
 from ..training.lora import Adapters
 from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts
@@ -154,9 +154,8 @@ def kept_run(path: Path, settings: Any, **more: Any) -> RunFolder:
     Raises:
         ValueError: It holds a run with others.
     """
-    run = RunFolder(path)
-    if other := run.claim({**asdict(settings), **more}, ()):
-        raise ValueError(f"{path} holds a run with another {' and '.join(list(other)[:3])}: give another --work, or delete it.")
+    run = RunFolder(path, "give another --work")
+    run.claim({**asdict(settings), **more})
     return run
 
 

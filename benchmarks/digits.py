@@ -26,6 +26,7 @@ from ..networks.tiny_unet import heun, karras_sigmas
 from ..training.distill import Settings, distil
 from ..training.edm_task import build_network, edm_task
 from ..training.loop import Schedule, Watch, train
+from ..training.run_folder import RunFolder
 from ..training.sid import SIGMA_MAX, SIGMA_MIN, add_noise, edm_denoise, fake_score_loss, generate, log_normal_level
 from ..weights.edm_pickle import Snapshot, read_edm, snapshot_metadata
 from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
@@ -53,8 +54,8 @@ def digits() -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------- the teacher
 
 
-def train_teacher(checkpoint: Path, classes: bool = True, watch: Watch | None = None, schedule: Schedule = TEACHER) -> Snapshot:
-    """An EDM network trained on the digits (EDM, Table 1), which ``checkpoint`` resumes.
+def train_teacher(folder: RunFolder, classes: bool = True, watch: Watch | None = None, schedule: Schedule = TEACHER) -> Snapshot:
+    """An EDM network trained on the digits (EDM, Table 1), which ``folder`` resumes.
 
     Args:
         classes: By class; otherwise unconditional.
@@ -74,7 +75,7 @@ def train_teacher(checkpoint: Path, classes: bool = True, watch: Watch | None = 
         x = add_noise(images[rows], sigma, torch.randn(batch, *images.shape[1:], generator=rng))
         return fake_score_loss(images[rows], network(x, sigma, labels[rows] if classes else None), sigma).mean()
 
-    return config, train(network, loss, schedule, checkpoint, watch=watch).shadow
+    return config, train(network, loss, schedule, folder, watch=watch).shadow
 
 
 def save_teacher(teacher: Snapshot, path: Path) -> None:
@@ -167,9 +168,9 @@ def _settings(iterations: int, seed: int = 0) -> Settings:
     return replace(SETTINGS, pictures=iterations * SETTINGS.batch, seed=seed)
 
 
-def distil_digits(teacher: Snapshot, checkpoint: Path, iterations: int, seed: int = 0, watch: Watch | None = None) -> EDMPrecond:
-    """The one-step student of ``teacher``, in a run that ``checkpoint`` resumes."""
-    ema = distil(edm_task(teacher), _settings(iterations, seed), checkpoint, watch=watch)
+def distil_digits(teacher: Snapshot, folder: RunFolder, iterations: int, seed: int = 0, watch: Watch | None = None) -> EDMPrecond:
+    """The one-step student of ``teacher``, in a run that ``folder`` resumes."""
+    ema = distil(edm_task(teacher), _settings(iterations, seed), folder, watch=watch)
     student = build_network(teacher)
     student.load_state_dict(ema.shadow)
     return student
@@ -200,7 +201,7 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
         for seed in range(SEEDS):
             say(f"seed {seed}: {iterations} iterations of {SETTINGS.batch} pictures")
             watch = Watch(lambda step, _, means: say(f"  step {step} {means}"))
-            found = measure(teacher, distil_digits(teacher, Path(folder) / f"{seed}.ckpt", iterations, seed, watch))
+            found = measure(teacher, distil_digits(teacher, RunFolder(Path(folder) / str(seed)), iterations, seed, watch))
             figures.rows.append({"seed": seed, **asdict(found), "factor": found.factor})
     for name in ("factor", "undistilled", "student", "teacher"):
         figures.claims[f"digits_{name}"] = _over_seeds([row[name] for row in figures.rows])
@@ -217,8 +218,7 @@ def _over_seeds(values: list[float]) -> Claim:
 def main() -> None:
     """``python -m comfyui_apprentice.benchmarks.digits CHECKPOINT``: train the teacher that is in the repository."""
     torch.set_num_threads(1)
-    checkpoint = Path(sys.argv[1])
-    save_teacher(train_teacher(checkpoint, watch=Watch(lambda *progress: print(*progress, flush=True))), TEACHER_FILE)
+    save_teacher(train_teacher(RunFolder(Path(sys.argv[1])), watch=Watch(lambda *progress: print(*progress, flush=True))), TEACHER_FILE)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ from ..oracles.clip_files import ClipFile, load_clip
 from ..oracles.promptkd import Critic, CriticNetwork
 from ..training import critic as critics
 from ..training.domain_data import FixedPictures
-from ..training.promptkd import Settings, SourceSettings, frozen_text_features
+from ..training.promptkd import frozen_text_features
+from ..training.promptkd_runs import Settings, SourceSettings
+from ..training.run_folder import RunFolder
 from ..world.domain import SIZE, domain_names, domain_pictures
 from ..world.weights import CLIPS_FOLDER
 from . import promptkd_gate as gate
@@ -126,7 +128,7 @@ def prompted(icons: Icons, seed: int, plan: Plan, folder: Path) -> critics.Teach
     )
     return critics.make_teacher(
         clip("large"), icons.names[: icons.base], Part(icons.train, rows.tolist()), icons.train_labels[rows].tolist(), settings,
-        folder / f"teacher_{seed}",
+        RunFolder(folder / f"teacher_{seed}"),
     )  # fmt: skip
 
 
@@ -134,7 +136,7 @@ def distilled(teacher: critics.Teacher, icons: Icons, count: int, seed: int, pla
     """A student of ``teacher`` from the first ``count`` training pictures, without their labels."""
     epochs = max(round(plan.steps * 8 / count), 2)
     settings = Settings(epochs=epochs, seed=seed)
-    run = folder / f"student_{seed}_{count}_{id(teacher)}"
+    run = RunFolder(folder / f"student_{seed}_{count}_{id(teacher)}")
     sources = [str(i) for i in range(count)]
     part = Part(icons.train, range(count))
     return critics.make_critic(

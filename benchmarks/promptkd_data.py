@@ -18,7 +18,9 @@ from ..networks.prompted_clip import PromptedClip, PromptedStudent
 from ..oracles.clip_files import load_clip
 from ..training import critic as critics
 from ..training.domain_data import DATA_SETS, DomainPictures, Split, few_shot, folder_split, read_split
-from ..training.promptkd import Settings, SourceSettings, frozen_text_features
+from ..training.promptkd import frozen_text_features
+from ..training.promptkd_runs import Settings, SourceSettings
+from ..training.run_folder import RunFolder
 from .figures import Figures, mean_of_seeds, percent, print_table
 
 Say = Callable[[str], None]
@@ -138,7 +140,7 @@ def one_seed(task: Task, split: Split, seed: int, folder: Path) -> dict[str, dic
 
     critic = critics.make_critic(
         "measured", teacher, small, split.classes, DomainPictures([i.path for i in split.train], size, augment=True, seed=seed),
-        Settings(epochs=task.epochs, weight=task.weight, seed=seed), folder / "student", depth=task.depth, save_every=10**9,
+        Settings(epochs=task.epochs, weight=task.weight, seed=seed), RunFolder(folder / "student"), depth=task.depth, save_every=10**9,
         after_epoch=after_epoch,
     )  # fmt: skip
     results["small, distilled: last epoch"] = measured(task, split, critic.network.student, critic.network.text_features, size)
@@ -159,4 +161,4 @@ def taught(task: Task, split: Split, seed: int, folder: Path) -> critics.Teacher
     pictures = DomainPictures([item.path for item in chosen], large.picture_size, augment=True, seed=seed)
     settings = SourceSettings(epochs=20, batch=4, learning_rate=0.0025, seed=seed)
     names, labels = [split.classes[i] for i in base], [item.label for item in chosen]
-    return critics.make_teacher(large, names, pictures, labels, settings, folder, save_every=10**9)
+    return critics.make_teacher(large, names, pictures, labels, settings, RunFolder(folder), save_every=10**9)

@@ -19,7 +19,8 @@ from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, PromptKDOracle
 from ..training import critic as critics
 from ..training.domain_data import FixedPictures
-from ..training.promptkd import Settings
+from ..training.promptkd_runs import Settings
+from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import CONCEPTS, held_out_prompts, training_prompts
 from .adaptive import STUDENT_STEPS, TEACHER_STEPS, Pool, mean_of, route
 from .figures import Array, Claim, bootstrap
@@ -74,7 +75,7 @@ def critic_of_drafts(
     pictures = world.pictures(world.draft(prompts, unit_noise(drafts, 3), STUDENT_STEPS, seed=900).latents)
     domain = FixedPictures([pictures], teacher.clip.picture_size)
     return critics.make_critic(
-        "drafts", teacher, small, CONCEPTS, domain, Settings(epochs=epochs), folder / "drafts", sources=domain.sources(),
+        "drafts", teacher, small, CONCEPTS, domain, Settings(epochs=epochs), RunFolder(folder / "drafts"), sources=domain.sources(),
         save_every=10**9,
     )  # fmt: skip
 

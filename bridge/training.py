@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from ..precision import DTYPES, native_bfloat16, warning
 from ..samplers.schedules import sampling_kind
 from ..training.lora import checkpoint_blocks, out_of_place, untrained
+from ..training.progress import Screen
 from .latents import pixels_per_latent
 from .memory import WholePatcher, patchers_of
+from .progress import show_text
 from .rows import Conditioning
 
 Cancelled = comfy.model_management.InterruptProcessingException
@@ -285,22 +287,34 @@ def at_once(base: Any, vae: Any, shape: Sequence[int], device: torch.device, mos
     return drawn, decoded
 
 
-class Bar:
-    """ComfyUI's progress bar of the node that runs, and its cancel button.
+class NodeScreen(Screen):
+    """ComfyUI's progress bar and text of the node that runs, and its cancel button.
 
     ComfyUI ends a node from within its bar, or from any layer, when the artist cancels, which would be in the middle of a step:
     here it is only remembered, so that the run can be saved first.
     """
 
-    def __init__(self, total: int) -> None:
-        self.bar, self.total, self.cancelled = comfy.utils.ProgressBar(total), total, False
+    cancelled_by = (Cancelled,)
 
-    def show(self, step: int, shown: Callable[[], Any] | None = None, total: int = 0) -> None:
-        """``step`` of the total is done, or of another ``total`` that comes before; ``shown`` makes a preview."""
+    def __init__(self, total: int) -> None:
+        self.progress_bar, self.cancelled = comfy.utils.ProgressBar(total), False
+
+    def bar(self, done: int, total: int, text: str = "", preview: Callable[[], Any] | None = None) -> None:
+        """See ``Screen``."""
         try:
-            self.bar.update_absolute(step, total or self.total, shown() if shown else None)
+            self.progress_bar.update_absolute(done, total, preview() if preview else None)
         except Cancelled:
             self.cancelled = True
+        if text:
+            show_text(text)
+
+    def report(self, text: str) -> None:
+        """See ``Screen``."""
+        show_text(text)
+
+    def say(self, sentence: str) -> None:
+        """See ``Screen``."""
+        show_text(sentence)
 
     def interrupted(self) -> bool:
         """Whether the artist pressed cancel."""
@@ -311,6 +325,21 @@ class Bar:
         """End the node the way ComfyUI ends one that was cancelled."""
         comfy.model_management.interrupt_current_processing(False)
         raise Cancelled
+
+
+@contextmanager
+def borrowed(networks: Sequence[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """Networks of others, on the computing device in ``dtype`` for a while; afterwards as they were, to the bit."""
+    before = [(value, value.data) for network in networks for value in (*network.parameters(), *network.buffers())]
+    try:
+        for network in networks:
+            network.to(dtype)
+        _device, _kept = place(networks)
+        yield
+    finally:
+        comfy.model_management.unload_all_models()
+        for value, data in before:
+            value.data = data
 
 
 def with_lora(model: comfy.model_patcher.ModelPatcher, tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:

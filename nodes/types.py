@@ -17,7 +17,7 @@ from ..oracles.promptkd import MEASURES
 from ..oracles.registry import KINDS
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
-from ..training.finetune import ALGORITHMS, STRENGTHS
+from ..training.finetune_task import ALGORITHMS, STRENGTHS
 
 CATEGORY = "Apprentice"
 

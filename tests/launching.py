@@ -62,17 +62,18 @@ def stopped_run(teacher: Path, folder: Path) -> None:
     from comfyui_apprentice.training.edm_task import edm_task
     from comfyui_apprentice.training.loop import Watch
     from comfyui_apprentice.training.processes import Processes
+    from comfyui_apprentice.training.run_folder import RunFolder
     from comfyui_apprentice.weights.edm_pickle import read_edm
 
     processes, taken = Processes.launched(), []
 
-    def counted(step: int, _ema: object) -> None:
+    def counted(step: int, _average: object) -> None:
         taken.append(step)
 
     watch = Watch(interrupted=lambda: processes.rank == 1 and len(taken) == 2, after_step=counted)
     settings = Settings(pictures=24, batch=8, fake_rate=1e-3, generator_rate=1e-3, augment=0.12)
     try:
-        distil(edm_task(read_edm(teacher), dropout=0.0), settings, folder / "run.pt", watch=watch, processes=processes)
+        distil(edm_task(read_edm(teacher), dropout=0.0), settings, RunFolder(folder / "run"), watch=watch, processes=processes)
     except KeyboardInterrupt:
         (folder / f"stopped-{processes.rank}-after-{len(taken)}").touch()
 

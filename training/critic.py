@@ -20,9 +20,10 @@ from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
 from ..weights.checkpoints import read_metadata, read_weights
 from ..weights.promptkd_checkpoint import OfficialCheckpoint, is_official_name, kind_of
-from . import promptkd
+from . import promptkd, promptkd_runs
 from .loop import Watch
 from .processes import Processes
+from .run_folder import RunFolder
 from .templates import TEMPLATES
 
 TEACHER = "promptkd-teacher"
@@ -206,7 +207,7 @@ def _tokens(tensors: dict[str, Tensor], tower: str, name: str) -> PromptTokens |
 
 
 def stored_features(
-    teacher: PromptedClip, pictures: promptkd.Pictures, path: Path, sources: Sequence[str], at_once: int = 32,
+    teacher: PromptedClip, pictures: promptkd_runs.Pictures, path: Path, sources: Sequence[str], at_once: int = 32,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> Tensor:  # fmt: skip
     """The teacher's unit features [N, D] of pictures that are not augmented: computed once, kept in ``path``.
@@ -271,10 +272,10 @@ def _read_features(path: Path, key: str) -> Tensor | None:
 def make_teacher(
     clip: ClipFile,
     classes: Sequence[str],
-    pictures: promptkd.Pictures,
+    pictures: promptkd_runs.Pictures,
     labels: Sequence[int],
-    settings: promptkd.SourceSettings,
-    folder: Path,
+    settings: promptkd_runs.SourceSettings,
+    folder: RunFolder,
     *,
     depth: int = DEPTH,
     save_every: int = 500,
@@ -300,10 +301,9 @@ def make_teacher(
     teacher = Teacher(clip.name, prompted, placeholder_of(clip), templates_of(clip))
     ids = clip.tokenizer(prompted.class_texts(classes, teacher.placeholder)).to(device)
     frozen = promptkd.frozen_text_features(prompted, classes, teacher.templates)
-    promptkd.train_teacher(
-        prompted, ids, frozen, pictures, labels, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch,
-        processes=processes,
-    )  # fmt: skip
+    promptkd_runs.train_teacher(
+        prompted, ids, frozen, pictures, labels, settings, folder, save_every=save_every, watch=watch, processes=processes
+    )
     return teacher
 
 
@@ -312,9 +312,9 @@ def make_critic(
     teacher: Teacher,
     student: ClipFile,
     classes: Sequence[str],
-    pictures: promptkd.Pictures,
-    settings: promptkd.Settings,
-    folder: Path,
+    pictures: promptkd_runs.Pictures,
+    settings: promptkd_runs.Settings,
+    folder: RunFolder,
     *,
     depth: int = DEPTH,
     sources: Sequence[str] | None = None,
@@ -347,9 +347,9 @@ def make_critic(
             f"CLIPs of one size."
         )
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
-    promptkd.distil(
-        made, logits, text, pictures, settings, folder / "checkpoint.pt", save_every=save_every, watch=watch,
-        processes=processes, after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, made, text)),
+    promptkd_runs.distil(
+        made, logits, text, pictures, settings, folder, save_every=save_every, watch=watch, processes=processes,
+        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, made, text)),
     )  # fmt: skip
     return Critic(name, CriticNetwork(made, text), tuple(classes), teacher.texts, student.name, tower_hash(made.visual))
 
@@ -360,13 +360,14 @@ def _check_classes(classes: Sequence[str]) -> None:
 
 
 def _teachers_eye(
-    teacher: Teacher, text: Tensor, pictures: promptkd.Pictures, folder: Path, sources: Sequence[str] | None, watch: Watch | None
+    teacher: Teacher, text: Tensor, pictures: promptkd_runs.Pictures, folder: RunFolder, sources: Sequence[str] | None,
+    watch: Watch | None,
 ) -> Callable[[Tensor, Sequence[int], int], Tensor]:
     """(pixels, indices, epoch) -> the teacher's logits: looked up, or computed where pictures are augmented."""
     if sources is None:
         return lambda pixels, _indices, _epoch: promptkd.teacher_logits_of(teacher.clip, pixels, text)
     stop = watch.interrupted if watch else lambda: False
-    features = stored_features(teacher.clip, pictures, folder / "features.safetensors", sources, interrupted=stop)
+    features = stored_features(teacher.clip, pictures, folder.features, sources, interrupted=stop)
 
     def look_up(_pixels: Tensor, indices: Sequence[int], _epoch: int) -> Tensor:
         with torch.no_grad():

@@ -6,7 +6,6 @@ import datetime
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from .augment import AugmentDraws
 from .loop import Ema, Learner, Means, Schedule, Watch, run
 from .processes import Processes
+from .run_folder import RunFolder
 from .sid import Draws, EdmLevels, Labels, Objective, Players, TimestepLevels, add_noise, edm_weight, generate, iterate
 
 
@@ -158,13 +158,13 @@ class Task:
 
 
 def distil(
-    task: Task, settings: Settings, checkpoint: Path, *, watch: Watch | None = None, save_every: int = 250,
+    task: Task, settings: Settings, folder: RunFolder, *, watch: Watch | None = None, save_every: int = 250,
     processes: Processes | None = None,
 ) -> Ema:  # fmt: skip
     """Run SiD from ``task`` to its end and return the moving average of ``task.generator``.
 
     Args:
-        checkpoint: Where the run is saved, and resumed from if it is there.
+        folder: Where the run is saved, and resumed from if it is there.
         watch: Who is told, and who may interrupt.
         save_every: Iterations between saves.
         processes: This process among several.
@@ -184,12 +184,13 @@ def distil(
             settings.generator_rate, settings.delay,
         ),
     }  # fmt: skip
-    mine, cancelled, lost = processes.rows(settings.batch), False, 0
+    ema = Ema(task.generator, settings.ema_half_life, settings.ema_rampup)
+    rows, cancelled, lost = processes.rows(settings.batch), False, 0
 
-    def step(rng: torch.Generator) -> Means:
+    def step(_number: int, rng: torch.Generator) -> Means:
         steps = draw_steps(rng, settings.steps)
         objective = task.objective(settings, steps)
-        for_fake, for_generator = (draws(task, objective, rng, settings.batch, fake).rows(mine).to(task.device)
+        for_fake, for_generator = (draws(task, objective, rng, settings.batch, fake).rows(rows).to(task.device)
                                    for fake in (True, False))  # fmt: skip
         # Dropout takes from torch's own source: seeded, so that a resumed run goes on as it would have.
         torch.manual_seed(int(torch.randint(2**62, (), generator=rng)) + processes.rank)
@@ -198,21 +199,20 @@ def distil(
             part=settings.part, reduce=processes.add_gradients, batch=settings.batch,
             interrupted=watch.interrupted if processes.count == 1 else None, cancelled_by=watch.cancelled_by,
         )  # fmt: skip
-        nonlocal cancelled
+        nonlocal cancelled, lost
         cancelled = cancelled or result.cancelled
         means = processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
-        nonlocal lost
         lost = lost + 1 if means["dropped"] >= settings.batch else 0  # some may be, as in the official loop
         if lost and (settings.batch > 1 or lost > 1):
             raise FloatingPointError("Nothing can be learned: the loss is no longer finite; lower the learning rates.")
         return means
 
     watched = replace(watch, interrupted=lambda: processes.any(cancelled or watch.interrupted()))
-    return run(
-        learners, step, settings.schedule, checkpoint,
-        ema=Ema(task.generator, settings.ema_half_life, settings.ema_rampup), ema_of=task.generator, seed=settings.seed,
-        save_every=save_every, watch=watched, main_process=processes.main,
+    run(
+        learners, step, settings.schedule, folder, ema=ema, ema_of=task.generator, seed=settings.seed, save_every=save_every,
+        watch=watched, main_process=processes.main,
     )  # fmt: skip
+    return ema
 
 
 def draw_steps(rng: torch.Generator, most: int) -> int:

@@ -29,6 +29,7 @@ from ..weights.edm_pickle import UNET, Snapshot, snapshot_metadata
 from .augment import LABELS
 from .distill import PRESETS, Preset, Settings, Task, card
 from .domain_data import pictures_in, read_picture
+from .run_folder import RunFolder
 from .sid import Denoise, Labels, Players, edm_denoise, edm_players, generate
 
 PRECISIONS = tuple(DTYPES)
@@ -205,12 +206,12 @@ class Samples:
 
     Args:
         task: Whose generator draws.
-        folder: Where ``samples-<pictures>.png`` go.
+        folder: Where the grids go.
         steps: Of the student.
         count: Pictures in the grid; classes, if any, come in turn.
     """
 
-    def __init__(self, task: Task, folder: Path, steps: int = 1, count: int = 64) -> None:
+    def __init__(self, task: Task, folder: RunFolder, steps: int = 1, count: int = 64) -> None:
         self.task, self.folder, self.steps = task, folder, steps
         self.z = torch.randn(count, *task.shape, generator=torch.Generator().manual_seed(0))
         classes = getattr(task.generator, "label_dim", 0)
@@ -223,8 +224,7 @@ class Samples:
         drawn = ((sample(self.task, weights, self.z, self.labels, self.steps) + 1) * 127.5).round().clamp(0, 255)
         grid = tile(drawn.movedim(1, -1))[0].byte().numpy()
         image = Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid[..., :3])
-        target = self.folder / f"samples-{pictures:010d}.png"
-        write_atomically(target, lambda part: image.save(part, format="PNG"))
+        write_atomically(self.folder.samples(pictures), lambda part: image.save(part, format="PNG"))
 
 
 # ---------------------------------------------------------------------------------------------- the student's file

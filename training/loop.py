@@ -7,20 +7,17 @@ so a run that was stopped and resumed ends in the same bits as one that was not.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..files import bytes_of, human_size, require_space, write_atomically
+from ..files import bytes_of, human_size, require_space
 from ..weights.torch_archive import read_tree
-from .run_folder import RECORD
+from .run_folder import RunFolder
 
 Means = dict[str, float]
 # (step, picture count so far, losses averaged since the last report)
@@ -56,7 +53,9 @@ class Schedule:
 class Ema:
     """Exponential moving average of parameters: e <- d e + (1 - d) p, with d ramped up over the first pictures.
 
-    ``half_life`` is in pictures, 0 for no average; as in EDM it never exceeds ``rampup`` of the pictures seen so far.
+    ``half_life`` is in pictures, 0 for no average; as in EDM it never exceeds ``rampup`` of the pictures seen so far. (By hand:
+    ``torch.optim.swa_utils.AveragedModel`` has one decay for all steps, takes the first weights whole, and is a second network,
+    hooks and all, where runs keep tensors.)
     """
 
     def __init__(self, model: nn.Module, half_life: float, rampup: float = 0.1) -> None:
@@ -108,22 +107,20 @@ class Watch:
     """Who is told of a run, and who may stop it.
 
     Attributes:
-        report: Called every ``report_every`` steps.
-        log: The same as JSON lines, one a report; cut back to where a run resumes.
+        report: Called every ``report_every`` steps, as often as the folder's log gets a line.
         interrupted: Asked after each step, and by long steps between their parts.
         cancelled_by: What networks raise by themselves when somebody cancels.
-        on_save: Called after each save with the moving average and the pictures seen, for samples and plots.
-        after_step: Called after each step with the steps done, once the moving average is up to date.
+        on_save: Called after each save with the moving average, if there is one, and the pictures seen: samples and plots.
+        after_step: Called after each step with the steps done and the averaged weights; none where nothing is averaged.
         say: Told before the work begins what each save takes on the disk.
     """
 
     report: Report | None = None
     report_every: int = 100
-    log: Path | None = None
     interrupted: Callable[[], bool] = lambda: False
     cancelled_by: tuple[type[BaseException], ...] = ()
     on_save: Callable[[Ema, int], None] | None = None
-    after_step: Callable[[int, Ema], None] | None = None
+    after_step: Callable[[int, Mapping[str, Tensor]], None] | None = None
     say: Callable[[str], None] = lambda _sentence: None
 
 
@@ -136,6 +133,7 @@ class _Progress:
     since: int = 0
 
     def add(self, losses: Means) -> None:
+        self.step += 1
         self.since += 1
         for key, value in losses.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
@@ -148,26 +146,25 @@ class _Progress:
 
 def run(
     learners: Mapping[str, Learner],
-    step: Callable[[torch.Generator], Means],
+    step: Callable[[int, torch.Generator], Means],
     schedule: Schedule,
-    checkpoint: Path,
+    folder: RunFolder,
     *,
-    ema: Ema,
-    ema_of: nn.Module,
+    ema: Ema | None = None,
+    ema_of: nn.Module | None = None,
     seed: int = 0,
     save_every: int = 500,
     watch: Watch | None = None,
     main_process: bool = True,
-) -> Ema:
-    """Take the steps of ``schedule`` and return the moving average of ``ema_of``.
+) -> None:
+    """Take the steps of ``schedule``; ``ema`` follows ``ema_of``.
 
-    Resumes from ``checkpoint`` when that file is there; saves to it every ``save_every`` steps, when interrupted, and
-    at the end.
+    Resumes from the folder's checkpoint when there is one; saves every ``save_every`` steps, when interrupted, and at the end.
 
     Args:
         learners: What learns, by name.
-        step: One whole step, optimisers included, with the step's generator; returns its losses by name. It may raise
-            ``Interrupted``.
+        step: One whole step, optimisers included, with its 0-based number and its generator; returns its losses by name. It
+            may raise ``Interrupted``.
         main_process: False in all but one of several processes: only one writes and reports.
 
     Raises:
@@ -177,63 +174,53 @@ def run(
         ValueError: The checkpoint is damaged, or another run's.
     """
     watch = watch or Watch()
-    progress = _resume(checkpoint, learners, ema)
-    folder = _Folder(checkpoint)
+    progress = _resume(folder, learners, ema)
+    averaged = {} if ema is None else ema.shadow
 
-    def check_weights() -> None:
-        """Before every save, since a loss may be finite still when weights no longer are."""
-        parameters = {name: list(learner.network.parameters()) for name, learner in learners.items()}
-        parameters["moving average"] = [ema.shadow[key] for key, _ in ema_of.named_parameters()]
-        for name, values in parameters.items():
-            if not all(bool(value.isfinite().all()) for value in values):
-                raise FloatingPointError(
-                    f"Weights ('{name}') are no longer finite after {progress.step} steps; lower the learning rate. The last "
-                    "checkpoint is from before."
-                )
+    def save() -> None:
+        _check_weights(learners, averaged, ema_of, progress.step)
+        if main_process:
+            folder.save(_state(learners, averaged, progress))
 
-    check_weights()
+    _check_weights(learners, averaged, ema_of, progress.step)
     if main_process and progress.step < schedule.steps:
-        _look_at_disk(checkpoint, learners, ema, schedule.steps - progress.step > save_every, watch)
-    if main_process and watch.log is not None:
-        _cut_log(watch.log, progress.step)
+        _look_at_disk(folder, learners, averaged, schedule.steps - progress.step > save_every, watch)
+    if main_process:
+        folder.cut_log(progress.step)
     started, first = time.monotonic(), progress.step
     for number in range(progress.step, schedule.steps):
         for learner in learners.values():
             learner.set_rate(schedule, number)
         try:
-            losses = step(step_generator(seed, number))
+            losses = step(number, step_generator(seed, number))
         except Interrupted as stopped:
-            check_weights()
-            if main_process:
-                folder.save(learners, ema, progress)
+            save()
             raise KeyboardInterrupt from stopped
         for name, value in losses.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"The loss '{name}' became {value} at step {number}; lower the learning rate.")
-        ema.update(ema_of, number * schedule.batch, schedule.batch)
-        progress.step = number + 1
+        if ema is not None and ema_of is not None:
+            ema.update(ema_of, number * schedule.batch, schedule.batch)
         progress.add(losses)
         if watch.after_step:
-            watch.after_step(progress.step, ema)
+            watch.after_step(progress.step, averaged)
         if progress.since >= watch.report_every or progress.step == schedule.steps:
-            _tell(watch, progress, schedule, (time.monotonic() - started) / (progress.step - first), main_process)
+            seconds = (time.monotonic() - started) / (progress.step - first)
+            _report(watch, folder, progress, schedule.batch, seconds, main_process)
         stop = watch.interrupted()
         if stop or progress.step % save_every == 0 or progress.step == schedule.steps:
-            check_weights()
-            if main_process:
-                folder.save(learners, ema, progress)
-            if watch.on_save and main_process:
+            save()
+            if watch.on_save and main_process and ema is not None:
                 watch.on_save(ema, progress.step * schedule.batch)
         if stop:
             raise KeyboardInterrupt
-    return ema
 
 
 def train(
     model: nn.Module,
     loss: Callable[[torch.Generator, int], Tensor],
     schedule: Schedule,
-    checkpoint: Path,
+    folder: RunFolder,
     *,
     seed: int = 0,
     ema_half_life: float = 20_000,
@@ -246,7 +233,7 @@ def train(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
 
-    def step(generator: torch.Generator) -> Means:
+    def step(_number: int, generator: torch.Generator) -> Means:
         value = loss(generator, schedule.batch)
         if torch.isfinite(value):  # else ``run`` stops before the weights are touched
             optimiser.zero_grad(set_to_none=True)
@@ -255,101 +242,80 @@ def train(
             optimiser.step()
         return {"loss": value.item()}
 
-    learners = {"model": Learner(model, optimiser, schedule.learning_rate)}
-    return run(
-        learners, step, schedule, checkpoint, ema=Ema(model, ema_half_life), ema_of=model, seed=seed,
-        save_every=save_every, watch=watch,
-    )  # fmt: skip
+    learners, ema = {"model": Learner(model, optimiser, schedule.learning_rate)}, Ema(model, ema_half_life)
+    run(learners, step, schedule, folder, ema=ema, ema_of=model, seed=seed, save_every=save_every, watch=watch)
+    return ema
 
 
-def _tell(watch: Watch, progress: _Progress, schedule: Schedule, seconds: float, main_process: bool) -> None:
-    means = progress.means()
-    pictures = progress.step * schedule.batch
+def _report(watch: Watch, folder: RunFolder, progress: _Progress, batch: int, seconds: float, main_process: bool) -> None:
+    means, pictures = progress.means(), progress.step * batch
     if not main_process:
         return
-    if watch.log is not None:
-        line = json.dumps({"step": progress.step, "pictures": pictures, **means, "seconds_a_step": round(seconds, 4)})
-        watch.log.parent.mkdir(parents=True, exist_ok=True)  # somebody may have deleted it meanwhile
-        with watch.log.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    folder.note({"step": progress.step, "pictures": pictures, **means, "seconds_a_step": round(seconds, 4)})
     if watch.report:
         watch.report(progress.step, pictures, means)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; what is no line of one, be it torn by a crash or damaged, is left out."""
-    return [e for e in read_lines(path, "step", "pictures") if all(isinstance(v, (int, float)) for v in e.values())]
+def _check_weights(learners: Mapping[str, Learner], averaged: Mapping[str, Tensor], of: nn.Module | None, step: int) -> None:
+    """Before every save, since a loss may be finite still when weights no longer are."""
+    parameters = {name: list(learner.network.parameters()) for name, learner in learners.items()}
+    if of is not None:
+        parameters["moving average"] = [averaged[key] for key, _ in of.named_parameters()]  # type: ignore[misc]
+    for name, values in parameters.items():
+        if not all(bool(value.isfinite().all()) for value in values):
+            raise FloatingPointError(
+                f"Weights ('{name}') are no longer finite after {step} steps; lower the learning rate. The last checkpoint is "
+                "from before."
+            )
 
 
-def read_lines(path: Path, *numbers: str) -> list[dict[str, Any]]:
-    """The JSON objects of a text, one a line, that have all these ``numbers``; other lines are left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and all(type(entry.get(name)) in (int, float) for name in numbers):
-            entries.append(entry)
-    return entries
+def _state(learners: Mapping[str, Learner], averaged: Mapping[str, Tensor], progress: _Progress) -> dict[str, object]:
+    """What a checkpoint holds."""
+    return {
+        "networks": {name: learner.network.state_dict() for name, learner in learners.items()},
+        "optimisers": {name: learner.optimiser.state_dict() for name, learner in learners.items()},
+        "ema": averaged,
+        "step": progress.step,
+        "sums": progress.sums,
+        "since": progress.since,
+    }
 
 
-def _cut_log(path: Path, step: int) -> None:
-    """Leave only what was reported up to ``step``: what came after a checkpoint is done again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [json.dumps(entry) + "\n" for entry in read_log(path) if entry["step"] <= step]
-    write_atomically(path, lambda part: part.write_text("".join(kept), encoding="utf-8"))
-
-
-class _Folder:
-    """Where a run is saved. If somebody deletes the folder meanwhile, the next save makes it again, its record too."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint, self.record = checkpoint, checkpoint.with_name(RECORD)
-        self.told = self.record.read_bytes() if self.record.exists() else None
-
-    def save(self, learners: Mapping[str, Learner], ema: Ema, progress: _Progress) -> None:
-        """One checkpoint, over the one before."""
-        if (told := self.told) is not None and not self.record.exists():
-            write_atomically(self.record, lambda part: part.write_bytes(told))
-        state = {
-            "networks": {name: learner.network.state_dict() for name, learner in learners.items()},
-            "optimisers": {name: learner.optimiser.state_dict() for name, learner in learners.items()},
-            "ema": ema.shadow,
-            "step": progress.step,
-            "sums": progress.sums,
-            "since": progress.since,
-        }
-        write_atomically(self.checkpoint, lambda temporary: torch.save(state, temporary), bytes_of(state))
-
-
-def _look_at_disk(checkpoint: Path, learners: Mapping[str, Learner], ema: Ema, again: bool, watch: Watch) -> None:
+def _look_at_disk(
+    folder: RunFolder, learners: Mapping[str, Learner], averaged: Mapping[str, Tensor], again: bool, watch: Watch
+) -> None:
     """Tell what a save takes, and refuse to begin where there is no room: ``again`` if more than one will be saved."""
-    size = bytes_of(ema.shadow)
+    size = bytes_of(averaged)
     for learner in learners.values():
         learnt = [p for group in learner.optimiser.param_groups for p in group["params"]]
         size += bytes_of(learner.network.state_dict()) + 2 * bytes_of(learnt)  # Adam keeps two numbers for each
-    there, told = checkpoint.exists(), f"each save of this run takes {human_size(size)}, over the one before"
+    there, what = folder.checkpoint.exists(), f"each save of this run takes {human_size(size)}, over the one before"
     if again or there:
-        told += f", and while it is written {human_size(2 * size)}"
-    watch.say(f"{told[0].upper()}{told[1:]}.")
-    require_space(checkpoint, size * (1 + (again and not there)), told)
+        what += f", and while it is written {human_size(2 * size)}"
+    watch.say(f"{what[0].upper()}{what[1:]}.")
+    require_space(folder.checkpoint, size * (1 + (again and not there)), what)
 
 
-def _resume(path: Path, learners: Mapping[str, Learner], ema: Ema) -> _Progress:
-    if not path.exists():
+_COUNTERS = ("taken", "counter.taken")
+"""Steps counted beside the weights, in the checkpoints of versions up to 0.4; like averages that nobody asked for, left there."""
+
+
+def _resume(folder: RunFolder, learners: Mapping[str, Learner], ema: Ema | None) -> _Progress:
+    if not folder.checkpoint.exists():
         return _Progress()
     try:
-        state = read_tree(path, mapped=False)  # it will be written over
+        state = read_tree(folder.checkpoint, mapped=False)  # it will be written over
         for name, learner in learners.items():
-            learner.network.load_state_dict(state["networks"][name])
+            weights = {key: value for key, value in state["networks"][name].items() if key not in _COUNTERS}
+            learner.network.load_state_dict(weights)
             learner.optimiser.load_state_dict(state["optimisers"][name])
-        for key, value in state["ema"].items():
+        for key, value in state["ema"].items() if ema is not None else ():
             ema.shadow[key].copy_(value)
         return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # torch raises a dozen kinds for bad files
         raise ValueError(
-            f"'{path.name}' of the run '{path.parent.name}' is damaged, or another run's: delete the run's folder to begin anew."
+            f"'{folder.checkpoint.name}' of the run '{folder.path.name}' is damaged, or another run's: delete the run's folder "
+            "to begin anew."
         ) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dis
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, ClassVar
@@ -82,6 +82,16 @@ class Adapters:
             self.active = before
 
 
+def switched(denoise: Callable[..., Tensor], adapters: Adapters, name: str | None) -> Callable[..., Tensor]:
+    """``denoise`` (x, sigma, labels) with that adapter on, or with none."""
+
+    def with_adapter(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
+        with adapters.on(name):
+            return denoise(x, sigma, labels)
+
+    return with_adapter
+
+
 class _Change:
     """What ``Adapters`` hook to a layer."""
 
@@ -147,13 +157,13 @@ def lora_state_dict(tensors: dict[str, Tensor], names: list[str], prefix: str = 
         tensors: ``Lora.state_dict()``, or its moving average.
         names: ``Lora.names``.
     """
-    found = {}
+    named = {}
     for number, name in enumerate(names):
         down, up = tensors[f"down.{number}"], tensors[f"up.{number}"]
-        found[f"{prefix}{name}.lora_down.weight"] = down
-        found[f"{prefix}{name}.lora_up.weight"] = up
-        found[f"{prefix}{name}.alpha"] = torch.tensor(float(down.shape[0]))
-    return found
+        named[f"{prefix}{name}.lora_down.weight"] = down
+        named[f"{prefix}{name}.lora_up.weight"] = up
+        named[f"{prefix}{name}.alpha"] = torch.tensor(float(down.shape[0]))
+    return named
 
 
 def in_half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -206,7 +216,7 @@ class _Recomputed:
     """A block's ``forward`` that keeps nothing for the backward pass but what goes in."""
 
     def __init__(self, block: nn.Module, adapters: Adapters | None) -> None:
-        self.own = "forward" in block.__dict__  # another's override
+        self.overridden = "forward" in block.__dict__  # another's override
         self.forward, self.adapters = block.forward, adapters
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -231,7 +241,7 @@ def untrained(network: nn.Module) -> nn.Module:
         changed = module.__dict__.get("forward")
         if isinstance(changed, _Recomputed):
             del module.forward
-            if changed.own:
+            if changed.overridden:
                 module.forward = changed.forward  # type: ignore[method-assign]
         for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _Change)]:
             del module._forward_hooks[key]

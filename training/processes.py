@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .loop import Watch
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ class Processes:
             return flag
         total = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), reduction="sum")
         return float(total) > 0
+
+    def watch(self, watch: Watch) -> Watch:
+        """``watch``, but who stops one process stops all of them, at the same step."""
+        return replace(watch, interrupted=lambda: self.any(watch.interrupted()))
 
     def end(self) -> None:
         """Leave the others, after which nothing can be exchanged. Without it a process may crash as it exits, as gloo does."""

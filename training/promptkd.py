@@ -1,4 +1,4 @@
-"""PromptKD (arXiv 2403.02781): unsupervised prompt distillation of a large CLIP into a small one, and its teacher's own stage.
+"""PromptKD's equations (arXiv 2403.02781): unsupervised prompt distillation of a large CLIP into a small one; its teacher's stage.
 
 Stage 1 (optional) is PromptSRC (arXiv 2307.06948): learned tokens for the teacher from a few labelled pictures, held close to
 the frozen model. Stage 2 needs no labels: the student's class probabilities follow the teacher's on pictures of the domain,
@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +20,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
-from ..precision import autocast
-from .loop import Ema, Learner, Means, Schedule, Watch, run
 from .processes import Processes
 
 CLASSES_AT_ONCE = 64  # texts in a text tower at a time
@@ -33,9 +29,10 @@ CLASSES_AT_ONCE = 64  # texts in a text tower at a time
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float = 1000.0) -> Tensor:
-    """PromptKD's loss: weight * sum KL(teacher || student) * T^2 / (B C) (arXiv 2403.02781, sec. 3.3; the authors' averaging).
+    """PromptKD's loss, weight * L_kd(q_t, q_s, T) with L_kd = T^2 KL(softmax(q_t / T), softmax(q_s / T)) (arXiv 2403.02781, sec. 3).
 
-    The mean is over pictures *and* classes, so with few classes the same weight pulls harder: lower it in proportion.
+    The authors' code averages the KL over pictures *and* classes, so with few classes the same weight pulls harder: lower it in
+    proportion.
 
     Args:
         student_logits: [B, C].
@@ -166,7 +163,7 @@ def teacher_step(
     total = losses.total(text_weight, picture_weight)
     # Text features, and so their tokens' gradients, are the same in all processes.
     shared = [] if teacher.picture_tokens is None else list(teacher.picture_tokens.parameters())
-    _descend(total, _learned(teacher), optimiser, loss_scale, lambda: processes.add_gradients(shared))
+    _descend(total, learned_tokens(teacher), optimiser, loss_scale, lambda: processes.add_gradients(shared))
     parts = {"cross_entropy": losses.cross_entropy, "text": losses.text, "picture": losses.picture, "logits": losses.logits}
     return {"loss": total.item(), **{name: value.item() for name, value in parts.items()}}
 
@@ -187,7 +184,8 @@ def _descend(
     optimiser.step()
 
 
-def _learned(teacher: PromptedClip) -> list[nn.Parameter]:
+def learned_tokens(teacher: PromptedClip) -> list[nn.Parameter]:
+    """What of a teacher learns."""
     return [p for tokens in (teacher.picture_tokens, teacher.text_tokens) if tokens is not None for p in tokens.parameters()]
 
 
@@ -248,251 +246,7 @@ def class_features(teacher: PromptedClip, names: Sequence[str], placeholder: str
         return text_features_of(teacher, ids)
 
 
-# --------------------------------------------------------------------------------------------------------- runs
-
-
-class Pictures(Protocol):
-    """Pictures of a domain, preprocessed: what a run draws its batches from."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int], epoch: int) -> Tensor:
-        """[B, 3, S, S]; the augmentation of a picture depends on the epoch and its index alone."""
-        ...
-
-
-@dataclass(frozen=True)
-class EpochSchedule(Schedule):
-    """Steps counted in whole epochs, a batch that isn't full left out; the rate changes between epochs (see ``epoch_rate``)."""
-
-    pictures: int = 0  # follows from the others
-    batch: int = 8
-    learning_rate: float = 0.005
-    in_an_epoch: int = 1
-    epochs: int = 20
-    warmup_epochs: int = 1
-    warmup_rate: float = 1e-5
-
-    @property
-    def steps_an_epoch(self) -> int:
-        """Full batches in an epoch, at least one."""
-        return max(self.in_an_epoch // self.batch, 1)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in the whole run."""
-        return self.epochs * self.steps_an_epoch
-
-    def factor(self, step: int) -> float:
-        """The learning rate of ``step`` as a part of the highest."""
-        epoch = step // self.steps_an_epoch
-        return epoch_rate(epoch, self.epochs, self.learning_rate, self.warmup_epochs, self.warmup_rate) / self.learning_rate
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The published settings of stage 2; ``precision`` is fp32, bf16 or fp16."""
-
-    epochs: int = 20
-    batch: int = 8
-    learning_rate: float = 0.005
-    temperature: float = 1.0
-    weight: float = 1000.0
-    warmup_epochs: int = 1
-    precision: str = "fp32"
-    seed: int = 0
-
-    @property
-    def loss_scale(self) -> float:
-        """What gradients are multiplied by on their way through a float16 tower."""
-        return 1024.0 if self.precision == "fp16" else 1.0
-
-    def schedule(self, pictures: int) -> EpochSchedule:
-        """For a domain of so many pictures.
-
-        Raises:
-            ValueError: There are none.
-        """
-        if pictures < 1:
-            raise ValueError("There are no pictures to learn from; give a folder with pictures of the domain.")
-        return EpochSchedule(
-            batch=min(self.batch, pictures), learning_rate=self.learning_rate, in_an_epoch=pictures, epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-        )  # fmt: skip
-
-
-def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
-    """The order of ``count`` pictures in an epoch; a function of the seed and the epoch alone."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator).tolist()
-
-
-class _State(nn.Module):
-    """What a run saves: what is learned, and how many steps were taken."""
-
-    taken: Tensor
-
-    def __init__(self, **learned: nn.Module) -> None:
-        super().__init__()
-        self.learned = nn.ModuleDict(learned)
-        self.register_buffer("taken", torch.zeros((), dtype=torch.long))
-
-    def next_batch(self, schedule: EpochSchedule, seed: int, rows: slice) -> tuple[int, list[int]]:
-        """The epoch of the step that comes, and the indices of the pictures in some rows of its batch."""
-        epoch, place = divmod(int(self.taken), schedule.steps_an_epoch)
-        order = epoch_order(schedule.in_an_epoch, epoch, seed)
-        return epoch, order[place * schedule.batch : (place + 1) * schedule.batch][rows]
-
-
-class _Aggregate(nn.Module):
-    """The Gaussian-weighted sum of learned tokens over epochs, saved with the run (PromptSRC's GPA)."""
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.sums = nn.ParameterList(nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in parameters)
-
-    @torch.no_grad()
-    def add(self, parameters: Sequence[Tensor], weight: float) -> None:
-        """Fold in the tokens after an epoch."""
-        for total, parameter in zip(self.sums, parameters, strict=True):
-            total.add_(parameter, alpha=weight)
-
-
 def teacher_logits_of(teacher: PromptedClip, pixels: Tensor, text_features: Tensor) -> Tensor:
     """The teacher's logits [B, C] on preprocessed pictures, without gradient."""
     with torch.no_grad():
         return teacher.scale * teacher.encode_pictures(pixels) @ text_features.T
-
-
-def distil(
-    student: PromptedStudent,
-    teacher_logits: Callable[[Tensor, Sequence[int], int], Tensor],
-    text_features: Tensor,
-    pictures: Pictures,
-    settings: Settings,
-    checkpoint_file: Path,
-    *,
-    save_every: int = 500,
-    watch: Watch | None = None,
-    processes: Processes | None = None,
-    after_epoch: Callable[[int], None] | None = None,
-) -> PromptedStudent:
-    """Stage 2: train ``student`` to its last epoch; resumes to the bit. No label is ever looked at.
-
-    Args:
-        teacher_logits: (pixels, indices, epoch) -> the teacher's logits [B, C]: computed, or looked up where pictures are not
-            augmented.
-        checkpoint_file: Where the run is saved, and resumed from.
-        processes: This process among several; to rounding their number changes nothing but the time.
-        after_epoch: Called with the number of epochs done; the student is in evaluation mode meanwhile.
-
-    Raises:
-        KeyboardInterrupt: It was stopped, and saved.
-        FloatingPointError: The loss is no longer finite; lower the weight or the rate.
-        ValueError: There are no pictures, or the batch can't be shared out evenly.
-    """
-    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
-    mine = processes.rows(schedule.batch)
-    state, device = _State(tokens=student.tokens, projector=student.projector), next(student.visual.parameters()).device
-    optimiser = optimiser_for(student.learned(), settings.learning_rate)
-
-    def step(_generator: torch.Generator) -> Means:
-        epoch, indices = state.next_batch(schedule, settings.seed, mine)
-        pixels = pictures.batch(indices, epoch).to(device)
-        with autocast(settings.precision == "bf16", device.type):
-            loss = distill_step(
-                student, optimiser, pixels, teacher_logits(pixels, indices, epoch), text_features,
-                temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
-            )  # fmt: skip
-        state.taken += 1
-        if after_epoch and int(state.taken) % schedule.steps_an_epoch == 0:
-            student.eval()
-            after_epoch(epoch + 1)
-            student.train()
-        return {"loss": loss}
-
-    student.train()
-    _run(state, optimiser, step, schedule, settings, checkpoint_file, save_every, watch, processes)
-    return student.eval()
-
-
-@dataclass(frozen=True)
-class SourceSettings(Settings):
-    """The published settings of stage 1 on ViT-L/14: PromptSRC's weights and its Gaussian over epochs."""
-
-    text_weight: float = 25.0
-    picture_weight: float = 10.0
-    gaussian_mean: float = 15.0
-    gaussian_std: float = 1.0
-
-
-def train_teacher(
-    teacher: PromptedClip,
-    class_ids: Tensor,
-    frozen_text: Tensor,
-    pictures: Pictures,
-    labels: Sequence[int],
-    settings: SourceSettings,
-    checkpoint_file: Path,
-    *,
-    save_every: int = 500,
-    watch: Watch | None = None,
-    processes: Processes | None = None,
-) -> PromptedClip:
-    """Stage 1: train the teacher's tokens on a few labelled pictures; it ends with their Gaussian-weighted mean over epochs.
-
-    Args:
-        class_ids: Token ids [C, context] of the classes.
-        frozen_text: See ``frozen_text_features``.
-        labels: The class of each of ``pictures``.
-
-    Raises:
-        KeyboardInterrupt: It was stopped, and saved.
-        FloatingPointError: A loss is no longer finite; lower the rate.
-        ValueError: There are no pictures or no learned tokens, or labels are missing.
-    """
-    if len(labels) != len(pictures):
-        raise ValueError(f"There are {len(labels)} labels for {len(pictures)} pictures; every picture needs its class.")
-    if not (learned := _learned(teacher)):
-        raise ValueError("This teacher has no prompt tokens to learn; give it some for one tower at least.")
-    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
-    mine = processes.rows(schedule.batch)
-    weights = aggregation_weights(settings.epochs, settings.gaussian_mean, settings.gaussian_std)
-    aggregate = _Aggregate(learned)
-    tokens = {"picture": teacher.picture_tokens, "text": teacher.text_tokens}
-    state = _State(**{name: part for name, part in tokens.items() if part is not None}, aggregate=aggregate)
-    optimiser = optimiser_for(learned, settings.learning_rate)
-
-    def step(_generator: torch.Generator) -> Means:
-        epoch, indices = state.next_batch(schedule, settings.seed, mine)
-        pixels = pictures.batch(indices, epoch).to(teacher.device)
-        target = torch.tensor([labels[i] for i in indices], device=teacher.device)
-        with autocast(settings.precision == "bf16", teacher.device.type):
-            losses = teacher_step(
-                teacher, optimiser, pixels, target, class_ids, frozen_text, text_weight=settings.text_weight,
-                picture_weight=settings.picture_weight, loss_scale=settings.loss_scale, processes=processes,
-            )  # fmt: skip
-        state.taken += 1
-        if int(state.taken) % schedule.steps_an_epoch == 0:
-            aggregate.add(learned, weights[epoch])
-        return losses
-
-    _run(state, optimiser, step, schedule, settings, checkpoint_file, save_every, watch, processes)
-    with torch.no_grad():
-        for parameter, mean in zip(learned, aggregate.sums, strict=True):
-            parameter.copy_(mean)
-    return teacher
-
-
-def _run(
-    state: _State, optimiser: torch.optim.Optimizer, step: Callable[[torch.Generator], Means], schedule: EpochSchedule,
-    settings: Settings, checkpoint_file: Path, save_every: int, watch: Watch | None, processes: Processes,
-) -> None:  # fmt: skip
-    """The shared loop. Nothing is averaged: the published student is that of the last step."""
-    told = watch or Watch()
-    watched = replace(told, interrupted=lambda: processes.any(told.interrupted()))
-    run(
-        {"promptkd": Learner(state, optimiser, settings.learning_rate)}, step, schedule, checkpoint_file,
-        ema=Ema(state, half_life=1e-8), ema_of=state, seed=settings.seed, save_every=save_every, watch=watched,
-        main_process=processes.main,
-    )  # fmt: skip

@@ -18,7 +18,7 @@ from comfyui_apprentice.networks.edm import build_edm
 from comfyui_apprentice.training import distill, edm_task
 from comfyui_apprentice.training.distill import Settings, Task, distil
 from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, build_network, fit_settings, sample
-from comfyui_apprentice.training.loop import Schedule, Watch, read_log
+from comfyui_apprentice.training.loop import Schedule, Watch
 from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.weights.checkpoints import read_metadata, sha256
 from comfyui_apprentice.weights.edm_pickle import read_edm
@@ -54,8 +54,8 @@ def stop_after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked) == 2 * steps - 1
 
 
-def saved(checkpoint: Path) -> dict[str, Any]:
-    return torch.load(checkpoint, weights_only=True)
+def saved(folder: RunFolder) -> dict[str, Any]:
+    return torch.load(folder.checkpoint, weights_only=True)
 
 
 def assert_same(first: Any, second: Any, where: str = "") -> None:
@@ -79,14 +79,14 @@ def assert_same(first: Any, second: Any, where: str = "") -> None:
 
 def test_a_resumed_distillation_is_one_never_stopped_to_the_bit(tmp_path: Path) -> None:
     """Both networks, both optimisers, the average and the sums of the log; with dropout, augmentation and two steps."""
-    whole = distil(edm_task.edm_task(TINY), SHORT, tmp_path / "whole.pt")
+    whole = distil(edm_task.edm_task(TINY), SHORT, RunFolder(tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
-        distil(edm_task.edm_task(TINY), SHORT, tmp_path / "part.pt", watch=Watch(interrupted=stop_after(3)))
-    assert saved(tmp_path / "part.pt")["step"] == 3
+        distil(edm_task.edm_task(TINY), SHORT, RunFolder(tmp_path / "part"), watch=Watch(interrupted=stop_after(3)))
+    assert saved(RunFolder(tmp_path / "part"))["step"] == 3
     torch.manual_seed(99)
-    resumed = distil(edm_task.edm_task(TINY), SHORT, tmp_path / "part.pt")
+    resumed = distil(edm_task.edm_task(TINY), SHORT, RunFolder(tmp_path / "part"))
     assert_same(whole.shadow, resumed.shadow)
-    assert_same(saved(tmp_path / "whole.pt"), saved(tmp_path / "part.pt"))
+    assert_same(saved(RunFolder(tmp_path / "whole")), saved(RunFolder(tmp_path / "part")))
     assert any(not torch.equal(value.float(), TINY[1][key].float()) for key, value in whole.shadow.items())
 
 
@@ -94,10 +94,10 @@ def test_a_run_stopped_while_it_counts_its_parts_has_changed_nothing_of_that_ite
     settings = replace(SHORT, part=1)
     asked = iter(range(10_000))
     with pytest.raises(KeyboardInterrupt):
-        distil(edm_task.edm_task(TINY), settings, tmp_path / "a.pt", watch=Watch(interrupted=lambda: next(asked) == 7))
-    assert saved(tmp_path / "a.pt")["step"] == 1  # four parts and the end of the first iteration, two parts of the second
-    resumed = distil(edm_task.edm_task(TINY), settings, tmp_path / "a.pt")
-    assert_same(distil(edm_task.edm_task(TINY), settings, tmp_path / "b.pt").shadow, resumed.shadow)
+        distil(edm_task.edm_task(TINY), settings, RunFolder(tmp_path / "a"), watch=Watch(interrupted=lambda: next(asked) == 7))
+    assert saved(RunFolder(tmp_path / "a"))["step"] == 1  # four parts and the end of the first iteration, two parts of the second
+    resumed = distil(edm_task.edm_task(TINY), settings, RunFolder(tmp_path / "a"))
+    assert_same(distil(edm_task.edm_task(TINY), settings, RunFolder(tmp_path / "b")).shadow, resumed.shadow)
 
 
 def test_parts_change_memory_and_not_the_result(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_parts_change_memory_and_not_the_result(tmp_path: Path) -> None:
     found = []
     for part in (0, 3):
         settings = replace(SHORT, pictures=8, part=part, steps=1)
-        found.append(distil(edm_task.edm_task(TINY, dropout=0.0), settings, tmp_path / f"{part}.pt").shadow)
+        found.append(distil(edm_task.edm_task(TINY, dropout=0.0), settings, RunFolder(tmp_path / str(part))).shadow)
     for key, value in found[0].items():
         if not key.endswith("qkv.bias"):
             assert torch.allclose(value, found[1][key], atol=3e-5), key
@@ -120,9 +120,9 @@ def test_pictures_with_nan_are_counted_in_the_log_and_leave_finite_weights(tmp_p
         return torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) == 1, images * float("nan"), images)
 
     task.players.generator = bad
-    watch = Watch(log=tmp_path / "loss.jsonl", report_every=2)
-    shadow = distil(task, replace(SHORT, pictures=8), tmp_path / "a.pt", watch=watch).shadow
-    assert [entry["dropped"] for entry in read_log(tmp_path / "loss.jsonl")] == [2.0]  # one in each half of an iteration
+    watch = Watch(report_every=2)
+    shadow = distil(task, replace(SHORT, pictures=8), RunFolder(tmp_path / "a"), watch=watch).shadow
+    assert [entry["dropped"] for entry in RunFolder(tmp_path / "a").losses()] == [2.0]  # one in each half of an iteration
     assert all(value.isfinite().all() for value in shadow.values())
 
 
@@ -140,7 +140,7 @@ def test_dropout_is_on_in_a_network_where_it_learns_and_only_there(tmp_path: Pat
             return drawn
 
         setattr(task.players, name, told)
-    distil(task, replace(SHORT, pictures=8, steps=1), tmp_path / "a.pt")
+    distil(task, replace(SHORT, pictures=8, steps=1), RunFolder(tmp_path / "a"))
     once = [("generator", False), ("fake", True), ("generator", True), ("fake", False), ("teacher", False)]
     assert seen == once * 2
 
@@ -170,7 +170,7 @@ def test_the_three_networks_begin_alike_and_share_nothing(tmp_path: Path) -> Non
         assert torch.equal(value, other) and value.data_ptr() != other.data_ptr()
     x, sigma, labels = torch.randn(2, 3, 8, 8), torch.ones(2, 1, 1, 1), torch.eye(10)[:2]
     before = task.players.teacher(x, sigma, labels)
-    distil(task, replace(SHORT, pictures=8), tmp_path / "a.pt")
+    distil(task, replace(SHORT, pictures=8), RunFolder(tmp_path / "a"))
     assert torch.equal(before, task.players.teacher(x, sigma, labels))
 
 
@@ -201,7 +201,7 @@ def test_bfloat16_computes_almost_the_same_and_keeps_weights_and_pictures_in_flo
     exact, near = (task.draw(x, labels) for task in (full, low))
     assert near.dtype == torch.float32
     assert 0 < (exact - near).abs().max() < 0.05 * exact.abs().max()
-    shadow = distil(low, replace(SHORT, pictures=8, steps=1), tmp_path / "a.pt").shadow
+    shadow = distil(low, replace(SHORT, pictures=8, steps=1), RunFolder(tmp_path / "a")).shadow
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in shadow.values())
 
 
@@ -245,8 +245,8 @@ def test_real_pictures_are_read_at_the_network_s_size_and_range(tmp_path: Path) 
 def test_the_adversarial_loss_trains_with_real_pictures(tmp_path: Path) -> None:
     task = edm_task.edm_task(random_teacher(label_dim=0), real=pictures(tmp_path / "real"))
     settings = replace(SHORT, pictures=8, steps=1, augment=0.0)
-    shadow = distil(task, replace(settings, adversarial=0.01), tmp_path / "a.pt").shadow
-    plain = distil(edm_task.edm_task(random_teacher(label_dim=0)), settings, tmp_path / "b.pt").shadow
+    shadow = distil(task, replace(settings, adversarial=0.01), RunFolder(tmp_path / "a")).shadow
+    plain = distil(edm_task.edm_task(random_teacher(label_dim=0)), settings, RunFolder(tmp_path / "b")).shadow
     assert all(value.isfinite().all() for value in shadow.values())
     assert any((value - plain[key]).abs().max() > 1e-4 for key, value in shadow.items())
 
@@ -282,7 +282,7 @@ def test_the_student_s_file_holds_its_network_and_its_card(tmp_path: Path) -> No
     build_network((made, weights), out.name)  # as strictly as Load EDM Network does
     expected = distil(
         edm_task.edm_task(TINY),
-        replace(SHORT, augment=0.12, steps=1, seed=3, alpha=1.0, decay=0.0, ema_half_life=500_000), tmp_path / "a.pt",
+        replace(SHORT, augment=0.12, steps=1, seed=3, alpha=1.0, decay=0.0, ema_half_life=500_000), RunFolder(tmp_path / "a"),
     ).shadow  # fmt: skip
     assert_same(expected, weights)
     card = read_metadata(out)
@@ -314,7 +314,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(tmp_path: Path
     said = run(TEACHER, "--out", out, *OPTIONS)
     assert len(calls) == 6
     assert_same(read_edm(tmp_path / "whole.safetensors")[1], read_edm(out)[1])
-    logs = [[(e["step"], e["fake"], e["generator"]) for e in read_log(tmp_path / f"{name}.run" / "loss.jsonl")]
+    logs = [[(e["step"], e["fake"], e["generator"]) for e in RunFolder(tmp_path / f"{name}.run").losses()]
             for name in ("whole", "part")]  # fmt: skip
     assert logs[0] == logs[1] and len(logs[0]) == 1
 
@@ -341,7 +341,7 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
     before = (work / "checkpoint.pt").read_bytes()
     for changed, words in ((("--alpha", 1.0), "alpha was 1.2 and is 1.0"), (("--dropout", 0), "dropout was None and is 0.0")):
         said = run(TEACHER, "--out", out, *OPTIONS, "--work", work, *changed, "--pictures", 48, "--force", code=2)
-        assert "holds another run" in said and words in said
+        assert "The run 'work' was begun with another" in said and words in said
     assert (work / "checkpoint.pt").read_bytes() == before
     (work / "checkpoint.pt").write_bytes(b"torn")
     assert "is damaged" in run(TEACHER, "--out", out, *OPTIONS, "--work", work, code=2)
@@ -433,7 +433,7 @@ def test_the_digits_recipe_makes_a_teacher_that_is_read_again(classes: bool, tmp
     pytest.importorskip("sklearn")
     from comfyui_apprentice.benchmarks import digits
 
-    made = digits.train_teacher(tmp_path / "a.pt", classes, schedule=Schedule(pictures=32, batch=16, learning_rate=1e-3))
+    made = digits.train_teacher(RunFolder(tmp_path / "a"), classes, schedule=Schedule(pictures=32, batch=16, learning_rate=1e-3))
     digits.save_teacher(made, tmp_path / "a.safetensors")
     network = build_network(read_edm(tmp_path / "a.safetensors"))
     assert network.label_dim == (10 if classes else 0)
@@ -460,6 +460,6 @@ def test_a_digits_teacher_distilled_in_seconds_draws_in_one_step_at_a_fraction_o
     from comfyui_apprentice.benchmarks import digits
 
     teacher = read_edm(digits.TEACHER_FILE)
-    found = digits.measure(teacher, digits.distil_digits(teacher, tmp_path / "a.pt", DIGITS_ITERATIONS), many=False)
+    found = digits.measure(teacher, digits.distil_digits(teacher, RunFolder(tmp_path / "a"), DIGITS_ITERATIONS), many=False)
     assert found.undistilled == pytest.approx(3.40, abs=0.05)
     assert found.factor > DIGITS_FACTOR

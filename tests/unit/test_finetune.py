@@ -11,8 +11,11 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.training.fdivergence import solve_dual
-from comfyui_apprentice.training.finetune import Baseline, Settings, Task, base_rewards, baseline, card, finetune
+from comfyui_apprentice.training.baseline import Baseline, base_rewards, baseline
+from comfyui_apprentice.training.finetune import card, finetune
+from comfyui_apprentice.training.finetune_task import Settings, Task
 from comfyui_apprentice.training.loop import Watch
+from comfyui_apprentice.training.run_folder import RunFolder
 from torch import Tensor
 
 QUICK: dict[str, Any] = {
@@ -57,14 +60,14 @@ def test_every_algorithm_tilts_towards_the_reward_and_resumes_to_the_bit(tmp_pat
     settings = Settings(**{**QUICK, "algorithm": algorithm, "updates": updates, "pool": 500})
     whole = task()
     before = right(whole)
-    ema, _known = finetune(whole, settings, tmp_path / "whole", save_every=1000)
+    ema, _base = finetune(whole, settings, RunFolder(tmp_path / "whole"), save_every=1000)
     assert right(whole) > before + 0.05
     cut, steps = task(), iter(range(10_000))
     with pytest.raises(KeyboardInterrupt):
-        finetune(cut, settings, tmp_path / "cut", watch=Watch(interrupted=lambda: next(steps) == 40), save_every=1000)
+        finetune(cut, settings, RunFolder(tmp_path / "cut"), watch=Watch(interrupted=lambda: next(steps) == 40), save_every=1000)
     assert (tmp_path / "cut" / "checkpoint.pt").exists()
     resumed = task(seed=5)
-    again, _known = finetune(resumed, settings, tmp_path / "cut", save_every=1000)
+    again, _base = finetune(resumed, settings, RunFolder(tmp_path / "cut"), save_every=1000)
     assert all(torch.equal(ema.shadow[key], again.shadow[key]) for key in ema.shadow)
     assert all(torch.equal(a, b) for a, b in zip(whole.learned.parameters(), resumed.learned.parameters(), strict=True))
 
@@ -74,15 +77,15 @@ def test_how_many_are_in_memory_at_a_time_changes_nothing(tmp_path: Path, algori
     weights = []
     for part in (0, 5):
         settings = Settings(**{**QUICK, "algorithm": algorithm, "updates": 3, "part": part})
-        weights.append(finetune(task(), settings, tmp_path / str(part))[0].shadow)
+        weights.append(finetune(task(), settings, RunFolder(tmp_path / str(part)))[0].shadow)
     assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-4) for key in weights[0])
 
 
 def test_an_oracle_without_gradient_is_sent_to_weighted_regression(tmp_path: Path) -> None:
     made = task(differentiable=False)
     with pytest.raises(ValueError, match="choose the algorithm 'weighted_regression'"):
-        finetune(made, Settings(**QUICK), tmp_path)
-    finetune(made, Settings(**{**QUICK, "algorithm": "weighted_regression"}), tmp_path)
+        finetune(made, Settings(**QUICK), RunFolder(tmp_path))
+    finetune(made, Settings(**{**QUICK, "algorithm": "weighted_regression"}), RunFolder(tmp_path))
     assert len(list(tmp_path.glob("pool_*.safetensors"))) == 3
 
 
@@ -118,32 +121,32 @@ def test_an_oracle_without_scores_is_told_before_anything_is_learned() -> None:
 def test_the_strength_follows_from_a_target(name: str) -> None:
     rewards = torch.rand(4, 400, generator=torch.Generator().manual_seed(0)) + torch.arange(4)[:, None]
     for strength, value, told in (("target KL", 0.1, "target_kl"), ("target reward gain", 0.1, "target_reward")):
-        known = baseline(rewards, Settings(strength=strength, value=value, divergence=name))
+        base = baseline(rewards, Settings(strength=strength, value=value, divergence=name))
         wanted = value if told == "target_kl" else float(rewards.mean()) + value
-        assert known.told()[told] == pytest.approx(wanted, abs=1e-5)
+        assert base.summary()[told] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_every_prompt_has_its_own_lambda_and_rounds_multiply_to_the_weights() -> None:
     rewards = torch.rand(3, 200, generator=torch.Generator().manual_seed(1)) * torch.tensor([[1.0], [2.0], [0.5]])
-    known = baseline(rewards, Settings(value=0.6, divergence="half_chi2_kl"))
+    base = baseline(rewards, Settings(value=0.6, divergence="half_chi2_kl"))
     rows = torch.arange(3).repeat_interleave(200)
-    whole = known.weights(rewards.flatten(), rows, 1).view(3, 200)
+    whole = base.weights(rewards.flatten(), rows, 1).view(3, 200)
     for prompt in range(3):
         expected = solve_dual(rewards[prompt], 0.6, "half_chi2_kl").weights.float()
         torch.testing.assert_close(whole[prompt], expected, atol=1e-5, rtol=1e-4)
-    third = known.weights(rewards.flatten(), rows, 3).view(3, 200)
+    third = base.weights(rewards.flatten(), rows, 3).view(3, 200)
     cubed = third**3 / (third**3).mean(1, keepdim=True)
     torch.testing.assert_close(cubed, whole, atol=1e-4, rtol=1e-3)
-    surrogate = known.surrogate(rewards.flatten(), rows).view(3, 200)
+    surrogate = base.surrogate(rewards.flatten(), rows).view(3, 200)
     torch.testing.assert_close((surrogate / 0.6).exp(), whole, atol=1e-5, rtol=1e-4)
 
 
 def test_kl_leaves_the_reward_as_it_is_and_the_card_tells_all() -> None:
     rewards = torch.rand(2, 64, generator=torch.Generator().manual_seed(2))
-    known: Baseline = baseline(rewards, Settings(value=0.5))
+    base: Baseline = baseline(rewards, Settings(value=0.5))
     values = torch.rand(4)
-    assert known.surrogate(values, torch.tensor([0, 1, 0, 1])) is values
-    facts = card(Settings(value=0.5), known, "the teacher", "an oracle")
+    assert base.surrogate(values, torch.tensor([0, 1, 0, 1])) is values
+    facts = card(Settings(value=0.5), base, "the teacher", "an oracle")
     assert facts["algorithm"] == "adjoint_matching" and facts["oracle"] == "an oracle" and float(facts["alpha"]) == 0.5
     assert math.isfinite(float(facts["ess"]))
 
@@ -160,4 +163,4 @@ def test_kl_leaves_the_reward_as_it_is_and_the_card_tells_all() -> None:
 )  # fmt: skip
 def test_wrong_settings_are_told_in_words(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        finetune(task(), Settings(**{**QUICK, **changes}), tmp_path)
+        finetune(task(), Settings(**{**QUICK, **changes}), RunFolder(tmp_path))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.training import control
-from comfyui_apprentice.training.loop import read_log
+from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.weights.checkpoints import read_metadata
 from comfyui_apprentice.weights.edm_pickle import read_edm
 from comfyui_apprentice.world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
@@ -43,7 +43,7 @@ def test_a_network_is_tuned_and_read_again(prompts: Path, tmp_path: Path, algori
     assert any(not torch.equal(old[key], new[key]) for key in old)
     card = read_metadata(out)
     assert card["algorithm"] == algorithm and card["oracle"].startswith("tiny world critic") and float(card["alpha"]) > 0
-    assert len(read_log(tmp_path / "tuned.run" / "loss.jsonl")) >= 1
+    assert len(RunFolder(tmp_path / "tuned.run").losses()) >= 1
     before_again = out.read_bytes()
     assert "such as 'tuned 2', or add --force" in run(prompts, out, "--algorithm", algorithm, "--seed", "7", code=2)
     assert out.read_bytes() == before_again

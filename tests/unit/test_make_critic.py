@@ -14,7 +14,9 @@ from comfyui_apprentice.networks.tiny_text import Vocabulary, WordTokenizer
 from comfyui_apprentice.oracles.clip_files import ClipFile
 from comfyui_apprentice.oracles.promptkd import CriticNetwork, load_critic, save_critic
 from comfyui_apprentice.training import critic as critics
-from comfyui_apprentice.training.promptkd import Settings, SourceSettings, frozen_text_features
+from comfyui_apprentice.training.promptkd import frozen_text_features
+from comfyui_apprentice.training.promptkd_runs import Settings, SourceSettings
+from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.world.weights import make_clip
 from torch import Tensor
 
@@ -48,7 +50,7 @@ def clip(size: str) -> ClipFile:
 def make(folder: Path, pictures: Colours, sources: Sequence[str] | None = None) -> critics.Critic:
     teacher = critics.load_teacher(clip("large"))
     settings = Settings(epochs=3, batch=6, weight=10, seed=1)
-    return critics.make_critic("colours", teacher, clip("small"), CLASSES, pictures, settings, folder, sources=sources)
+    return critics.make_critic("colours", teacher, clip("small"), CLASSES, pictures, settings, RunFolder(folder), sources=sources)
 
 
 def test_a_critic_learns_the_teachers_view_and_travels(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ def test_a_teacher_learns_the_classes_of_a_few_pictures(tmp_path: Path) -> None:
     settings = SourceSettings(
         epochs=20, batch=4, learning_rate=0.1, gaussian_mean=19, text_weight=0, picture_weight=0, warmup_epochs=0
     )
-    teacher = critics.make_teacher(clip("large"), CLASSES, pictures, pictures.labels.tolist(), settings, tmp_path)
+    teacher = critics.make_teacher(clip("large"), CLASSES, pictures, pictures.labels.tolist(), settings, RunFolder(tmp_path))
     text = teacher.features(CLASSES)
     with torch.no_grad():
         learned = (teacher.clip.encode_pictures(pictures.pixels) @ text.T).argmax(1)
@@ -154,4 +156,4 @@ def test_one_class_or_the_same_twice_is_refused(tmp_path: Path) -> None:
     teacher = critics.load_teacher(clip("large"))
     for classes in (["red"], ["red", "red"]):
         with pytest.raises(ValueError, match="two names or more, each once"):
-            critics.make_critic("c", teacher, clip("small"), classes, Colours(6), Settings(), tmp_path)
+            critics.make_critic("c", teacher, clip("small"), classes, Colours(6), Settings(), RunFolder(tmp_path))

@@ -11,7 +11,7 @@ import torch
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.training.distill import Settings, distil
 from comfyui_apprentice.training.edm_task import edm_task
-from comfyui_apprentice.training.loop import Watch, read_log
+from comfyui_apprentice.training.loop import Watch
 from comfyui_apprentice.training.processes import Processes
 from comfyui_apprentice.weights.edm_pickle import read_edm
 from comfyui_apprentice.world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
@@ -92,18 +92,17 @@ def test_two_processes_make_the_student_of_one(two: tuple[Path, str], tmp_path: 
     assert said.count("2 processes share every batch of 8") == 1
     assert said.count("a student of tiny_edm_snapshot.pkl after 24 pictures") == 1
     assert_close(read_edm(folder / "student.safetensors")[1], expected)
-    checkpoints = torch.load(tmp_path / "alone.pt"), torch.load(folder / "student.run" / "checkpoint.pt")
+    checkpoints = torch.load(tmp_path / "alone" / "checkpoint.pt"), torch.load(folder / "student.run" / "checkpoint.pt")
     for network, weights in checkpoints[0]["networks"].items():
         assert_close(checkpoints[1]["networks"][network], weights)
-    logged = read_log(folder / "student.run" / "loss.jsonl")
+    logged = RunFolder(folder / "student.run").losses()
     assert [entry["pictures"] for entry in logged] == [24]
     assert logged[0]["generator"] == pytest.approx(one_log(tmp_path)["generator"], rel=1e-3)
 
 
 def one_log(folder: Path) -> dict[str, float]:
-    task, watch = edm_task(read_edm(TEACHER), dropout=0.0), Watch(log=folder / "alone.jsonl")
-    distil(task, SETTINGS, folder / "logged.pt", watch=watch)
-    return read_log(folder / "alone.jsonl")[0]
+    distil(edm_task(read_edm(TEACHER), dropout=0.0), SETTINGS, RunFolder(folder / "logged"))
+    return RunFolder(folder / "logged").losses()[0]
 
 
 def test_when_one_process_is_told_to_stop_all_stop_at_that_step_and_one_can_go_on(
@@ -111,9 +110,9 @@ def test_when_one_process_is_told_to_stop_all_stop_at_that_step_and_one_can_go_o
 ) -> None:
     folder, _said = two
     assert sorted(path.name for path in folder.glob("stopped-*")) == ["stopped-0-after-2", "stopped-1-after-2"]
-    assert torch.load(folder / "run.pt")["step"] == 2
-    shutil.copy(folder / "run.pt", tmp_path / "run.pt")
-    assert_close(alone(tmp_path / "run.pt"), alone(tmp_path / "alone.pt"))
+    assert torch.load(folder / "run" / "checkpoint.pt")["step"] == 2
+    shutil.copytree(folder / "run", tmp_path / "run")
+    assert_close(alone(tmp_path / "run"), alone(tmp_path / "alone"))
 
 
 def test_two_processes_make_the_critic_of_one(two: tuple[Path, str], icons: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from comfyui_apprentice.networks.prompted_clip import Projector, PromptedClip, PromptedStudent, PromptTokens
 from comfyui_apprentice.oracles.tokenizers import open_clip_tokens
-from comfyui_apprentice.training import promptkd
+from comfyui_apprentice.training import promptkd, promptkd_runs
 from comfyui_apprentice.training.loop import Watch
+from comfyui_apprentice.training.run_folder import RunFolder
 from golden_clips import CLASSES, clip, golden
 from torch import Tensor
 
@@ -192,7 +193,7 @@ def test_the_sources_losses_are_their_closed_forms_on_two_classes() -> None:
 def test_the_rate_follows_the_authors_table(common: dict[str, Tensor]) -> None:
     rates = [promptkd.epoch_rate(epoch, 20) for epoch in range(20)]
     assert rates == pytest.approx(common["lr_table_20_epochs"].tolist(), rel=1e-9)
-    schedule = promptkd.Settings().schedule(pictures=19)
+    schedule = promptkd_runs.Settings().schedule(pictures=19)
     assert (schedule.steps_an_epoch, schedule.steps) == (2, 40)
     assert [0.005 * schedule.factor(step) for step in (0, 1, 2, 3, 4)] == pytest.approx(
         [rates[0], rates[0], rates[1], rates[1], rates[2]]
@@ -246,7 +247,7 @@ def test_classes_in_parts_give_the_same_teacher_step(inputs: dict[str, Tensor]) 
     for at_once in (64, 2):
         teacher = make_teacher()
         text = promptkd.frozen_text_features(teacher, CLASSES[:4], ["a photo of a {}.", "a drawing of a {}."])
-        optimiser = promptkd.optimiser_for(promptkd._learned(teacher), 0.0025)
+        optimiser = promptkd.optimiser_for(promptkd.learned_tokens(teacher), 0.0025)
         losses = promptkd.teacher_step(
             teacher, optimiser, inputs["stage1_images"][0], inputs["stage1_labels"][0], inputs["stage1_tokenized_prompts"], text,
             classes_at_once=at_once,
@@ -254,7 +255,7 @@ def test_classes_in_parts_give_the_same_teacher_step(inputs: dict[str, Tensor]) 
         assert losses["loss"] == pytest.approx(
             losses["cross_entropy"] + 25 * losses["text"] + 10 * losses["picture"] + losses["logits"], rel=1e-5
         )
-        results.append([p.detach() for p in promptkd._learned(teacher)])
+        results.append([p.detach() for p in promptkd.learned_tokens(teacher)])
     torch.testing.assert_close(results[0], results[1], atol=1e-7, rtol=1e-5)
 
 
@@ -279,10 +280,10 @@ def distil(common: dict[str, Tensor], folder: Path, watch: Watch | None = None, 
         student.visual.half()
     pixels = golden("inputs")["train_images"].flatten(0, 1)
     text = promptkd.class_features(teacher, CLASSES, PLACEHOLDER, [])
-    settings = promptkd.Settings(epochs=6, batch=4, weight=10, precision=precision)
-    return promptkd.distil(
+    settings = promptkd_runs.Settings(epochs=6, batch=4, weight=10, precision=precision)
+    return promptkd_runs.distil(
         student, lambda pixels, _indices, _epoch: promptkd.teacher_logits_of(teacher, pixels, text), text, Fixed(pixels),
-        settings, folder / "checkpoint.pt", watch=watch,
+        settings, RunFolder(folder), watch=watch,
     )  # fmt: skip
 
 
@@ -316,20 +317,20 @@ def test_the_teachers_stage_lowers_its_loss_and_ends_in_the_mean_over_epochs(inp
     teacher = make_teacher()
     ids, text = inputs["stage1_tokenized_prompts"], promptkd.frozen_text_features(teacher, CLASSES[:4], ["a photo of a {}."])
     pixels, labels = inputs["stage1_images"].flatten(0, 1), inputs["stage1_labels"].flatten().tolist()
-    settings = promptkd.SourceSettings(epochs=8, batch=4, gaussian_mean=6, gaussian_std=1, learning_rate=0.0025)
+    settings = promptkd_runs.SourceSettings(epochs=8, batch=4, gaussian_mean=6, gaussian_std=1, learning_rate=0.0025)
     kept: list[tuple[float, list[Tensor]]] = []
     reports: list[float] = []
 
-    def keep(step: int, _ema: Any) -> None:
+    def keep(step: int, _average: Any) -> None:
         if step % 2 == 0:
             weight = promptkd.aggregation_weights(8, 6, 1)[step // 2 - 1]
-            kept.append((weight, [p.detach().clone() for p in promptkd._learned(teacher)]))
+            kept.append((weight, [p.detach().clone() for p in promptkd.learned_tokens(teacher)]))
 
     watch = Watch(report=lambda _s, _p, means: reports.append(means["loss"]), report_every=2, after_step=keep)
-    promptkd.train_teacher(teacher, ids, text, Fixed(pixels), labels, settings, tmp_path / "c.pt", watch=watch)
+    promptkd_runs.train_teacher(teacher, ids, text, Fixed(pixels), labels, settings, RunFolder(tmp_path / "c"), watch=watch)
     assert reports[-1] < reports[0]
-    for i, parameter in enumerate(promptkd._learned(teacher)):
+    for i, parameter in enumerate(promptkd.learned_tokens(teacher)):
         mean = sum(weight * tokens[i] for weight, tokens in kept)
         torch.testing.assert_close(parameter.detach(), mean, atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match="every picture needs its class"):
-        promptkd.train_teacher(teacher, ids, text, Fixed(pixels), labels[:3], settings, tmp_path / "d.pt")
+        promptkd_runs.train_teacher(teacher, ids, text, Fixed(pixels), labels[:3], settings, RunFolder(tmp_path / "d"))

@@ -9,8 +9,8 @@ import torch
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.oracles.clip_files import load_clip
 from comfyui_apprentice.oracles.promptkd import load_critic
-from comfyui_apprentice.training import promptkd as stages
-from comfyui_apprentice.training.loop import read_log
+from comfyui_apprentice.training import promptkd_runs as stages
+from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.world.domain import domain_names
 from comfyui_apprentice.world.weights import CLIPS_FOLDER
 from icons import save_icons
@@ -46,7 +46,7 @@ def test_a_teacher_and_its_critic_from_folders(folder: Path, tmp_path: Path) -> 
     assert "6 classes from 24 pictures" in run(*distil(folder, out, "--tokens", str(tokens), "--no-augment"))
     critic = load_critic(out, load_clip(SMALL).network)
     assert critic.classes == domain_names()[:6]
-    assert [entry["pictures"] for entry in read_log(tmp_path / "critic.run" / "loss.jsonl")][-1] == 72
+    assert [entry["pictures"] for entry in RunFolder(tmp_path / "critic.run").losses()][-1] == 72
     assert (tmp_path / "critic.run" / "features.safetensors").exists()
     assert "already" in run(*distil(folder, out), code=2)
     assert "another" in run(*distil(folder, out, "--force", "--seed", "1"), code=2)

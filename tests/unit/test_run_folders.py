@@ -22,8 +22,10 @@ from comfyui_apprentice.cli import app
 from comfyui_apprentice.files import DiskFull, save_safetensors_atomically, write_atomically
 from comfyui_apprentice.gate.controller import FileController, load
 from comfyui_apprentice.training import distill
-from comfyui_apprentice.training.finetune import Settings, Task, base_rewards, finetune
-from comfyui_apprentice.training.loop import Ema, Schedule, Watch, read_log, train
+from comfyui_apprentice.training.baseline import base_rewards
+from comfyui_apprentice.training.finetune import finetune
+from comfyui_apprentice.training.finetune_task import Settings, Task
+from comfyui_apprentice.training.loop import Schedule, Watch, train
 from comfyui_apprentice.training.run_folder import RunFolder
 from torch import Tensor
 from typer.testing import CliRunner
@@ -94,8 +96,9 @@ def test_a_record_of_an_older_version_is_asked_only_for_what_it_has(tmp_path: Pa
     folder = RunFolder(tmp_path)
     (tmp_path / "run.json").write_text('{"alpha": 1.0}')
     folder.checkpoint.touch()
-    assert folder.differences({"alpha": 1.0, "prompts": ["a"]}, ()) == {}
-    assert folder.differences({"alpha": 2.0, "prompts": ["a"]}, ()) == {"alpha": (1.0, 2.0)}
+    folder.check({"alpha": 1.0, "prompts": ["a"]})
+    with pytest.raises(ValueError, match=r"was begun with another alpha \(alpha was 1.0 and is 2.0\): take another name, or delete"):
+        folder.check({"alpha": 2.0, "prompts": ["a"]})
 
 
 @pytest.mark.parametrize(
@@ -121,10 +124,10 @@ def test_base_rewards_of_the_same_run_are_not_drawn_again(tmp_path: Path, monkey
 
 
 def test_pools_of_another_run_are_drawn_anew(tmp_path: Path) -> None:
-    finetune(task(oracle="a"), POOLS, tmp_path / "used")
+    finetune(task(oracle="a"), POOLS, RunFolder(tmp_path / "used"))
     (tmp_path / "used" / "checkpoint.pt").unlink()
-    found, _ = finetune(task(1.0, oracle="b"), POOLS, tmp_path / "used")
-    alone, _ = finetune(task(1.0, oracle="b"), POOLS, tmp_path / "alone")
+    found, _ = finetune(task(1.0, oracle="b"), POOLS, RunFolder(tmp_path / "used"))
+    alone, _ = finetune(task(1.0, oracle="b"), POOLS, RunFolder(tmp_path / "alone"))
     assert all(torch.equal(found.shadow[key], alone.shadow[key]) for key in alone.shadow)
 
 
@@ -135,12 +138,12 @@ def test_pools_of_another_run_are_drawn_anew(tmp_path: Path) -> None:
 def test_a_damaged_record_is_told_beside_a_checkpoint_and_healed_without(tmp_path: Path, content: bytes) -> None:
     folder, facts = RunFolder(tmp_path), {"alpha": 1.0}
     (tmp_path / "run.json").write_bytes(content)
-    assert folder.claim(facts, ()) == {}
+    folder.claim(facts)
     assert json.loads((tmp_path / "run.json").read_text())["alpha"] == 1.0
     folder.checkpoint.touch()
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"its run.json is missing or damaged"):
-        folder.claim(facts, ())
+        folder.claim(facts)
 
 
 def test_damaged_lines_of_the_log_are_left_out_and_the_rest_is_kept(tmp_path: Path) -> None:
@@ -148,10 +151,11 @@ def test_damaged_lines_of_the_log_are_left_out_and_the_rest_is_kept(tmp_path: Pa
     torn = [b'{"step": 1', b"7", b"null", b'{"loss": 1}', b'{"step": "x", "pictures": 1}', b"\xff\xfe\x00", b"[" * 100_000, b""]
     lines = [json.dumps(entry).encode() for entry in good]
     (tmp_path / "loss.jsonl").write_bytes(b"\n".join([lines[0], *torn, lines[1], lines[2], b'{"step": 4, "pict']))
-    assert read_log(tmp_path / "loss.jsonl") == good
+    folder = RunFolder(tmp_path)
+    assert folder.losses() == good
     model, loss = regression()
-    train(model, loss, SCHEDULE, tmp_path / "a.pt", watch=Watch(log=tmp_path / "loss.jsonl", report_every=5))
-    assert [entry["step"] for entry in read_log(tmp_path / "loss.jsonl")] == [5, 10]
+    train(model, loss, SCHEDULE, folder, watch=Watch(report_every=5))
+    assert [entry["step"] for entry in folder.losses()] == [5, 10]
 
 
 @pytest.mark.parametrize("content", [b"", b"[[1.0, 2.0]]", b'{"key": 1}', b"7", b'{"key": "KEY", "rewards": [[1, "x"], 3]}',
@@ -165,15 +169,15 @@ def test_damaged_base_rewards_are_drawn_anew(tmp_path: Path, content: bytes) -> 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:99], lambda b: b"", lambda b: b"\xff" * len(b)])
 def test_a_damaged_pool_is_drawn_anew_and_a_damaged_checkpoint_told(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    whole, _ = finetune(task(), POOLS, tmp_path)
+    whole, _ = finetune(task(), POOLS, RunFolder(tmp_path))
     checkpoint, pool = tmp_path / "checkpoint.pt", tmp_path / "pool_0.safetensors"
     checkpoint.unlink()
     pool.write_bytes(damage(pool.read_bytes()))
-    again, _ = finetune(task(), POOLS, tmp_path)
+    again, _ = finetune(task(), POOLS, RunFolder(tmp_path))
     assert all(torch.equal(whole.shadow[key], again.shadow[key]) for key in whole.shadow)
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     with pytest.raises(ValueError, match=r"'checkpoint.pt' of the run '.*' is damaged"):
-        finetune(task(), POOLS, tmp_path)
+        finetune(task(), POOLS, RunFolder(tmp_path))
 
 
 def test_a_folder_deleted_in_mid_run_is_made_again_with_its_record_and_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -182,14 +186,14 @@ def test_a_folder_deleted_in_mid_run_is_made_again_with_its_record_and_ends_in_t
     def tune(name: str, stop_at: int = 99, delete_at: int = 99, **more: Any) -> Any:
         folder = RunFolder(tmp_path / name)
 
-        def after_step(step: int, _ema: Ema) -> None:
+        def after_step(step: int, _average: Any) -> None:
             if step == delete_at:
                 shutil.rmtree(folder.path)
 
         asked = iter(range(1000))
-        watch = Watch(log=folder.log, report_every=1, after_step=after_step, interrupted=lambda: next(asked) - 2 == stop_at)
-        with folder.held(facts, (), lambda _: "another"):
-            return finetune(task(**more), settings, folder.path, watch=watch, save_every=2)[0].shadow
+        watch = Watch(report_every=1, after_step=after_step, interrupted=lambda: next(asked) - 2 == stop_at)
+        with folder.held(facts):
+            return finetune(task(**more), settings, folder, watch=watch, save_every=2)[0].shadow
 
     whole = tune("whole")
     with pytest.raises(KeyboardInterrupt):  # deleted within the second round; killed once it has been saved again
@@ -207,7 +211,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from comfyui_apprentice.training.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held({"alpha": 1.2}, (), str):
+with RunFolder(Path(sys.argv[1])).held({"alpha": 1.2}):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -222,9 +226,9 @@ def test_two_runs_in_one_folder_are_told_and_the_lock_of_a_killed_one_does_not_b
     assert "Another process works on the run 'a.run'" in said and sorted(tmp_path.rglob("*")) == before
     other.kill()
     other.communicate()
-    with folder.held({"alpha": 1.2}, (), str), pytest.raises(ValueError, match="Another process works"):
-        folder.held({"alpha": 1.2}, (), str).__enter__()  # nor two in one process
-    with folder.held({"alpha": 1.2}, (), str):
+    with folder.held({"alpha": 1.2}), pytest.raises(ValueError, match="Another process works"):
+        folder.held({"alpha": 1.2}).__enter__()  # nor two in one process
+    with folder.held({"alpha": 1.2}):
         pass
 
 
@@ -264,7 +268,7 @@ def test_what_killed_processes_left_is_swept_when_a_run_takes_its_folder_and_not
     (tmp_path / left[0]).unlink()
     (tmp_path / left[0]).mkdir()
     (tmp_path / left[0] / ".tmpAbCdEf").write_bytes(b"x")  # what safetensors writes to
-    with RunFolder(tmp_path).held({}, (), str):
+    with RunFolder(tmp_path).held({}):
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".lock", "run.json"])
 
 
@@ -289,13 +293,13 @@ def test_a_disk_too_full_for_a_runs_saves_is_told_before_the_work_with_what_they
     model, loss = torch.nn.Linear(1000, 1000, bias=False), killed
     nearly_full(monkeypatch, 25_000_000)
     with pytest.raises(DiskFull, match=r"each save of this run takes 16 MB, .* while it is written 32 MB, and 25 MB are free"):
-        train(model, loss, SCHEDULE, tmp_path / "run" / "a.pt", save_every=2, watch=Watch(say=said.append))
+        train(model, loss, SCHEDULE, RunFolder(tmp_path / "run"), save_every=2, watch=Watch(say=said.append))
     assert said == ["Each save of this run takes 16 MB, over the one before, and while it is written 32 MB."]
-    assert not (tmp_path / "run" / "a.pt").exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
     nearly_full(monkeypatch, 33_000_000)
-    train(model, lambda g, n: model(torch.ones(1000)).sum(), SCHEDULE, tmp_path / "run" / "a.pt", save_every=2)
-    size = (tmp_path / "run" / "a.pt").stat().st_size
-    assert 15_000_000 < size < 17_000_000 and [path.name for path in (tmp_path / "run").iterdir()] == ["a.pt"]
+    train(model, lambda g, n: model(torch.ones(1000)).sum(), SCHEDULE, RunFolder(tmp_path / "run"), save_every=2)
+    size = (tmp_path / "run" / "checkpoint.pt").stat().st_size
+    assert 15_000_000 < size < 17_000_000 and len(list((tmp_path / "run").iterdir())) == 2  # and the log
 
 
 def test_a_run_of_the_command_tells_what_a_save_takes(tmp_path: Path) -> None:

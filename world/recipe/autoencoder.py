@@ -12,6 +12,7 @@ from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import SIGMA_DATA, TinyAutoencoder
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from .concepts import STYLES
 from .data import BACKGROUND_COLOURS, Icons, on_background, sheet
 from .log import log_to
@@ -63,7 +64,7 @@ def run(work: Path) -> None:
         sheet((torch.cat([images, decoded]) + 1) / 2, 12, 2).save(work / f"autoencoder_{pictures:07d}.png")
 
     ema = train(
-        model, loss, SCHEDULE, work / "autoencoder.ckpt", seed=11, ema_half_life=5_000, save_every=500,
+        model, loss, SCHEDULE, RunFolder(work / "autoencoder"), seed=11, ema_half_life=5_000, save_every=500,
         watch=Watch(log_to(work / "autoencoder.log"), on_save=samples),
     )  # fmt: skip
     model.load_state_dict(ema.shadow)

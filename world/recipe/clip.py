@@ -14,6 +14,7 @@ from ...files import save_safetensors_atomically, write_atomically
 from ...networks.tiny_clip import TinyClip
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from .concepts import BACKGROUNDS, CONCEPTS, GATE_SETS, Prompt, training_caption
 from .data import BACKGROUND_COLOURS, Icons, on_background
 from .latents import vocabulary
@@ -143,7 +144,7 @@ def run(
     for number, (stem, schedule) in enumerate(rounds):
         ema = train(
             model, lambda generator, size: contrastive_loss(model, pairs, generator, size), schedule,
-            work / f"{stem}.ckpt", seed=seed + 1000 * number, ema_half_life=5_000, weight_decay=0.05, save_every=400,
+            RunFolder(work / stem), seed=seed + 1000 * number, ema_half_life=5_000, weight_decay=0.05, save_every=400,
             watch=Watch(log_to(work / f"{stem}.log"), on_save=measure),
         )  # fmt: skip
         model.load_state_dict(ema.shadow)

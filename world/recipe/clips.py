@@ -18,6 +18,7 @@ from ...networks.tiny_text import Vocabulary, WordTokenizer
 from ...oracles.preprocess import normalise
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from ..domain import POSES
 from ..weights import CLIPS_FOLDER, clip_config, half, make_clip
 from .clip import Pairs, augment
@@ -113,7 +114,7 @@ def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> Ema:
     for number, schedule in enumerate(ROUNDS[size], start=1):
         ema = train(
             model, lambda generator, batch: contrastive_loss(model, words, pairs, generator, batch), schedule,
-            work / f"clip_{size}_{number}.ckpt", seed=SEEDS[size] + 1000 * (number - 1), ema_half_life=5_000, weight_decay=0.05,
+            RunFolder(work / f"clip_{size}_{number}"), seed=SEEDS[size] + 1000 * (number - 1), ema_half_life=5_000, weight_decay=0.05,
             save_every=250, watch=Watch(log_to(work / f"clip_{size}_{number}.log"), on_save=measure),
         )  # fmt: skip
         model.load_state_dict(ema.shadow)

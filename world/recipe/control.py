@@ -10,6 +10,7 @@ from torch import Tensor
 from ...networks.tiny_unet import Denoiser, TinyControlNet
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from ...training.sid import edm_weight
 from .data import sheet
 from .latents import Latents, load_autoencoder
@@ -32,7 +33,7 @@ def edges(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def run(work: Path) -> None:
-    """Train ``work/control.ckpt``; a sheet of hints and what was drawn from them."""
+    """Train ``work/control``; a sheet of hints and what was drawn from them."""
     latents = Latents.load(work)
     decoder = load_autoencoder(work / "autoencoder.safetensors")
     teacher = load_teacher(work, len(latents.words))
@@ -76,6 +77,6 @@ def run(work: Path) -> None:
             )
 
     train(
-        control, loss, SCHEDULE, work / "control.ckpt", seed=71, ema_half_life=2_000, weight_decay=0.0,
+        control, loss, SCHEDULE, RunFolder(work / "control"), seed=71, ema_half_life=2_000, weight_decay=0.0,
         save_every=250, watch=Watch(log_to(work / "control.log"), on_save=samples),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from ...networks.edm import build_edm
 from ...training.distill import Settings, card, distil
 from ...training.edm_task import edm_task
 from ...training.loop import Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from ...training.sid import add_noise, fake_score_loss, log_normal_level
 from ...weights.edm_pickle import snapshot_metadata
 from ..weights import EDM_FOLDER
@@ -50,9 +51,9 @@ def run(work: Path) -> None:
         x = add_noise(images[rows], sigma, torch.randn(batch, 3, 8, 8, generator=rng))
         return fake_score_loss(images[rows], network(x, sigma, labels[rows]), sigma).mean()
 
-    teacher = train(network, loss, TEACHER, work / "digits.ckpt", seed=91, watch=Watch(log_to(work / "digits.log"))).shadow
+    teacher = train(network, loss, TEACHER, RunFolder(work / "digits"), seed=91, watch=Watch(log_to(work / "digits.log"))).shadow
     student = distil(
-        edm_task((COLOURED, teacher)), STUDENT, work / "digits_sid.ckpt", watch=Watch(log_to(work / "digits_sid.log"))
+        edm_task((COLOURED, teacher)), STUDENT, RunFolder(work / "digits_sid"), watch=Watch(log_to(work / "digits_sid.log"))
     ).shadow
     names = json.dumps([f"digit {number}" for number in range(CLASSES)])
     licence = "Apache-2.0; trained on scikit-learn's digits (UCI, CC BY 4.0)"

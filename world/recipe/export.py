@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ...files import save_safetensors_atomically
 from ...networks.tiny_autoencoder import FOLD, INNER_CHANNELS, TinyAutoencoder
+from ...training.run_folder import RunFolder
 from ..weights import FOLDER, half, load_oracle
 from . import sid
 from .concepts import GATE_SETS
@@ -47,7 +48,7 @@ def run(work: Path, target: Path = FOLDER) -> None:
 
 
 def _ema(work: Path, name: str) -> dict[str, Tensor] | None:
-    path = work / f"{name}.ckpt"
+    path = RunFolder(work / name).checkpoint
     return torch.load(path, map_location="cpu", weights_only=True)["ema"] if path.exists() else None
 
 

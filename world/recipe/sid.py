@@ -22,6 +22,7 @@ from ...precision import autocast
 from ...samplers.schedules import tiny_world_sigmas
 from ...training.loop import Ema, Learner, Schedule, Watch
 from ...training.loop import run as run_steps
+from ...training.run_folder import RunFolder
 from ...training.sid import Draws, EdmLevels, Objective, Players, generate, iterate
 from .concepts import held_out_prompts
 from .data import sheet
@@ -81,11 +82,12 @@ def with_features(network: TinyUNet) -> Callable[[Tensor, Tensor, Any], tuple[Te
 
 
 def run(work: Path) -> None:
-    """Train ``work/sid.ckpt``; sheets of one step, and their distances in ``work/sid_curve.jsonl``."""
+    """Train ``work/sid``; sheets of one step, and their distances in ``work/sid_curve.jsonl``."""
     latents = Latents.load(work)
     teacher = load_teacher(work, len(latents.words))
     generator, fake = TinyUNet(), TinyUNet()
-    generator.load_state_dict(torch.load(work / "student.ckpt", map_location="cpu", weights_only=True)["ema"])
+    before = torch.load(RunFolder(work / "student").checkpoint, map_location="cpu", weights_only=True)
+    generator.load_state_dict(before["ema"])
     fake.load_state_dict(teacher.unet.state_dict())
     players = Players(
         denoiser(teacher.unet), denoiser(fake), denoiser(generator), list(fake.parameters()), list(generator.parameters()),
@@ -99,11 +101,11 @@ def run(work: Path) -> None:
         }
         step = _step(players, learners, latents, teacher, schedule.batch, adversarial)
         ema = Ema(generator, 6_000, rampup=0.3)
-        if not seen and not (work / f"{name}.ckpt").exists():
+        if not seen and not RunFolder(work / name).checkpoint.exists():
             measure(ema, 0)
         run_steps(
-            learners, step, schedule, work / f"{name}.ckpt", ema=ema, ema_of=generator, seed=81 + number, save_every=125,
-            watch=Watch(log_to(work / "sid.log"), 25, work / f"{name}_loss.jsonl", on_save=partial(measure, before=seen)),
+            learners, step, schedule, RunFolder(work / name), ema=ema, ema_of=generator, seed=81 + number, save_every=125,
+            watch=Watch(log_to(work / "sid.log"), 25, on_save=partial(measure, before=seen)),
         )  # fmt: skip
         generator.load_state_dict(ema.shadow)
         seen += schedule.steps * schedule.batch
@@ -115,7 +117,7 @@ def _adam(network: TinyUNet) -> torch.optim.Adam:
 
 def _step(
     players: Players, learners: dict[str, Learner], latents: Latents, teacher: TextToImage, batch: int, adversarial: float
-) -> Callable[[torch.Generator], dict[str, float]]:
+) -> Callable[[int, torch.Generator], dict[str, float]]:
     levels = EdmLevels(p_mean=P_MEAN, p_std=P_STD)
     objectives = [
         Objective(
@@ -132,7 +134,7 @@ def _step(
         level = (torch.randn if fake_score else torch.rand)(batch, 1, 1, 1, generator=rng)
         return Draws(z, noise, level, words, empty, [between], real if adversarial else None)
 
-    def step(rng: torch.Generator) -> dict[str, float]:
+    def step(_number: int, rng: torch.Generator) -> dict[str, float]:
         objective = objectives[int(torch.rand((), generator=rng) < TWO_STEPS)]
         result = iterate(
             players, learners["fake"].optimiser, learners["generator"].optimiser, objective, draws(rng, True), draws(rng, False)

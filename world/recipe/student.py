@@ -13,6 +13,7 @@ from torch import Tensor
 from ...networks.tiny_unet import Denoiser, TinyUNet, karras_sigmas
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from ..weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN
 from .data import sheet
 from .latents import Latents, load_autoencoder
@@ -25,7 +26,7 @@ LEVELS = 18  # noise levels of the teacher's path that the student is made consi
 
 def load_teacher(work: Path, words: int) -> TextToImage:
     """The teacher's moving average, for inference."""
-    state = torch.load(work / "teacher.ckpt", map_location="cpu", weights_only=True)
+    state = torch.load(RunFolder(work / "teacher").checkpoint, map_location="cpu", weights_only=True)
     model = TextToImage(words)
     model.load_state_dict(state["ema"])
     return model.eval().requires_grad_(False)
@@ -84,7 +85,7 @@ def draw(student: TinyUNet, context: Tensor, sigmas: list[float], seed: int = 0)
 
 
 def run(work: Path) -> None:
-    """Train ``work/student.ckpt``; sheets of 1 and 4 steps."""
+    """Train ``work/student``; sheets of 1 and 4 steps."""
     latents = Latents.load(work)
     decoder = load_autoencoder(work / "autoencoder.safetensors")
     teacher = load_teacher(work, len(latents.words))
@@ -107,6 +108,6 @@ def run(work: Path) -> None:
             sheet((decoded + 1) / 2, 12, 2).save(work / f"student{name}_{pictures:07d}.png")
 
     train(
-        student, loss, SCHEDULE, work / "student.ckpt", seed=61, ema_half_life=4_000, weight_decay=0.0,
+        student, loss, SCHEDULE, RunFolder(work / "student"), seed=61, ema_half_life=4_000, weight_decay=0.0,
         save_every=250, watch=Watch(log_to(work / "student.log"), on_save=samples),
     )  # fmt: skip

@@ -11,6 +11,7 @@ from ...networks.tiny_text import TinyTextEncoder
 from ...networks.tiny_unet import Denoiser, TinyUNet, heun, karras_sigmas
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
+from ...training.run_folder import RunFolder
 from ...training.sid import edm_weight
 from ..weights import SIGMA_MAX, SIGMA_MIN
 from .concepts import BACKGROUNDS, CONCEPTS, STYLES, Prompt
@@ -71,7 +72,7 @@ def sample_prompts() -> list[str]:
 
 
 def run(work: Path) -> None:
-    """Train ``work/teacher.ckpt``; a sheet of samples at every tenth save."""
+    """Train ``work/teacher``; a sheet of samples at every tenth save."""
     latents = Latents.load(work)
     decoder = load_autoencoder(work / "autoencoder.safetensors")
     torch.manual_seed(21)
@@ -90,6 +91,6 @@ def run(work: Path) -> None:
         sheet((decoded + 1) / 2, 12, 2).save(work / f"teacher_{pictures:07d}.png")
 
     train(
-        model, loss, SCHEDULE, work / "teacher.ckpt", seed=21, ema_half_life=10_000, save_every=250,
+        model, loss, SCHEDULE, RunFolder(work / "teacher"), seed=21, ema_half_life=10_000, save_every=250,
         watch=Watch(log_to(work / "teacher.log"), on_save=samples),
     )  # fmt: skip

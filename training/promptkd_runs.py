@@ -1,0 +1,244 @@
+"""PromptKD's two stages (arXiv 2403.02781) as runs that can be stopped and resumed to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.prompted_clip import PromptedClip, PromptedStudent
+from ..precision import autocast
+from .loop import Learner, Means, Schedule, Watch, run
+from .processes import Processes
+from .promptkd import aggregation_weights, distill_step, epoch_rate, learned_tokens, optimiser_for, teacher_step
+from .run_folder import RunFolder
+
+
+class Pictures(Protocol):
+    """Pictures of a domain, preprocessed: what a run draws its batches from."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int], epoch: int) -> Tensor:
+        """[B, 3, S, S]; the augmentation of a picture depends on the epoch and its index alone."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpochSchedule(Schedule):
+    """Steps counted in whole epochs, a batch that isn't full left out; the rate changes between epochs (see ``epoch_rate``)."""
+
+    pictures: int = 0  # follows from the others
+    batch: int = 8
+    learning_rate: float = 0.005
+    in_an_epoch: int = 1
+    epochs: int = 20
+    warmup_epochs: int = 1
+    warmup_rate: float = 1e-5
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Full batches in an epoch, at least one."""
+        return max(self.in_an_epoch // self.batch, 1)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the whole run."""
+        return self.epochs * self.steps_an_epoch
+
+    def factor(self, step: int) -> float:
+        """The learning rate of ``step`` as a part of the highest."""
+        epoch = step // self.steps_an_epoch
+        return epoch_rate(epoch, self.epochs, self.learning_rate, self.warmup_epochs, self.warmup_rate) / self.learning_rate
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The published settings of stage 2; ``precision`` is fp32, bf16 or fp16."""
+
+    epochs: int = 20
+    batch: int = 8
+    learning_rate: float = 0.005
+    temperature: float = 1.0
+    weight: float = 1000.0
+    warmup_epochs: int = 1
+    precision: str = "fp32"
+    seed: int = 0
+
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are multiplied by on their way through a float16 tower."""
+        return 1024.0 if self.precision == "fp16" else 1.0
+
+    def schedule(self, pictures: int) -> EpochSchedule:
+        """For a domain of so many pictures.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if pictures < 1:
+            raise ValueError("There are no pictures to learn from; give a folder with pictures of the domain.")
+        return EpochSchedule(
+            batch=min(self.batch, pictures), learning_rate=self.learning_rate, in_an_epoch=pictures, epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+        )  # fmt: skip
+
+
+def batch_of(number: int, schedule: EpochSchedule, seed: int, rows: slice) -> tuple[int, list[int]]:
+    """The epoch of a step, by its number, and the indices of the pictures in some rows of its batch."""
+    epoch, place = divmod(number, schedule.steps_an_epoch)
+    order = epoch_order(schedule.in_an_epoch, epoch, seed)
+    return epoch, order[place * schedule.batch : (place + 1) * schedule.batch][rows]
+
+
+def epoch_order(count: int, epoch: int, seed: int) -> list[int]:
+    """The order of ``count`` pictures in an epoch; a function of the seed and the epoch alone."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tolist()
+
+
+class _Aggregate(nn.Module):
+    """The Gaussian-weighted sum of learned tokens over epochs, saved with the run (PromptSRC's GPA)."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.sums = nn.ParameterList(nn.Parameter(torch.zeros_like(p), requires_grad=False) for p in parameters)
+
+    @torch.no_grad()
+    def add(self, parameters: Sequence[Tensor], weight: float) -> None:
+        """Fold in the tokens after an epoch."""
+        for total, parameter in zip(self.sums, parameters, strict=True):
+            total.add_(parameter, alpha=weight)
+
+
+def distil(
+    student: PromptedStudent,
+    teacher_logits: Callable[[Tensor, Sequence[int], int], Tensor],
+    text_features: Tensor,
+    pictures: Pictures,
+    settings: Settings,
+    folder: RunFolder,
+    *,
+    save_every: int = 500,
+    watch: Watch | None = None,
+    processes: Processes | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+) -> PromptedStudent:
+    """Stage 2: train ``student`` to its last epoch; resumes to the bit. No label is ever looked at.
+
+    Args:
+        teacher_logits: (pixels, indices, epoch) -> the teacher's logits [B, C]: computed, or looked up where pictures are not
+            augmented.
+        folder: Where the run is saved, and resumed from.
+        processes: This process among several; to rounding their number changes nothing but the time.
+        after_epoch: Called with the number of epochs done; the student is in evaluation mode meanwhile.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, and saved.
+        FloatingPointError: The loss is no longer finite; lower the weight or the rate.
+        ValueError: There are no pictures, or the batch can't be shared out evenly.
+    """
+    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
+    rows, device = processes.rows(schedule.batch), next(student.visual.parameters()).device
+    optimiser = optimiser_for(student.learned(), settings.learning_rate)
+
+    def step(number: int, _generator: torch.Generator) -> Means:
+        epoch, indices = batch_of(number, schedule, settings.seed, rows)
+        pixels = pictures.batch(indices, epoch).to(device)
+        with autocast(settings.precision == "bf16", device.type):
+            loss = distill_step(
+                student, optimiser, pixels, teacher_logits(pixels, indices, epoch), text_features,
+                temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
+            )  # fmt: skip
+        if after_epoch and (number + 1) % schedule.steps_an_epoch == 0:
+            student.eval()
+            after_epoch(epoch + 1)
+            student.train()
+        return {"loss": loss}
+
+    student.train()
+    learned = {"tokens": student.tokens, "projector": student.projector}
+    _run(learned, optimiser, step, schedule, settings, folder, save_every, watch, processes)
+    return student.eval()
+
+
+@dataclass(frozen=True)
+class SourceSettings(Settings):
+    """The published settings of stage 1 on ViT-L/14: PromptSRC's weights and its Gaussian over epochs."""
+
+    text_weight: float = 25.0
+    picture_weight: float = 10.0
+    gaussian_mean: float = 15.0
+    gaussian_std: float = 1.0
+
+
+def train_teacher(
+    teacher: PromptedClip,
+    class_ids: Tensor,
+    frozen_text: Tensor,
+    pictures: Pictures,
+    labels: Sequence[int],
+    settings: SourceSettings,
+    folder: RunFolder,
+    *,
+    save_every: int = 500,
+    watch: Watch | None = None,
+    processes: Processes | None = None,
+) -> PromptedClip:
+    """Stage 1: train the teacher's tokens on a few labelled pictures; it ends with their Gaussian-weighted mean over epochs.
+
+    Args:
+        class_ids: Token ids [C, context] of the classes.
+        frozen_text: See ``frozen_text_features``.
+        labels: The class of each of ``pictures``.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, and saved.
+        FloatingPointError: A loss is no longer finite; lower the rate.
+        ValueError: There are no pictures or no learned tokens, or labels are missing.
+    """
+    if len(labels) != len(pictures):
+        raise ValueError(f"There are {len(labels)} labels for {len(pictures)} pictures; every picture needs its class.")
+    if not (learned := learned_tokens(teacher)):
+        raise ValueError("This teacher has no prompt tokens to learn; give it some for one tower at least.")
+    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
+    rows = processes.rows(schedule.batch)
+    weights = aggregation_weights(settings.epochs, settings.gaussian_mean, settings.gaussian_std)
+    aggregate = _Aggregate(learned)
+    tokens = {"picture": teacher.picture_tokens, "text": teacher.text_tokens, "aggregate": aggregate}
+    optimiser = optimiser_for(learned, settings.learning_rate)
+
+    def step(number: int, _generator: torch.Generator) -> Means:
+        epoch, indices = batch_of(number, schedule, settings.seed, rows)
+        pixels = pictures.batch(indices, epoch).to(teacher.device)
+        target = torch.tensor([labels[i] for i in indices], device=teacher.device)
+        with autocast(settings.precision == "bf16", teacher.device.type):
+            losses = teacher_step(
+                teacher, optimiser, pixels, target, class_ids, frozen_text, text_weight=settings.text_weight,
+                picture_weight=settings.picture_weight, loss_scale=settings.loss_scale, processes=processes,
+            )  # fmt: skip
+        if (number + 1) % schedule.steps_an_epoch == 0:
+            aggregate.add(learned, weights[epoch])
+        return losses
+
+    _run(tokens, optimiser, step, schedule, settings, folder, save_every, watch, processes)
+    with torch.no_grad():
+        for parameter, mean in zip(learned, aggregate.sums, strict=True):
+            parameter.copy_(mean)
+    return teacher
+
+
+def _run(
+    learned: Mapping[str, nn.Module | None], optimiser: torch.optim.Optimizer, step: Callable[[int, torch.Generator], Means],
+    schedule: EpochSchedule, settings: Settings, folder: RunFolder, save_every: int, watch: Watch | None, processes: Processes,
+) -> None:  # fmt: skip
+    """The shared loop. Nothing is averaged: the published student is that of the last step."""
+    watch = watch or Watch()
+    state = nn.ModuleDict({"learned": nn.ModuleDict({name: part for name, part in learned.items() if part is not None})})
+    run(
+        {"promptkd": Learner(state, optimiser, settings.learning_rate)}, step, schedule, folder, seed=settings.seed,
+        save_every=save_every, watch=processes.watch(watch), main_process=processes.main,
+    )  # fmt: skip
