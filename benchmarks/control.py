@@ -21,7 +21,7 @@ from ..networks.tiny_unet import TinyUNet
 from ..training.fdivergence import alpha_for_reward, solve_dual
 from ..training.finetune import finetune
 from ..training.finetune_task import Settings
-from ..training.loop import Ema, Means, Watch
+from ..training.loop import Means, Watch
 from ..training.lora import merge
 from ..world.recipe.concepts import training_prompts
 from ..world.weights import DEFAULT_STUDENT, load_unet

@@ -218,7 +218,8 @@ def _over_seeds(values: list[float]) -> Claim:
 def main() -> None:
     """``python -m comfyui_apprentice.benchmarks.digits CHECKPOINT``: train the teacher that is in the repository."""
     torch.set_num_threads(1)
-    save_teacher(train_teacher(RunFolder(Path(sys.argv[1])), watch=Watch(lambda *progress: print(*progress, flush=True))), TEACHER_FILE)
+    watch = Watch(lambda *progress: print(*progress, flush=True))
+    save_teacher(train_teacher(RunFolder(Path(sys.argv[1])), watch=watch), TEACHER_FILE)
 
 
 if __name__ == "__main__":

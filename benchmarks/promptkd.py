@@ -34,6 +34,7 @@ from ..world.domain import SIZE, domain_names, domain_pictures
 from ..world.weights import CLIPS_FOLDER
 from . import promptkd_gate as gate
 from .figures import Claim, Figures, mean_of_seeds, percent, print_table
+from .promptkd_data import accuracy
 
 matplotlib.use("Agg")
 
@@ -106,7 +107,7 @@ def clip(size: str) -> ClipFile:
 def accuracies(encode: Callable[[Tensor], Tensor], text: Tensor, icons: Icons) -> dict[str, float]:
     """Top-1 of base and novel names and their harmonic mean, in percent; ``encode`` gives unit features [B, D]."""
     found = {
-        name: 100 * critics.accuracy(encode, text, zip(icons.test.split(100), icons.test_labels.split(100), strict=True), classes)
+        name: 100 * accuracy(encode, text, zip(icons.test.split(100), icons.test_labels.split(100), strict=True), classes)
         for name, classes in icons.halves()
     }
     found["harmonic mean"] = 2 * found["base"] * found["novel"] / max(found["base"] + found["novel"], 1e-9)

@@ -7,7 +7,7 @@ beside it under its own name.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def test_batches(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 def measured(task: Task, split: Split, encode: Callable[[Tensor], Tensor], text: Tensor, size: int) -> dict[str, float]:
     """Accuracies in percent."""
     return {
-        name: 100 * critics.accuracy(encode, text, test_batches(split, size), classes)
+        name: 100 * accuracy(encode, text, test_batches(split, size), classes)
         for name, classes in task.parts(split).items()
     }
 
@@ -140,8 +140,8 @@ def one_seed(task: Task, split: Split, seed: int, folder: Path) -> dict[str, dic
 
     critic = critics.make_critic(
         "measured", teacher, small, split.classes, DomainPictures([i.path for i in split.train], size, augment=True, seed=seed),
-        Settings(epochs=task.epochs, weight=task.weight, seed=seed), RunFolder(folder / "student"), depth=task.depth, save_every=10**9,
-        after_epoch=after_epoch,
+        Settings(epochs=task.epochs, weight=task.weight, seed=seed), RunFolder(folder / "student"), depth=task.depth,
+        save_every=10**9, after_epoch=after_epoch,
     )  # fmt: skip
     results["small, distilled: last epoch"] = measured(task, split, critic.network.student, critic.network.text_features, size)
     results["small, distilled: best epoch on the test split, as the official code reports"] = best
@@ -162,3 +162,30 @@ def taught(task: Task, split: Split, seed: int, folder: Path) -> critics.Teacher
     settings = SourceSettings(epochs=20, batch=4, learning_rate=0.0025, seed=seed)
     names, labels = [split.classes[i] for i in base], [item.label for item in chosen]
     return critics.make_teacher(large, names, pictures, labels, settings, RunFolder(folder), save_every=10**9)
+
+
+def accuracy(
+    encode: Callable[[Tensor], Tensor], text_features: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[int]
+) -> float:
+    """The share of pictures whose best class is theirs, over (pixels [B, 3, S, S], labels [B]).
+
+    Args:
+        encode: Pictures to unit features [B, D]: a student, or a teacher's ``encode_pictures``.
+        text_features: [C, D].
+        classes: The classes that count (base, or novel); the best is sought among these, and pictures of others are left out.
+
+    Raises:
+        ValueError: There are no pictures.
+    """
+    chosen, right, total = torch.as_tensor(list(classes)), 0, 0
+    text = text_features[chosen]
+    with torch.no_grad():
+        for pixels, labels in batches:
+            rows = torch.isin(labels, chosen)
+            if rows.any():
+                best = (encode(pixels[rows].to(text.device)) @ text.T).argmax(1).cpu()
+                right += int((chosen[best] == labels[rows]).sum())
+                total += int(rows.sum())
+    if total == 0:
+        raise ValueError("There are no pictures to measure on.")
+    return right / total

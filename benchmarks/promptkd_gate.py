@@ -75,8 +75,8 @@ def critic_of_drafts(
     pictures = world.pictures(world.draft(prompts, unit_noise(drafts, 3), STUDENT_STEPS, seed=900).latents)
     domain = FixedPictures([pictures], teacher.clip.picture_size)
     return critics.make_critic(
-        "drafts", teacher, small, CONCEPTS, domain, Settings(epochs=epochs), RunFolder(folder / "drafts"), sources=domain.sources(),
-        save_every=10**9,
+        "drafts", teacher, small, CONCEPTS, domain, Settings(epochs=epochs), RunFolder(folder / "drafts"),
+        sources=domain.sources(), save_every=10**9,
     )  # fmt: skip
 
 

@@ -297,6 +297,7 @@ class NodeScreen(Screen):
     cancelled_by = (Cancelled,)
 
     def __init__(self, total: int) -> None:
+        super().__init__(comfy.model_management.processing_interrupted)
         self.progress_bar, self.cancelled = comfy.utils.ProgressBar(total), False
 
     def bar(self, done: int, total: int, text: str = "", preview: Callable[[], Any] | None = None) -> None:
@@ -318,7 +319,7 @@ class NodeScreen(Screen):
 
     def interrupted(self) -> bool:
         """Whether the artist pressed cancel."""
-        self.cancelled = self.cancelled or bool(comfy.model_management.processing_interrupted())
+        self.cancelled = self.cancelled or super().interrupted()
         return self.cancelled
 
     def stop(self) -> NoReturn:

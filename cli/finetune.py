@@ -10,76 +10,45 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .running import (
-    Device,
-    Threads,
-    check_out,
-    check_suffix,
-    claim,
-    launched,
-    pick_device,
-    read_lines,
-    set_threads,
-    told_in_words,
-    watched,
-)
+from ..training.finetune_options import FinetuneOptions
+from ..training.options import COMMAND, given
+from .options import with_options
+from .running import CommandRun, RunOptions, check_suffix, launched, pick_device, read_lines, set_threads, told_in_words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..oracles.base import Oracle
-    from ..training.finetune import Settings, Task
+    from ..training.finetune_task import Settings, Task
     from ..training.processes import Processes
 
-_ALGORITHMS = "adjoint_matching, path_kl, weighted_regression (for oracles without gradient), preview (leads to no law)."
 
-
+@with_options
 def finetune(
     network: Annotated[Path, typer.Argument(help="An EDM network: .pkl, or .safetensors from 'apprentice convert'.")],
     oracle: Annotated[Path, typer.Argument(help="Who judges: a critic of PromptKD (with --clip), or a published oracle's file.")],
     prompts: Annotated[Path, typer.Option(help="A text file: what each class shall show, a line a class.")],
     out: Annotated[Path, typer.Option(help="The tuned network (.safetensors); Load EDM Network draws with it.")],
-    clip: Annotated[Path | None, typer.Option(help="A critic's small CLIP, or an aesthetic predictor's.")] = None,
-    algorithm: Annotated[str, typer.Option(help=_ALGORITHMS)] = "adjoint_matching",
-    divergence: Annotated[
-        str, typer.Option(help="kl, half_chi2, half_chi2_kl, forward_kl, js2, jeffreys, alpha:0.5.")
-    ] = "kl",
-    strength: Annotated[str, typer.Option(help="What --value is: 'target KL', 'target reward gain' or 'alpha'.")] = "target KL",
-    value: Annotated[float, typer.Option(help="Nats a picture, a gain of the mean score, or the price itself.")] = 0.5,
-    updates: Annotated[int, typer.Option(min=1, help="Steps of the optimiser.")] = 300,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures a step.")] = 16,
-    part: Annotated[int, typer.Option(min=0, help="Pictures in memory at a time; 0 for all.")] = 0,
-    steps: Annotated[int, typer.Option(min=4, help="Steps of a draw while it learns.")] = 20,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-4,
-    base_draws: Annotated[int, typer.Option(min=8, help="Pictures of the network as it was, for each prompt.")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Of weighted regression.")] = 4,
-    seed: Annotated[int, typer.Option(min=0, help="Of all randomness.")] = 0,
-    work: Annotated[Path | None, typer.Option(help="The run's folder: checkpoint, losses; OUT with .run.")] = None,
-    device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one.")] = Device.AUTO,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 25,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUT.")] = False,
-    threads: Threads = None,
+    options: FinetuneOptions,
+    run: RunOptions,
 ) -> None:
     """Tune a network by an oracle, at a price for every change. Ctrl-C saves; the same command goes on from there.
 
     With several GPUs: accelerate launch -m comfyui_apprentice.cli finetune …
     """
-    from ..training.finetune import Settings
+    from ..training.finetune_task import Settings
 
     with told_in_words(), launched() as processes:
         check_suffix(out)
-        settings = Settings(
-            algorithm=algorithm, divergence=divergence, strength=strength, value=value, updates=updates, batch=batch, part=part,
-            learning_rate=lr, base_draws=base_draws, pool=base_draws, rounds=rounds, seed=seed,
-        )  # fmt: skip
+        settings = Settings(**given(options, COMMAND, Settings), pool=options.base_draws)
         settings.check()
-        judge, where = _oracle(oracle, clip), pick_device(device.value, processes)
-        _tune(network, judge, read_lines(prompts), settings, steps, where, out, work, save_every, threads, processes, force)
+        judge = _oracle(oracle, options.small_clip)
+        _tune(network, judge, read_lines(prompts), settings, options, out, run, processes)
 
 
 def _tune(
-    file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, steps: int, device: str, out: Path,
-    work: Path | None, save_every: int, threads: int | None, processes: Processes, force: bool,
+    file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, options: FinetuneOptions, out: Path, run: RunOptions,
+    processes: Processes,
 ) -> None:  # fmt: skip
     from ..files import save_safetensors_atomically
     from ..training.edm_task import build_network
@@ -88,25 +57,24 @@ def _tune(
     from ..weights.checkpoints import sha256
     from ..weights.edm_pickle import read_edm, snapshot_metadata
 
-    snapshot, fingerprint = read_edm(file), sha256(file)
+    device, snapshot, fingerprint = pick_device(run.device, processes), read_edm(file), sha256(file)
     judging = sum(p.numel() for p in judge.network.parameters())
-    set_threads(threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
-    task = _task(build_network(snapshot, file.name), judge, lines, steps, device)
-    task.facts = {"steps": steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
-    facts = {**asdict(settings), **task.facts}
-    target = check_out(out, force, facts, ("part",))
-    with (
-        claim(work or out.with_suffix(".run"), facts, ("part",), processes) as folder,
-        watched("Tuning", folder, settings.updates, processes) as watch,
-    ):
-        ema, known = tune(task, settings, folder.path, watch=watch, save_every=save_every, processes=processes)
+    set_threads(run.threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
+    task = _task(build_network(snapshot, file.name), judge, lines, options.steps, device)
+    task.facts = {"steps": options.steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
+    made = CommandRun(out, run, processes, {**asdict(settings), **task.facts}, ("part",))
+    with made.followed("Tuning", settings.updates) as progress:
+        ema, base = tune(
+            task, settings, made.folder, watch=progress.watch, save_every=options.save_every, processes=processes,
+            drawing=progress.drawing,
+        )  # fmt: skip
     if not processes.main:
         return
-    about = card(settings, known, file.name, judge.name) | {"teacher_fingerprint": fingerprint, **target.about}
+    about = card(settings, base, file.name, judge.name) | {"teacher_fingerprint": fingerprint, **made.target.about}
     about |= snapshot_metadata(snapshot[0])
     save_safetensors_atomically({key: value.cpu() for key, value in ema.shadow.items()}, out, about)
-    told = known.told()
-    typer.echo(f"{out}: {file.name} tuned by {judge.name}, alpha {told['alpha']:.4g}, {told['target_kl']:.3g} nats a picture.")
+    strength = "alpha {alpha:.4g}, {target_kl:.3g} nats a picture".format(**base.summary())
+    typer.echo(f"{out}: {file.name} tuned by {judge.name}, {strength}.")
 
 
 def _oracle(file: Path, clip: Path | None) -> Oracle:
@@ -140,7 +108,7 @@ def _task(network: Any, judge: Oracle, lines: tuple[str, ...], steps: int, devic
 
     from ..networks.tiny_unet import karras_sigmas
     from ..training.control import Process
-    from ..training.finetune import Task
+    from ..training.finetune_task import Task
     from ..training.sid import edm_denoise
 
     classes, channels, size = int(network.label_dim), int(network.img_channels), int(network.img_resolution)

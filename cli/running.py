@@ -6,29 +6,23 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from ..training.options import option
+from ..training.processes import Processes
+from ..training.progress import Progress, Screen
+from ..training.run_folder import RunFolder
+from ..training.target import Target
+
 if TYPE_CHECKING:
-    from ..training.loop import Ema, Means, Watch
-    from ..training.processes import Processes
-    from ..training.run_folder import RunFolder
-    from ..training.target import Target
-
-
-class Device(str, Enum):
-    """Where to compute; auto takes a GPU if there is one."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
+    from torch import Tensor, nn
 
 
 class Finite(TyperCommand):
@@ -43,19 +37,21 @@ class Finite(TyperCommand):
         return rest
 
 
-class Precision(str, Enum):
-    """What the networks compute in."""
-
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
 _THREADS = "CPU threads. Left out: 1 for networks as small as the built-in ones, on a CPU; else PyTorch's own choice."
 Threads = Annotated[int | None, typer.Option(min=1, help=_THREADS)]
 LARGE = 30_000_000
 """Parameters from which a network is computed on all cores: below, two threads gain little on free cores and cost a
 multiple on busy ones."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every command that trains takes."""
+
+    work: Path | None = option(None, "The run's folder: checkpoint, losses and what else it keeps; OUT with .run.", node=None)
+    device: str = option("auto", "auto takes a GPU if there is one.", choices="device", node=None)
+    force: bool = option(False, "Overwrite OUT.", flag=True, node=None)
+    threads: int | None = option(None, _THREADS, least=1, node=None)
 
 
 def set_threads(asked: int | None, device: str = "cpu", parameters: int = 0) -> None:
@@ -90,7 +86,7 @@ def told_in_words() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def pick_device(asked: str, processes: Processes | None = None) -> str:
+def pick_device(asked: str, processes: Processes) -> str:
     """Where to compute.
 
     Raises:
@@ -98,74 +94,71 @@ def pick_device(asked: str, processes: Processes | None = None) -> str:
     """
     import torch
 
-    if processes is not None and processes.count > 1:
-        found = str(processes.accelerator.device)
-        if asked not in ("auto", found.split(":")[0]):
-            raise ValueError(f"accelerate launch computes on {found}, not on {asked}: leave --device out.")
-        return found
+    if processes.count > 1:
+        chosen = str(processes.accelerator.device)
+        if asked not in ("auto", chosen.split(":")[0]):
+            raise ValueError(f"accelerate launch computes on {chosen}, not on {asked}: leave --device out.")
+        return chosen
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if asked == "auto":
-        return next(name for name, found in there.items() if found)
+        return next(name for name, is_there in there.items() if is_there)
     if not there[asked]:
         raise ValueError(f"PyTorch finds no {asked} device here: leave --device out.")
     return asked
 
 
+def place(networks: Sequence[nn.Module], run: RunOptions, precision: str, processes: Processes) -> None:
+    """The networks onto the device, and PyTorch's threads as they suit them."""
+    import torch
+
+    where = pick_device(run.device, processes)
+    set_threads(run.threads, where, sum(p.numel() for network in networks for p in network.parameters()))
+    if processes.main:
+        check_precision(precision, where)
+    for network in networks:
+        network.to(where, torch.float16 if precision == "fp16" else torch.float32)
+
+
 @contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Whether the run was told to stop, by Ctrl-C or by whoever ends processes; a second Ctrl-C does not wait for the step."""
-    told: list[int] = []
+    signals: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and number in told:
+        if number == signal.SIGINT and number in signals:
             raise KeyboardInterrupt
-        told.append(number)
+        signals.append(number)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(told)
+        yield lambda: bool(signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-@contextmanager
-def progress_bar(label: str, steps: int, done: int) -> Iterator[tuple[Callable[[int, Ema], None], Callable[..., None]]]:
-    """A bar with an estimate, or lines where there is no terminal: ``Watch``'s ``after_step`` and ``report``."""
-    losses = [""]
-    bar: Any
-    with typer.progressbar(
-        length=steps - done, label=label, show_eta=True, file=sys.stderr, item_show_func=lambda _: losses[0]
-    ) as bar:
+class Terminal(Screen):
+    """A bar with the losses and the time left, or lines where there is no terminal."""
 
-        def after_step(step: int, _ema: Ema) -> None:
-            bar.update(step - done - bar.pos)
+    text = ""
+    progress_bar: Any
 
-        def report(step: int, pictures: int, means: Means) -> None:
-            losses[0] = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
-            if not sys.stderr.isatty():
-                typer.echo(f"step {step:,}, pictures {pictures:,}, {losses[0]}", err=True)
+    def bar(self, done: int, total: int, text: str = "", preview: Callable[[], Any] | None = None) -> None:
+        """See ``Screen``."""
+        self.text, bar = text or self.text, self.progress_bar
+        if total != bar.length:  # what comes before the run has a bar of its own
+            bar.length, bar.pos, bar.finished = total, 0, False
+        bar.update(done - bar.pos)
 
-        yield after_step, report
+    def report(self, text: str) -> None:
+        """See ``Screen``."""
+        self.text = text
+        if not sys.stderr.isatty():
+            typer.echo(text, err=True)
 
-
-def say(sentence: str) -> None:
-    """Beside the progress bar."""
-    typer.echo(sentence, err=True)
-
-
-def check_out(out: Path, force: bool, facts: dict[str, Any], free: tuple[str, ...] = ()) -> Target:
-    """The file that a run of ``facts`` makes, if it may: ``--force`` overwrites what other runs or people made.
-
-    Raises:
-        ValueError: It may not.
-    """
-    from ..training.target import Target
-
-    target = Target.of(out, facts, free)
-    if not force:
-        target.check(otherwise=", or add --force to overwrite it")
-    return target
+    def say(self, sentence: str) -> None:
+        """See ``Screen``."""
+        typer.echo(sentence, err=True)
 
 
 def check_suffix(out: Path) -> None:
@@ -191,53 +184,57 @@ def read_lines(path: Path) -> tuple[str, ...]:
         raise ValueError(f"{path} is not a text in UTF-8; save it as such, one entry a line.") from error
 
 
-@contextmanager
-def claim(
-    path: Path, facts: dict[str, Any], free: tuple[str, ...], processes: Processes | None = None
-) -> Iterator[RunFolder]:
-    """Take the run's folder, and hold it; what is ``free`` may change while a run goes on.
+class CommandRun:
+    """A run of a command: its folder, the file that it makes, and how people follow it.
+
+    Args:
+        out: The file that is made; ``--force`` overwrites what other runs or people made.
+        facts: What the run is made of.
+        free: What of it may change while a run goes on.
 
     Raises:
-        ValueError: It holds another run, or another process works in it.
+        ValueError: There is another file.
     """
-    from ..training.run_folder import Differences, RunFolder
 
-    def refusal(other: Differences) -> str:
-        return f"{path} holds a run with another {' and '.join(list(other)[:3])}: give the same options or another --work."
+    def __init__(
+        self, out: Path, options: RunOptions, processes: Processes, facts: dict[str, Any], free: tuple[str, ...] = ()
+    ) -> None:
+        self.facts, self.free, self.processes = facts, free, processes
+        self.folder = RunFolder(options.work or out.with_suffix(".run"), "give the same options or another --work")
+        self.target = Target.of(out, facts, free)
+        if not options.force:
+            self.target.check(otherwise=", or add --force to overwrite it")
 
-    folder = RunFolder(path)
-    with folder.held(facts, free, refusal) if processes is None or processes.main else nullcontext():
-        yield folder
+    @contextmanager
+    def followed(
+        self, label: str, total: int, batch: int = 1, unit: str = "steps",
+        look: Callable[[int, Mapping[str, Tensor]], None] | None = None,
+    ) -> Iterator[Progress]:  # fmt: skip
+        """Hold the folder and show ``total`` steps of ``batch`` units each, in one of several processes; Ctrl-C saves.
 
-
-@contextmanager
-def watched(label: str, folder: RunFolder, steps: int, processes: Processes | None = None) -> Iterator[Watch]:
-    """A bar, a log, and Ctrl-C that saves."""
-    from ..training.loop import Watch
-
-    main = processes is None or processes.main
-
-    def stopped_text() -> str:
-        return f"Stopped: {folder.pictures_seen(1):,} of {steps:,} steps are saved in {folder.path}. The same command goes on."
-
-    with stop_signals() as stopped:
+        Raises:
+            ValueError: The folder holds another run, or another process works in it.
+        """
+        if not self.processes.main:
+            with stop_signals() as stopped:
+                yield Progress(Screen(stopped), total)
+            return
         try:
-            if main:
-                with progress_bar(label, steps, folder.pictures_seen(1)) as (after_step, report):
-                    yield Watch(report, 10, folder.log, stopped, after_step=after_step, say=say)
-            else:
-                yield Watch(interrupted=stopped)
+            with self.folder.held(self.facts, self.free), stop_signals() as stopped:
+                screen = Terminal(stopped)
+                with typer.progressbar(
+                    length=total, label=label, show_eta=False, file=sys.stderr, item_show_func=lambda _: screen.text
+                ) as screen.progress_bar:
+                    yield Progress(screen, total, look=look)
         except KeyboardInterrupt:
-            if main:
-                typer.echo(stopped_text())
+            saved = f"{self.folder.pictures_seen(batch):,} of {total * batch:,} {unit} are saved in {self.folder.path}"
+            typer.echo(f"Stopped: {saved}. The same command goes on.")
             raise
 
 
 @contextmanager
 def launched() -> Iterator[Processes]:
     """The processes of ``accelerate launch``, which leave each other in the end."""
-    from ..training.processes import Processes
-
     processes = Processes.launched()
     try:
         yield processes

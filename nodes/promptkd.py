@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -17,22 +16,23 @@ from ..bridge.progress import show_text
 from ..charts.losses import loss_chart
 from ..oracles.clip_files import ClipFile, load_clip
 from ..oracles.promptkd import Critic as CriticData
-from ..oracles.promptkd import save_critic, tower_hash
+from ..oracles.promptkd import save_critic
+from ..precision import DTYPES
 from ..training import critic as critics
 from ..training.critic import Teacher
 from ..training.domain_data import DomainPictures, FixedPictures, Item, few_shot, labelled_folder, pictures_in
-from ..training.loop import Means, Watch, read_log
-from ..training.promptkd import Settings, SourceSettings
-from ..training.run_folder import RunFolder
-from ..training.target import Target
+from ..training.loop import Watch
+from ..training.options import NODE, given
+from ..training.promptkd_options import CriticOptions, TeacherOptions
+from ..training.promptkd_runs import Settings, SourceSettings
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
-from .distill import Claim, Clock
+from .runs import NodeRun
+from .schema import inputs_of, read
 from .types import CATEGORY, Critic, PromptKDTeacher
 
 NONE, ICONS = "none", "built-in icons"
 LARGE, SMALL = "tiny world large.safetensors", "tiny world small.safetensors"
-SENTENCE = "Sentences with {} where a name goes, one a line"
 
 
 class ApprenticePromptKDTeacher(io.ComfyNode):
@@ -61,20 +61,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                     tooltip="Learn prompt tokens from this folder in ComfyUI's input folder: it has a subfolder of pictures for "
                     "each class, named as the class. none: the CLIP as it is, or the tokens chosen above.",
                 ),  # fmt: skip
-                io.String.Input(
-                    "name", default="my teacher",
-                    tooltip="Where tokens are learned: name of the file in models/promptkd_teachers, and of the run to resume.",
-                ),  # fmt: skip
-                io.Int.Input("shots", default=16, min=1, max=100000, tooltip="Pictures of every class, at most."),
-                io.Int.Input("epochs", default=20, min=2, max=10000, tooltip="How often each is seen; 20 in the published runs."),
-                io.Int.Input("batch_size", default=4, min=1, max=4096, tooltip="Pictures a step; 4 in the published runs."),
-                _rate(0.0025),
-                _precision(),
-                io.Int.Input("first_seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Decides all randomness of the run."),
-                io.String.Input(
-                    "templates", multiline=True, default="", optional=True,
-                    tooltip=f"{SENTENCE}. For a CLIP without tokens; empty: the CLIP's own, or sixty that suit photos.",
-                ),  # fmt: skip
+                *inputs_of(TeacherOptions),
             ],
             outputs=[
                 PromptKDTeacher.Output("teacher", display_name="teacher", tooltip="For PromptKD Distill and Domain Text."),
@@ -100,52 +87,32 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
         return " ".join((_clip_stamp(clip), folders.stamp(tokens, folders.TEACHERS), _folder_stamp(labelled)))
 
     @classmethod
-    def execute(
-        cls,
-        clip: str,
-        tokens: str,
-        labelled: str,
-        name: str,
-        shots: int,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        precision: str,
-        first_seed: int,
-        templates: str = "",
-    ) -> io.NodeOutput:
+    def execute(cls, clip: str, tokens: str, labelled: str, **widgets: Any) -> io.NodeOutput:
+        options = read(TeacherOptions, widgets)
         with torch.inference_mode(False):
             large = _load(clip)
             if labelled == NONE:
                 path = folders.model_file(tokens, folders.TEACHERS) if tokens != NONE else None
-                teacher = critics.load_teacher(large, path, folders.lines_of(templates))
+                teacher = critics.load_teacher(large, path, folders.lines_of(options.templates))
                 return io.NodeOutput(teacher, loss_chart([], {"loss": "nothing was learned"}), _about(teacher))
-            run = _Run(name, "teacher", precision)
-            settings = SourceSettings(
-                epochs=epochs, batch=batch_size, learning_rate=learning_rate, precision=run.precision, seed=first_seed,
-                gaussian_mean=0.75 * epochs,
-            )  # fmt: skip
-            classes, pictures, labels = _labelled(labelled, shots, first_seed, large.picture_size)
-            facts = {
-                "kind": "teacher", **asdict(settings), "clip": tower_hash(large.network.visual), "classes": classes,
-                "pictures": critics.digest(pictures.sources()),
-            }  # fmt: skip
-            target = run.target(folders.TEACHERS, facts)
-            run.claim = Claim(run.folder, facts, ())
-            run.place([large.network])
-            teacher = run.go(
-                settings.schedule(len(pictures)).steps, settings.batch,
+            options = replace(options, precision=_precision(options.precision))
+            settings = SourceSettings(**given(options, NODE, SourceSettings), gaussian_mean=0.75 * options.epochs)
+            classes, pictures, labels = _labelled(labelled, options.shots, options.seed, large.picture_size)
+            facts = {"kind": "teacher", **critics.facts_of(settings, large, classes, pictures)}
+            run = NodeRun(options.name, "teacher", folders.TEACHERS, facts)
+            teacher = _go(
+                run, [large.network], settings, len(pictures),
                 lambda watch, every: critics.make_teacher(
-                    large, classes, pictures, labels, settings, run.folder.path, save_every=every, watch=watch
+                    large, classes, pictures, labels, settings, run.folder, save_every=every, watch=watch
                 ),
             )  # fmt: skip
-            folders.check_target(target, folders.TEACHERS)
-            about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **target.about}
-            critics.save_tokens(teacher, target.file, about)
-        text = f"Saved {target.file.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
+            run.check_target()
+            about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **run.target.about}
+            critics.save_tokens(teacher, run.target.file, about)
+        text = f"Saved {run.target.file.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
         show_text(text)
         titles = {"loss": "all losses", "cross_entropy": "cross entropy: how well the classes are told apart"}
-        return io.NodeOutput(teacher, loss_chart(read_log(run.folder.log), titles), text)
+        return io.NodeOutput(teacher, loss_chart(run.folder.losses(), titles), text)
 
 
 class ApprenticePromptKDDistill(io.ComfyNode):
@@ -176,29 +143,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                     "classes", multiline=True, default="",
                     tooltip="The words that the critic shall know, one a line: two or more. Empty: the built-in icons' names.",
                 ),  # fmt: skip
-                io.String.Input(
-                    "name", default="my critic", tooltip="Name of the file in models/promptkd, and of the run that is resumed."
-                ),
-                io.Int.Input("epochs", default=20, min=2, max=100000, tooltip="How often each is seen; the first warms up."),
-                io.Int.Input("batch_size", default=8, min=2, max=4096, tooltip="Pictures a step; 8 in the published runs."),
-                _rate(0.005),
-                io.Float.Input(
-                    "weight", default=1000.0, min=0.001, max=1e6, step=10.0, round=0.001,
-                    tooltip="Factor of the loss, which is a mean over classes too: with few classes it pulls hard. 1000 as "
-                    "published; 200 there for small or fine-grained domains. Lower it if the curve jumps.",
-                ),  # fmt: skip
-                io.Float.Input(
-                    "temperature", default=1.0, min=0.01, max=100.0, step=0.1, round=0.01,
-                    tooltip="Of both models' probabilities; 1 as published. Higher: more say to classes that are unlikely.",
-                ),  # fmt: skip
-                io.Boolean.Input(
-                    "augment", default=False,
-                    tooltip="Random crops and mirrorings, as published: better from few photos, but the teacher must look at "
-                    "each in every epoch. Off: it looks once, and its view is kept on disk. For folders only.",
-                ),  # fmt: skip
-                io.Int.Input("depth", default=9, min=1, max=100, tooltip="Blocks of the small CLIP that get prompt tokens."),
-                _precision(),
-                io.Int.Input("first_seed", default=0, min=0, max=0xFFFFFFFF, tooltip="Decides all randomness of the run."),
+                *inputs_of(CriticOptions),
                 io.Image.Input("images", optional=True, tooltip="More pictures of your subject, such as a batch that was drawn."),
             ],
             outputs=[
@@ -220,66 +165,29 @@ class ApprenticePromptKDDistill(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        teacher: Teacher,
-        clip: str,
-        pictures: str,
-        classes: str,
-        name: str,
-        epochs: int,
-        batch_size: int,
-        learning_rate: float,
-        weight: float,
-        temperature: float,
-        augment: bool,
-        depth: int,
-        precision: str,
-        first_seed: int,
-        images: Tensor | None = None,
+        cls, teacher: Teacher, clip: str, pictures: str, classes: str, images: Tensor | None = None, **widgets: Any
     ) -> io.NodeOutput:
+        options = read(CriticOptions, widgets)
         with torch.inference_mode(False):
-            run = _Run(name, "critic", precision)
-            settings = Settings(
-                epochs=epochs, batch=batch_size, learning_rate=learning_rate, temperature=temperature, weight=weight,
-                precision=run.precision, seed=first_seed,
-            )  # fmt: skip
+            options = replace(options, precision=_precision(options.precision))
+            settings, augment = Settings(**given(options, NODE, Settings)), options.augment
             small, words = _load(clip), folders.lines_of(classes) or (domain_names() if pictures == ICONS else ())
-            domain = _domain(pictures, images, teacher.clip.picture_size, augment, first_seed)
-            facts = {
-                "kind": "critic", **asdict(settings), "depth": depth, "clip": tower_hash(small.network.visual),
-                "teacher": critics.fingerprint(teacher), "classes": words, "pictures": critics.digest(domain.sources()),
-                "augment": augment,
-            }  # fmt: skip
-            target = run.target(folders.CRITICS, facts)
-            run.claim = Claim(run.folder, facts, ())
-            run.place([teacher.clip, small.network])
-            critic: CriticData = run.go(
-                settings.schedule(len(domain)).steps, settings.batch,
+            domain = _domain(pictures, images, teacher.clip.picture_size, augment, options.seed)
+            facts = critics.facts_of(settings, small, words, domain, teacher, depth=options.depth, augment=augment)
+            run = NodeRun(options.name, "critic", folders.CRITICS, {"kind": "critic", **facts})
+            critic: CriticData = _go(
+                run, [teacher.clip, small.network], settings, len(domain),
                 lambda watch, every: critics.make_critic(
-                    run.name, teacher, small, words, domain, settings, run.folder.path, depth=depth,
+                    run.name, teacher, small, words, domain, settings, run.folder, depth=options.depth,
                     sources=None if augment else domain.sources(), save_every=every, watch=watch,
                 ),
             )  # fmt: skip
-            folders.check_target(target, folders.CRITICS)
-            about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(epochs), **target.about}
-            save_critic(critic, target.file, about)
-        show_text(f"Saved {target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
-        curve = loss_chart(read_log(run.folder.log), {"loss": "divergence from the teacher's view, times the weight"})
-        return io.NodeOutput(critic, curve, target.file.name)
-
-
-def _rate(default: float) -> io.Float.Input:
-    return io.Float.Input(
-        "learning_rate", default=default, min=1e-7, max=10.0, step=0.0001, round=1e-7,
-        tooltip=f"Highest learning rate; {default:g} in the published runs. It falls as a cosine after a slow first epoch.",
-    )  # fmt: skip
-
-
-def _precision() -> io.Combo.Input:
-    return io.Combo.Input(
-        "precision", options=types.COMBOS["training_precision"], default="auto",
-        tooltip="auto: bfloat16 where the GPU or CPU has it natively, float32 elsewhere.",
-    )  # fmt: skip
+            run.check_target()
+            about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **run.target.about}
+            save_critic(critic, run.target.file, about)
+        show_text(f"Saved {run.target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
+        curve = loss_chart(run.folder.losses(), {"loss": "divergence from the teacher's view, times the weight"})
+        return io.NodeOutput(critic, curve, run.target.file.name)
 
 
 # --------------------------------------------------------------------------------------------------------- inputs
@@ -365,81 +273,18 @@ def _domain(folder: str, images: Tensor | None, size: int, augment: bool, seed: 
 # ------------------------------------------------------------------------------------------------------------ run
 
 
-@dataclass
-class _Run:
-    """A run under a name: its folder, its device, its progress."""
+def _precision(asked: str) -> str:
+    """fp32, bf16 or fp16."""
+    dtype = bridge.training_dtype(asked)
+    return next(name for name, known in DTYPES.items() if known == dtype)
 
-    asked: str
-    what: str
-    asked_precision: str
-    before: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    claim: Claim = field(init=False)
 
-    @property
-    def name(self) -> str:
-        """The name, if it can be a file's."""
-        return folders.check_name(self.asked, self.what)
-
-    @property
-    def folder(self) -> RunFolder:
-        """Where the run is kept: output/apprentice/training/<name>."""
-        return folders.run_folder(self.name)
-
-    def target(self, kind: str, facts: dict[str, Any]) -> Target:
-        """The file that is made, in the model folder ``kind``.
-
-        Raises:
-            ValueError: There is one that this run did not make.
-        """
-        target = Target.of(folders.made_file(kind, self.name, self.what), facts)
-        folders.check_target(target, kind)
-        return target
-
-    @property
-    def precision(self) -> str:
-        """fp32, bf16 or fp16."""
-        dtype = bridge.training_dtype(self.asked_precision)
-        return {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-
-    def place(self, networks: list[torch.nn.Module]) -> None:
-        """Everything onto the computing device, where ComfyUI makes room first; until ``go`` ends, however it ends."""
-        dtype = torch.float16 if self.precision == "fp16" else torch.float32
-        values = [value for network in networks for value in (*network.parameters(), *network.buffers())]
-        self.before = [(value, value.data) for value in values]
-        for network in networks:
-            network.to(dtype)
-        _device, self.patchers = bridge.place(networks)
-
-    def _take_back(self, made: Any) -> None:
-        """Off the device; the CLIPs as they were, to the bit."""
-        comfy.model_management.unload_all_models()
-        for value, data in self.before:
-            value.data = data
-        if made is not None:  # with what was learned
-            (made.clip if isinstance(made, Teacher) else made.network).to("cpu", torch.float32)
-
-    def go(self, steps: int, batch: int, work: Callable[[Watch, int], Any]) -> Any:
-        """``work`` with a progress bar, a log, and cancelling that saves first."""
-        bar, clock, every = bridge.Bar(steps), Clock(steps), max(25, steps // 20)
-
-        def after_step(step: int, _ema: Any) -> None:
-            bar.show(step)
-            clock.step(step)
-
-        def report(step: int, pictures: int, means: Means) -> None:
-            loss = f"loss {means['loss']:.4g}, " if "loss" in means else ""
-            show_text(f"{step} of {steps} steps, {pictures:,} pictures seen, {loss}{clock.left(step)}")
-
-        watch = Watch(
-            report, max(1, min(25, steps // 100)), self.folder.log, bar.interrupted, (bridge.Cancelled,), after_step=after_step,
-            say=show_text,
-        )  # fmt: skip
-        made = None
-        try:
-            with self.claim.held():
-                made = work(watch, every)
-        except KeyboardInterrupt:
-            bar.stop()
-        finally:
-            self._take_back(made)
-        return made
+def _go(
+    run: NodeRun, networks: list[Any], settings: Settings, pictures: int, work: Callable[[Watch, int], Any]
+) -> Any:
+    """``work``, whose networks lie on the computing device until it ends, however it ends; the CLIPs are as they were then."""
+    steps = settings.schedule(pictures).steps
+    with bridge.borrowed(networks, torch.float16 if settings.precision == "fp16" else torch.float32):
+        made = run.follow(lambda progress: work(progress.watch, max(25, steps // 20)), steps, max(1, min(25, steps // 100)))
+    (made.clip if isinstance(made, Teacher) else made.network).to("cpu", torch.float32)  # with what was learned
+    return made

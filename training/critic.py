@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
 from ..weights.checkpoints import read_metadata, read_weights
 from ..weights.promptkd_checkpoint import OfficialCheckpoint, is_official_name, kind_of
 from . import promptkd, promptkd_runs
+from .domain_data import DomainPictures, FixedPictures
 from .loop import Watch
 from .processes import Processes
 from .run_folder import RunFolder
@@ -139,10 +141,10 @@ def _load_tokens(file: Path, clip: ClipFile, templates: tuple[str, ...]) -> Teac
         return _official_teacher(clip, OfficialCheckpoint(kind_of(tensors, file.name), tensors, file.name))
     if about.get("apprentice") != TEACHER or not {"base", "base_sha256", "placeholder"} <= about.keys():
         raise UnsafeCheckpoint(f"{file.name} doesn't hold a PromptKD teacher's tokens; choose another file.")
-    if (found := tower_hash(clip.network.visual)) != about["base_sha256"]:
+    if (tower := tower_hash(clip.network.visual)) != about["base_sha256"]:
         raise ValueError(
             f"{file.name} belongs to '{about['base']}' (picture tower {about['base_sha256'][:8]}), and {clip.name} is another "
-            f"model ({found[:8]}); choose the CLIP that it was trained on."
+            f"model ({tower[:8]}); choose the CLIP that it was trained on."
         )
     picture, text = (_tokens(tensors, tower, file.name) for tower in ("picture", "text"))
     return Teacher(clip.name, PromptedClip(clip.network, picture, text, clip.tokenizer), about["placeholder"], templates)
@@ -220,8 +222,8 @@ def stored_features(
         KeyboardInterrupt: ``interrupted`` said so.
     """
     key = _features_key(teacher, sources)
-    if (known := _read_features(path, key)) is not None:
-        return known
+    if (stored := _read_features(path, key)) is not None:
+        return stored
     parts = []
     for start in range(0, len(pictures), at_once):
         if interrupted():
@@ -243,6 +245,16 @@ def _tokens_digest(tokens: PromptTokens | None) -> list[str]:
     return [hashlib.sha256(block.detach().cpu().float().numpy().tobytes()).hexdigest() for block in blocks]
 
 
+def facts_of(
+    settings: promptkd_runs.Settings, clip: ClipFile, classes: Sequence[str], pictures: DomainPictures | FixedPictures,
+    teacher: Teacher | None = None, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What a run is made of, for its folder; a critic's with its ``teacher`` and ``more``."""
+    facts = {**asdict(settings), "clip": tower_hash(clip.network.visual), "classes": classes, **more}
+    facts["pictures"] = digest(pictures.sources())
+    return facts if teacher is None else {**facts, "teacher": fingerprint(teacher)}
+
+
 def digest(facts: Sequence[str]) -> str:
     """64 hex digits that change with any of ``facts``."""
     return hashlib.sha256(json.dumps(list(facts)).encode()).hexdigest()
@@ -260,8 +272,8 @@ def _read_features(path: Path, key: str) -> Tensor | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            found: Tensor | None = file.get_tensor("features") if (file.metadata() or {}).get("key") == key else None
-            return found
+            features: Tensor | None = file.get_tensor("features") if (file.metadata() or {}).get("key") == key else None
+            return features
     except Exception:  # whatever is wrong with it, it is computed anew
         return None
 
@@ -337,21 +349,21 @@ def make_critic(
         ValueError: There are no pictures or no classes, or the CLIPs want pictures of different sizes.
     """
     _check_classes(classes)
-    text = teacher.features(classes)
-    made = fresh_student(student, text.shape[1], settings.seed, depth)
-    for learned in (made.tokens, made.projector):  # the CLIP is there
+    text, size = teacher.features(classes), teacher.clip.picture_size
+    prompted = fresh_student(student, text.shape[1], settings.seed, depth)
+    for learned in (prompted.tokens, prompted.projector):  # the CLIP is there
         learned.to(teacher.clip.device)
-    if made.picture_size != teacher.clip.picture_size:
+    if prompted.picture_size != size:
         raise ValueError(
-            f"The teacher sees pictures of {teacher.clip.picture_size} pixels and the student of {made.picture_size}; choose two "
-            f"CLIPs of one size."
+            f"The teacher sees pictures of {size} pixels and the student of {prompted.picture_size}; choose two CLIPs of one "
+            "size."
         )
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
     promptkd_runs.distil(
-        made, logits, text, pictures, settings, folder, save_every=save_every, watch=watch, processes=processes,
-        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, made, text)),
+        prompted, logits, text, pictures, settings, folder, save_every=save_every, watch=watch, processes=processes,
+        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, prompted, text)),
     )  # fmt: skip
-    return Critic(name, CriticNetwork(made, text), tuple(classes), teacher.texts, student.name, tower_hash(made.visual))
+    return Critic(name, CriticNetwork(prompted, text), tuple(classes), teacher.texts, student.name, tower_hash(prompted.visual))
 
 
 def _check_classes(classes: Sequence[str]) -> None:
@@ -374,30 +386,3 @@ def _teachers_eye(
             return teacher.clip.scale * features[list(indices)].to(text.device) @ text.T
 
     return look_up
-
-
-def accuracy(
-    encode: Callable[[Tensor], Tensor], text_features: Tensor, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[int]
-) -> float:
-    """The share of pictures whose best class is theirs, over (pixels [B, 3, S, S], labels [B]).
-
-    Args:
-        encode: Pictures to unit features [B, D]: a student, or a teacher's ``encode_pictures``.
-        text_features: [C, D].
-        classes: The classes that count (base, or novel); the best is sought among these, and pictures of others are left out.
-
-    Raises:
-        ValueError: There are no pictures.
-    """
-    chosen, right, total = torch.as_tensor(list(classes)), 0, 0
-    text = text_features[chosen]
-    with torch.no_grad():
-        for pixels, labels in batches:
-            rows = torch.isin(labels, chosen)
-            if rows.any():
-                best = (encode(pixels[rows].to(text.device)) @ text.T).argmax(1).cpu()
-                right += int((chosen[best] == labels[rows]).sum())
-                total += int(rows.sum())
-    if total == 0:
-        raise ValueError("There are no pictures to measure on.")
-    return right / total

@@ -309,8 +309,9 @@ def _resume(folder: RunFolder, learners: Mapping[str, Learner], ema: Ema | None)
             weights = {key: value for key, value in state["networks"][name].items() if key not in _COUNTERS}
             learner.network.load_state_dict(weights)
             learner.optimiser.load_state_dict(state["optimisers"][name])
-        for key, value in state["ema"].items() if ema is not None else ():
-            ema.shadow[key].copy_(value)
+        if ema is not None:
+            for key, value in state["ema"].items():
+                ema.shadow[key].copy_(value)
         return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
     except torch.cuda.OutOfMemoryError:
         raise

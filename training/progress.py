@@ -41,6 +41,9 @@ class Screen:
 
     cancelled_by: tuple[type[BaseException], ...] = ()
 
+    def __init__(self, stopped: Callable[[], bool] = lambda: False) -> None:
+        self.stopped = stopped
+
     def bar(self, done: int, total: int, text: str = "", preview: Callable[[], Any] | None = None) -> None:
         """``done`` of ``total``, with a text beside it; ``preview`` makes a picture."""
 
@@ -52,7 +55,7 @@ class Screen:
 
     def interrupted(self) -> bool:
         """Whether somebody wants it to stop."""
-        return False
+        return self.stopped()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""PromptKD's equations (arXiv 2403.02781): unsupervised prompt distillation of a large CLIP into a small one; its teacher's stage.
+"""PromptKD's equations (arXiv 2403.02781): unsupervised distillation of a large CLIP into a small one; and its teacher's stage.
 
 Stage 1 (optional) is PromptSRC (arXiv 2307.06948): learned tokens for the teacher from a few labelled pictures, held close to
 the frozen model. Stage 2 needs no labels: the student's class probabilities follow the teacher's on pictures of the domain,
@@ -29,7 +29,7 @@ CLASSES_AT_ONCE = 64  # texts in a text tower at a time
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float = 1000.0) -> Tensor:
-    """PromptKD's loss, weight * L_kd(q_t, q_s, T) with L_kd = T^2 KL(softmax(q_t / T), softmax(q_s / T)) (arXiv 2403.02781, sec. 3).
+    """PromptKD's loss, weight * L_kd(q_t, q_s, T): L_kd = T^2 KL(softmax(q_t / T), softmax(q_s / T)) (arXiv 2403.02781, sec. 3).
 
     The authors' code averages the KL over pictures *and* classes, so with few classes the same weight pulls harder: lower it in
     proportion.

@@ -35,7 +35,7 @@ class Rounds:
         of_round = min(number * self.settings.rounds // self.settings.updates, self.settings.rounds - 1)
         if of_round != self.round:
             self.pool, self.round = self._pool(of_round), of_round
-        elif not self.folder.pool(of_round).exists():  # somebody has deleted it, and it can't be drawn again: what drew has learned
+        elif not self.folder.pool(of_round).exists():  # deleted, and it can't be drawn again: what drew it has learned since
             self._keep(of_round)
         batch, noisy = self.settings.batch, torch.tensor(control.noisy_steps(self.task.process))
         chosen = torch.randint(len(self.pool["rows"]), (batch,), generator=rng)

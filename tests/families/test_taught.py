@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -101,9 +100,10 @@ def test_sid_distill_takes_its_own_least_half_life() -> None:
 
 def direct(model: Any, preset: str = "auto") -> Any:
     """The level at which Reward Finetune would tune, and its process."""
-    from comfyui_apprentice.nodes.finetune import Recipe, one_step, student_level
+    from comfyui_apprentice.nodes.finetune import one_step, student_level
+    from comfyui_apprentice.training.finetune_options import FinetuneOptions
 
-    level = student_level(model, Recipe("a", 2, "fp32", True, (64, 64), 4, "normal"), preset)
+    level = student_level(model, FinetuneOptions(scheduler="normal", preset=preset))
     return level, one_step(level.model, level.sigma).b.tolist()
 
 
@@ -125,7 +125,7 @@ def test_the_preset_decides_the_level_where_there_is_no_card() -> None:
     sampling = model.get_model_object("model_sampling")
     with pytest.raises(ValueError, match="'auto' needs a model with a card"):
         direct(model)
-    for preset, timestep, scaled in (("sid-lsg", 625, False), ("dmd2-1step/t399", 399, True), ("sdxl-turbo", 999, False)):
+    for preset, timestep, scaled in (("sid-lsg", 625, False), ("dmd2-1step/t399", 399, True), ("sdxl-turbo/trailing", 999, False)):
         level, levels = direct(model, preset)
         sigma = timestep_sigma(timestep, sampling)
         assert levels == [pytest.approx(sigma), 0.0]
@@ -201,7 +201,8 @@ def test_a_file_that_comes_while_a_run_learns_is_left_alone(folder: Path, monkey
 
 
 def test_promptkd_s_nodes_overwrite_nothing(folder: Path) -> None:
-    from comfyui_apprentice.nodes import folders, promptkd
+    from comfyui_apprentice.nodes import folders
+    from comfyui_apprentice.nodes.runs import NodeRun
 
     for kind, what in ((folders.CRITICS, "critic"), (folders.TEACHERS, "teacher")):
         file = folders.made_file(kind, "zz theirs", what)
@@ -209,7 +210,7 @@ def test_promptkd_s_nodes_overwrite_nothing(folder: Path) -> None:
         file.write_bytes(b"theirs")
         try:
             with pytest.raises(ValueError, match=f"{kind}/zz theirs.safetensors is there already"):
-                promptkd._Run("zz theirs", what, "fp32").target(kind, {})
+                NodeRun("zz theirs", what, kind, {})
         finally:
             file.unlink()
 
@@ -441,9 +442,11 @@ def test_promptkd_leaves_the_clips_as_they_were(moved: list[str], folder: Path) 
     """Computed in float16 on a device, and back: to the bit, and counted by ComfyUI meanwhile."""
     from types import SimpleNamespace
 
-    from comfyui_apprentice.nodes.promptkd import _Run
+    from comfyui_apprentice.nodes.promptkd import _go
+    from comfyui_apprentice.nodes.runs import NodeRun
+    from comfyui_apprentice.training.promptkd_runs import Settings
 
-    run, network, made = _Run("a", "critic", "fp16"), torch.nn.Linear(3, 3), torch.nn.Linear(2, 2).half()
+    run, network, made = NodeRun("a", "critic", "loras", {}), torch.nn.Linear(3, 3), torch.nn.Linear(2, 2).half()
     before = network.weight.detach().clone()
 
     def work(*_: Any) -> Any:
@@ -451,9 +454,7 @@ def test_promptkd_leaves_the_clips_as_they_were(moved: list[str], folder: Path) 
         return SimpleNamespace(network=made)
 
     with torch.inference_mode(False):
-        run.place([network])
-        run.claim = SimpleNamespace(held=contextlib.nullcontext)
-        run.go(1, 1, work)
+        _go(run, [network], Settings(precision="fp16"), 8, work)
     assert torch.equal(network.weight, before) and made.weight.dtype == torch.float32 and owners() == []
 
 
@@ -467,7 +468,7 @@ def test_base_pictures_come_in_batches_with_bar_estimate_and_preview(monkeypatch
     said: list[str] = []
     sizes: list[int] = []
     monkeypatch.setattr(finetune.bridge, "preview", lambda model, latents: ("preview", tuple(latents.shape)))
-    monkeypatch.setattr(finetune, "show_text", said.append)
+    monkeypatch.setattr(finetune.bridge, "show_text", said.append)
 
     class Bar:
         def __init__(self, total: int) -> None: ...
@@ -493,8 +494,8 @@ def test_cancelling_while_base_pictures_are_drawn_takes_a_step(monkeypatch: pyte
     from comfyui_apprentice.nodes import finetune
 
     calls: list[int] = []
-    monkeypatch.setattr(finetune.bridge.Bar, "show", lambda self, *_: calls.append(1))
-    monkeypatch.setattr(finetune.bridge.Bar, "interrupted", lambda self: len(calls) >= 2)
+    monkeypatch.setattr(finetune.bridge.NodeScreen, "bar", lambda self, *_, **__: calls.append(1))
+    monkeypatch.setattr(finetune.bridge.NodeScreen, "interrupted", lambda self: len(calls) >= 2)
     with pytest.raises(finetune.bridge.Cancelled):
         training.tune(tiny.model("flux"), "flux", strength="target KL", value=0.01)
     assert len(calls) == 2 and not list(folder.glob("loras/*"))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import control_toy as toy
-from comfyui_apprentice.training.fdivergence import solve_dual
 from comfyui_apprentice.training.baseline import Baseline, base_rewards, baseline
+from comfyui_apprentice.training.fdivergence import solve_dual
 from comfyui_apprentice.training.finetune import card, finetune
 from comfyui_apprentice.training.finetune_task import Settings, Task
 from comfyui_apprentice.training.loop import Watch

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from comfyui_apprentice.benchmarks.promptkd_data import accuracy
 from comfyui_apprentice.files import UnsafeCheckpoint
 from comfyui_apprentice.networks.prompted_clip import PromptedClip
 from comfyui_apprentice.networks.tiny_text import Vocabulary, WordTokenizer
@@ -147,9 +148,9 @@ def test_accuracy_is_sought_among_the_classes_that_count(tmp_path: Path) -> None
     student, text = network.student, network.text_features
     rows = torch.isin(pictures.labels, torch.tensor(chosen))
     expected = (torch.tensor(chosen)[logits[rows][:, chosen].argmax(1)] == pictures.labels[rows]).float().mean().item()
-    assert critics.accuracy(student, text, [(pictures.pixels, pictures.labels)], chosen) == pytest.approx(expected)
+    assert accuracy(student, text, [(pictures.pixels, pictures.labels)], chosen) == pytest.approx(expected)
     with pytest.raises(ValueError, match="no pictures"):
-        critics.accuracy(student, text, [], chosen)
+        accuracy(student, text, [], chosen)
 
 
 def test_one_class_or_the_same_twice_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import torch
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.training.distill import Settings, distil
 from comfyui_apprentice.training.edm_task import edm_task
-from comfyui_apprentice.training.loop import Watch
 from comfyui_apprentice.training.processes import Processes
+from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.weights.edm_pickle import read_edm
 from comfyui_apprentice.world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 from icons import save_icons
@@ -28,9 +28,9 @@ SETTINGS = Settings(pictures=24, batch=8, fake_rate=1e-3, generator_rate=1e-3, a
 OPTIONS = ["--pictures", "24", "--batch", "8", "--lr", "1e-3", "--glr", "1e-3", "--dropout", "0", "--samples-every", "0"]
 
 
-def alone(checkpoint: Path, settings: Settings = SETTINGS) -> dict[str, Tensor]:
+def alone(folder: Path, settings: Settings = SETTINGS) -> dict[str, Tensor]:
     """What one process makes; without dropout, whose masks are each process's own."""
-    return distil(edm_task(read_edm(TEACHER), dropout=0.0), settings, checkpoint).shadow
+    return distil(edm_task(read_edm(TEACHER), dropout=0.0), settings, RunFolder(folder)).shadow
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -85,8 +85,8 @@ def two(icons: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 
 def test_two_processes_make_the_student_of_one(two: tuple[Path, str], tmp_path: Path) -> None:
     folder, said = two
-    expected = alone(tmp_path / "alone.pt")
-    other = alone(tmp_path / "half.pt", replace(SETTINGS, seed=1))
+    expected = alone(tmp_path / "alone")
+    other = alone(tmp_path / "half", replace(SETTINGS, seed=1))
     with pytest.raises(AssertionError):  # the tolerance tells other pictures apart
         assert_close(other, expected)
     assert said.count("2 processes share every batch of 8") == 1

@@ -97,7 +97,7 @@ def test_a_record_of_an_older_version_is_asked_only_for_what_it_has(tmp_path: Pa
     (tmp_path / "run.json").write_text('{"alpha": 1.0}')
     folder.checkpoint.touch()
     folder.check({"alpha": 1.0, "prompts": ["a"]})
-    with pytest.raises(ValueError, match=r"was begun with another alpha \(alpha was 1.0 and is 2.0\): take another name, or delete"):
+    with pytest.raises(ValueError, match=r"with another alpha \(alpha was 1.0 and is 2.0\): take another name, or delete"):
         folder.check({"alpha": 2.0, "prompts": ["a"]})
 
 

@@ -114,8 +114,8 @@ def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> Ema:
     for number, schedule in enumerate(ROUNDS[size], start=1):
         ema = train(
             model, lambda generator, batch: contrastive_loss(model, words, pairs, generator, batch), schedule,
-            RunFolder(work / f"clip_{size}_{number}"), seed=SEEDS[size] + 1000 * (number - 1), ema_half_life=5_000, weight_decay=0.05,
-            save_every=250, watch=Watch(log_to(work / f"clip_{size}_{number}.log"), on_save=measure),
+            RunFolder(work / f"clip_{size}_{number}"), seed=SEEDS[size] + 1000 * (number - 1), ema_half_life=5_000,
+            weight_decay=0.05, save_every=250, watch=Watch(log_to(work / f"clip_{size}_{number}.log"), on_save=measure),
         )  # fmt: skip
         model.load_state_dict(ema.shadow)
     return ema

@@ -1,0 +1,39 @@
+"""A node's inputs, made of a method's options (see ``training.options``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from comfy_api.v0_0_2 import io
+
+from ..training.options import NODE, Offer, offers
+from . import types
+
+T = TypeVar("T")
+
+
+def inputs_of(options: type) -> list[Any]:
+    """The inputs of a node, in the order of the options."""
+    hints = get_type_hints(options)
+    return [_input(name, hints[field], offer) for field, name, offer in offers(options, NODE)]
+
+
+def read(options: type[T], inputs: Mapping[str, Any]) -> T:
+    """The options of a node that was given these ``inputs``."""
+    return options(**{field: inputs.get(name, offer.default) for field, name, offer in offers(options, NODE)})
+
+
+def _input(name: str, kind: type, offer: Offer) -> Any:
+    """The input of one option."""
+    shared: dict[str, Any] = {"default": offer.default, "tooltip": offer.help, "optional": offer.optional}
+    numbers: dict[str, Any] = {"min": offer.least, "max": offer.most, "step": offer.step}
+    if offer.choices:
+        return io.Combo.Input(name, options=types.choices(offer.choices), **shared)
+    if kind is bool:
+        return io.Boolean.Input(name, **shared)
+    if kind is int:
+        return io.Int.Input(name, **shared, **numbers)
+    if kind is float:
+        return io.Float.Input(name, **shared, **numbers, round=offer.round)
+    return io.String.Input(name, **shared, multiline=offer.lines, force_input=offer.socket or None)
