@@ -88,7 +88,7 @@ def test_tuning_is_measured_along_its_way_and_goes_on_where_it_was(tmp_path: Pat
     said: list[str] = []
     assert bench.tune(Tuned(World(), 4, 0, True), "a way", settings, tmp_path, said.append, 3, 2) == along
     assert said == []
-    with pytest.raises(ValueError, match="holds a run with another updates"):
+    with pytest.raises(ValueError, match="was begun with another updates"):
         bench.tune(Tuned(World(), 4, 0, True), "a way", replace(settings, updates=3), tmp_path, said.append, 3, 2)
 
 
