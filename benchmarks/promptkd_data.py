@@ -17,10 +17,11 @@ from torch import Tensor
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
 from ..oracles.clip_files import load_clip
 from ..training import critic as critics
-from ..training.domain_data import DATA_SETS, DomainPictures, Split, few_shot, folder_split, read_split
+from ..training.domain_data import DomainPictures, few_shot
 from ..training.promptkd import frozen_text_features
 from ..training.promptkd_runs import Settings, SourceSettings
 from ..training.run_folder import RunFolder
+from .data_sets import DATA_SETS, Split, folder_split, read_split
 from .figures import Figures, mean_of_seeds, percent, print_table
 
 Say = Callable[[str], None]

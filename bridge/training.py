@@ -307,15 +307,11 @@ class NodeScreen(Screen):
         except Cancelled:
             self.cancelled = True
         if text:
-            show_text(text)
+            self.say(text)
 
-    def report(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """See ``Screen``."""
         show_text(text)
-
-    def say(self, sentence: str) -> None:
-        """See ``Screen``."""
-        show_text(sentence)
 
     def interrupted(self) -> bool:
         """Whether the artist pressed cancel."""

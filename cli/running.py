@@ -154,11 +154,11 @@ class Terminal(Screen):
         """See ``Screen``."""
         self.text = text
         if not sys.stderr.isatty():
-            typer.echo(text, err=True)
+            self.say(text)
 
-    def say(self, sentence: str) -> None:
+    def say(self, text: str) -> None:
         """See ``Screen``."""
-        typer.echo(sentence, err=True)
+        typer.echo(text, err=True)
 
 
 def check_suffix(out: Path) -> None:

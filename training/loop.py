@@ -124,24 +124,104 @@ class Watch:
     say: Callable[[str], None] = lambda _sentence: None
 
 
-@dataclass
-class _Progress:
-    """Where a run is: saved with it, so that reports do not depend on interruptions."""
+_COUNTERS = ("taken", "counter.taken")
+"""Steps counted beside the weights, in the checkpoints of versions up to 0.4; like averages that nobody asked for, left there."""
 
+
+@dataclass
+class _State:
+    """Everything that a checkpoint holds: networks, optimisers, average, and where the run is.
+
+    The sums are those of reports, which so don't depend on interruptions.
+    """
+
+    learners: Mapping[str, Learner]
+    ema: Ema | None
+    ema_of: nn.Module | None
     step: int = 0
     sums: Means = field(default_factory=dict)
     since: int = 0
 
-    def add(self, losses: Means) -> None:
+    @property
+    def averaged(self) -> dict[str, Tensor]:
+        """The moving average; nothing where nothing is averaged."""
+        return {} if self.ema is None else self.ema.shadow
+
+    def add(self, losses: Means, batch: int) -> None:
+        """Count a step."""
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"The loss '{name}' became {value} at step {self.step}; lower the learning rate.")
+        if self.ema is not None and self.ema_of is not None:
+            self.ema.update(self.ema_of, self.step * batch, batch)
         self.step += 1
         self.since += 1
-        for key, value in losses.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self) -> Means:
+        """Since the last report."""
         means = {key: value / self.since for key, value in self.sums.items()}
         self.sums, self.since = {}, 0
         return means
+
+    def check_weights(self) -> None:
+        """Before every save, since a loss may be finite still when weights no longer are."""
+        parameters = {name: list(learner.network.parameters()) for name, learner in self.learners.items()}
+        averaged = self.ema_of.named_parameters() if self.ema_of is not None else ()
+        values = {**parameters, "moving average": [self.averaged[key] for key, _ in averaged]}
+        for name, tensors in values.items():
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+                raise FloatingPointError(
+                    f"Weights ('{name}') are no longer finite after {self.step} steps; lower the learning rate. The last "
+                    "checkpoint is from before."
+                )
+
+    def look_at_disk(self, folder: RunFolder, again: bool, say: Callable[[str], None]) -> None:
+        """Tell what a save takes, and refuse to begin where there is no room: ``again`` if more than one will be saved."""
+        size = bytes_of(self.averaged)
+        for learner in self.learners.values():
+            learnt = [p for group in learner.optimiser.param_groups for p in group["params"]]
+            size += bytes_of(learner.network.state_dict()) + 2 * bytes_of(learnt)  # Adam keeps two numbers for each
+        there, what = folder.checkpoint.exists(), f"each save of this run takes {human_size(size)}, over the one before"
+        if again or there:
+            what += f", and while it is written {human_size(2 * size)}"
+        say(f"{what[0].upper()}{what[1:]}.")
+        require_space(folder.checkpoint, size * (1 + (again and not there)), what)
+
+    def save(self, folder: RunFolder, main_process: bool) -> None:
+        """One checkpoint, of weights that are numbers."""
+        self.check_weights()
+        if not main_process:
+            return
+        folder.save(
+            {
+                "networks": {name: learner.network.state_dict() for name, learner in self.learners.items()},
+                "optimisers": {name: learner.optimiser.state_dict() for name, learner in self.learners.items()},
+                "ema": self.averaged, "step": self.step, "sums": self.sums, "since": self.since,
+            }
+        )  # fmt: skip
+
+    def resume(self, folder: RunFolder) -> None:
+        """Go on where the folder's checkpoint is, if there is one."""
+        if not folder.checkpoint.exists():
+            return
+        try:
+            state = read_tree(folder.checkpoint, mapped=False)  # it will be written over
+            for name, learner in self.learners.items():
+                weights = {key: value for key, value in state["networks"][name].items() if key not in _COUNTERS}
+                learner.network.load_state_dict(weights)
+                learner.optimiser.load_state_dict(state["optimisers"][name])
+            for key, value in self.averaged.items():
+                value.copy_(state["ema"][key])
+            self.step, self.sums, self.since = int(state["step"]), dict(state["sums"]), int(state["since"])
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:  # torch raises a dozen kinds for bad files
+            raise ValueError(
+                f"'{folder.checkpoint.name}' of the run '{folder.path.name}' is damaged, or another run's: delete the run's "
+                "folder to begin anew."
+            ) from error
 
 
 def run(
@@ -173,45 +253,34 @@ def run(
         DiskFull: There is no room for what it saves; told before the work, as far as the disk doesn't fill meanwhile.
         ValueError: The checkpoint is damaged, or another run's.
     """
-    watch = watch or Watch()
-    progress = _resume(folder, learners, ema)
-    averaged = {} if ema is None else ema.shadow
-
-    def save() -> None:
-        _check_weights(learners, averaged, ema_of, progress.step)
-        if main_process:
-            folder.save(_state(learners, averaged, progress))
-
-    _check_weights(learners, averaged, ema_of, progress.step)
-    if main_process and progress.step < schedule.steps:
-        _look_at_disk(folder, learners, averaged, schedule.steps - progress.step > save_every, watch)
+    watch, state = watch or Watch(), _State(learners, ema, ema_of)
+    state.resume(folder)
+    state.check_weights()
+    if main_process and state.step < schedule.steps:
+        state.look_at_disk(folder, schedule.steps - state.step > save_every, watch.say)
     if main_process:
-        folder.cut_log(progress.step)
-    started, first = time.monotonic(), progress.step
-    for number in range(progress.step, schedule.steps):
+        folder.cut_log(state.step)
+    started, first = time.monotonic(), state.step
+    for number in range(state.step, schedule.steps):
         for learner in learners.values():
             learner.set_rate(schedule, number)
         try:
             losses = step(number, step_generator(seed, number))
         except Interrupted as stopped:
-            save()
+            state.save(folder, main_process)
             raise KeyboardInterrupt from stopped
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"The loss '{name}' became {value} at step {number}; lower the learning rate.")
-        if ema is not None and ema_of is not None:
-            ema.update(ema_of, number * schedule.batch, schedule.batch)
-        progress.add(losses)
+        state.add(losses, schedule.batch)
         if watch.after_step:
-            watch.after_step(progress.step, averaged)
-        if progress.since >= watch.report_every or progress.step == schedule.steps:
-            seconds = (time.monotonic() - started) / (progress.step - first)
-            _report(watch, folder, progress, schedule.batch, seconds, main_process)
+            watch.after_step(state.step, state.averaged)
+        done = state.step == schedule.steps
+        if state.since >= watch.report_every or done:
+            seconds = (time.monotonic() - started) / (state.step - first)
+            _report(watch, folder if main_process else None, state, schedule.batch, seconds)
         stop = watch.interrupted()
-        if stop or progress.step % save_every == 0 or progress.step == schedule.steps:
-            save()
+        if stop or done or state.step % save_every == 0:
+            state.save(folder, main_process)
             if watch.on_save and main_process and ema is not None:
-                watch.on_save(ema, progress.step * schedule.batch)
+                watch.on_save(ema, state.step * schedule.batch)
         if stop:
             raise KeyboardInterrupt
 
@@ -247,76 +316,11 @@ def train(
     return ema
 
 
-def _report(watch: Watch, folder: RunFolder, progress: _Progress, batch: int, seconds: float, main_process: bool) -> None:
-    means, pictures = progress.means(), progress.step * batch
-    if not main_process:
+def _report(watch: Watch, folder: RunFolder | None, state: _State, batch: int, seconds: float) -> None:
+    """To the log and to whoever watches; to nobody without a folder."""
+    means, pictures = state.means(), state.step * batch
+    if folder is None:
         return
-    folder.note({"step": progress.step, "pictures": pictures, **means, "seconds_a_step": round(seconds, 4)})
+    folder.note({"step": state.step, "pictures": pictures, **means, "seconds_a_step": round(seconds, 4)})
     if watch.report:
-        watch.report(progress.step, pictures, means)
-
-
-def _check_weights(learners: Mapping[str, Learner], averaged: Mapping[str, Tensor], of: nn.Module | None, step: int) -> None:
-    """Before every save, since a loss may be finite still when weights no longer are."""
-    parameters = {name: list(learner.network.parameters()) for name, learner in learners.items()}
-    if of is not None:
-        parameters["moving average"] = [averaged[key] for key, _ in of.named_parameters()]  # type: ignore[misc]
-    for name, values in parameters.items():
-        if not all(bool(value.isfinite().all()) for value in values):
-            raise FloatingPointError(
-                f"Weights ('{name}') are no longer finite after {step} steps; lower the learning rate. The last checkpoint is "
-                "from before."
-            )
-
-
-def _state(learners: Mapping[str, Learner], averaged: Mapping[str, Tensor], progress: _Progress) -> dict[str, object]:
-    """What a checkpoint holds."""
-    return {
-        "networks": {name: learner.network.state_dict() for name, learner in learners.items()},
-        "optimisers": {name: learner.optimiser.state_dict() for name, learner in learners.items()},
-        "ema": averaged,
-        "step": progress.step,
-        "sums": progress.sums,
-        "since": progress.since,
-    }
-
-
-def _look_at_disk(
-    folder: RunFolder, learners: Mapping[str, Learner], averaged: Mapping[str, Tensor], again: bool, watch: Watch
-) -> None:
-    """Tell what a save takes, and refuse to begin where there is no room: ``again`` if more than one will be saved."""
-    size = bytes_of(averaged)
-    for learner in learners.values():
-        learnt = [p for group in learner.optimiser.param_groups for p in group["params"]]
-        size += bytes_of(learner.network.state_dict()) + 2 * bytes_of(learnt)  # Adam keeps two numbers for each
-    there, what = folder.checkpoint.exists(), f"each save of this run takes {human_size(size)}, over the one before"
-    if again or there:
-        what += f", and while it is written {human_size(2 * size)}"
-    watch.say(f"{what[0].upper()}{what[1:]}.")
-    require_space(folder.checkpoint, size * (1 + (again and not there)), what)
-
-
-_COUNTERS = ("taken", "counter.taken")
-"""Steps counted beside the weights, in the checkpoints of versions up to 0.4; like averages that nobody asked for, left there."""
-
-
-def _resume(folder: RunFolder, learners: Mapping[str, Learner], ema: Ema | None) -> _Progress:
-    if not folder.checkpoint.exists():
-        return _Progress()
-    try:
-        state = read_tree(folder.checkpoint, mapped=False)  # it will be written over
-        for name, learner in learners.items():
-            weights = {key: value for key, value in state["networks"][name].items() if key not in _COUNTERS}
-            learner.network.load_state_dict(weights)
-            learner.optimiser.load_state_dict(state["optimisers"][name])
-        if ema is not None:
-            for key, value in state["ema"].items():
-                ema.shadow[key].copy_(value)
-        return _Progress(int(state["step"]), dict(state["sums"]), int(state["since"]))
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:  # torch raises a dozen kinds for bad files
-        raise ValueError(
-            f"'{folder.checkpoint.name}' of the run '{folder.path.name}' is damaged, or another run's: delete the run's folder "
-            "to begin anew."
-        ) from error
+        watch.report(state.step, pictures, means)

@@ -47,11 +47,12 @@ class Screen:
     def bar(self, done: int, total: int, text: str = "", preview: Callable[[], Any] | None = None) -> None:
         """``done`` of ``total``, with a text beside it; ``preview`` makes a picture."""
 
+    def say(self, text: str) -> None:
+        """Something to know."""
+
     def report(self, text: str) -> None:
         """A line of how the run goes."""
-
-    def say(self, sentence: str) -> None:
-        """Something to know before the run begins."""
+        self.say(text)
 
     def interrupted(self) -> bool:
         """Whether somebody wants it to stop."""

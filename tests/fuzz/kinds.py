@@ -12,6 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
+from comfyui_apprentice.benchmarks.data_sets import read_split_file
 from comfyui_apprentice.cli.calibrate import read_graph
 from comfyui_apprentice.gate import calibration, controller
 from comfyui_apprentice.gate.calibrate import read_prompts
@@ -22,7 +23,7 @@ from comfyui_apprentice.oracles.clip_files import ClipFile, load_clip
 from comfyui_apprentice.oracles.hpsv3 import _tokenizer
 from comfyui_apprentice.oracles.promptkd import Critic, CriticNetwork, load_critic, save_critic, tower_hash
 from comfyui_apprentice.training.critic import load_teacher, save_tokens
-from comfyui_apprentice.training.domain_data import read_picture, read_split_file
+from comfyui_apprentice.training.domain_data import read_picture
 from comfyui_apprentice.weights.checkpoints import read_metadata, read_weights, to_safetensors
 from comfyui_apprentice.weights.edm_pickle import read_edm
 from comfyui_apprentice.weights.promptkd_checkpoint import read_official

@@ -197,7 +197,7 @@ def test_run_with_other_settings_is_refused_in_one_sentence(comfy: Comfy) -> Non
         return g
 
     comfy.run(graph())
-    with pytest.raises(GraphError, match=r"The run 'twice' was begun with another alpha \(alpha was 1.0 and is 1.2\): take another name"):
+    with pytest.raises(GraphError, match=r"'twice' was begun with another alpha \(alpha was 1.0 and is 1.2\): take another name"):
         comfy.run(graph(alpha=1.2))
     comfy.run(graph(pictures=8))  # longer is the same run
     with pytest.raises(GraphError, match="can't be a file name"):

@@ -9,18 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comfyui_apprentice.benchmarks.data_sets import DATA_SETS, folder_split, read_split, read_split_file
 from comfyui_apprentice.oracles.preprocess import CLIP_MEAN, CLIP_STD
 from comfyui_apprentice.training.domain_data import (
-    DATA_SETS,
     DomainPictures,
     Item,
     crop_box,
     few_shot,
-    folder_split,
     labelled_folder,
     pictures_in,
-    read_split,
-    read_split_file,
 )
 from comfyui_apprentice.training.templates import TEMPLATES
 from PIL import Image

@@ -15,6 +15,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from comfyui_apprentice.benchmarks.data_sets import read_split_file
 from comfyui_apprentice.cli.calibrate import read_graph
 from comfyui_apprentice.files import UnreadableFile
 from comfyui_apprentice.gate import calibration, controller
@@ -26,7 +27,7 @@ from comfyui_apprentice.oracles import load
 from comfyui_apprentice.oracles.clip_files import load_clip
 from comfyui_apprentice.oracles.hpsv3 import _tokenizer
 from comfyui_apprentice.oracles.promptkd import base_of, load_critic
-from comfyui_apprentice.training.domain_data import read_picture, read_split_file
+from comfyui_apprentice.training.domain_data import read_picture
 from comfyui_apprentice.weights.checkpoints import read_metadata, read_weights, to_safetensors
 from comfyui_apprentice.weights.edm_pickle import read_edm, read_snapshot
 from comfyui_apprentice.weights.promptkd_checkpoint import OfficialCheckpoint, read_official
