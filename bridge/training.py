@@ -52,8 +52,8 @@ def _copy(network: Any, dtype: torch.dtype) -> Any:
     """A frozen copy of a network on the CPU, in ``dtype``: no device holds it twice meanwhile, and it can be differentiated."""
     values = (*network.parameters(), *network.buffers())
     cast = {id(v): v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype, copy=True) for v in values}
-    made = {id(p): nn.Parameter(cast[id(p)], requires_grad=False) for p in network.parameters()}
-    return copy.deepcopy(network, cast | made)
+    parameters = {id(p): nn.Parameter(cast[id(p)], requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, cast | parameters)
 
 
 def another(base: Any) -> Any:
@@ -91,8 +91,8 @@ def place(networks: Sequence[Any]) -> tuple[torch.device, list[comfy.model_patch
     patchers: list[comfy.model_patcher.ModelPatcher] = []
     for network in networks:
         _teachable(network)
-        own = isinstance(network, comfy.model_base.BaseModel)
-        patchers += [WholePatcher(network, load_device=device, offload_device=offload)] if own else patchers_of(network)
+        is_model = isinstance(network, comfy.model_base.BaseModel)
+        patchers += [WholePatcher(network, load_device=device, offload_device=offload)] if is_model else patchers_of(network)
     comfy.model_management.load_models_gpu(patchers, force_full_load=True)
     return device, patchers
 
@@ -130,9 +130,9 @@ def training() -> Iterator[None]:
     Raises:
         ValueError: The network changes in place what its gradients need, in a way that ``out_of_place`` can't mend.
     """
-    told = getattr(comfy.model_management, "in_training", None)
+    before = getattr(comfy.model_management, "in_training", None)
     try:
-        if told is not None:
+        if before is not None:
             comfy.model_management.in_training = True
         with torch.inference_mode(False):
             yield
@@ -144,8 +144,8 @@ def training() -> Iterator[None]:
             "be trained; choose another model."
         ) from error
     finally:
-        if told is not None:
-            comfy.model_management.in_training = told
+        if before is not None:
+            comfy.model_management.in_training = before
         comfy.model_management.unload_all_models()
 
 
@@ -184,10 +184,10 @@ class Conditions:
 
     def groups(self, numbers: Sequence[int]) -> list[list[int]]:
         """Places in ``numbers`` whose prompts one call of the network can take: texts of one length, constants of one value."""
-        found: dict[Any, list[int]] = {}
+        groups: dict[Any, list[int]] = {}
         for place, number in enumerate(numbers):
-            found.setdefault(self._kinds[number], []).append(place)
-        return list(found.values())
+            groups.setdefault(self._kinds[number], []).append(place)
+        return list(groups.values())
 
     def of(self, numbers: Sequence[int]) -> dict[str, Any]:
         """``apply_model``'s arguments for prompts of one group, a row each."""

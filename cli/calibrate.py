@@ -86,10 +86,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _with_changes(graph: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The graph with the Calibrate node's settings replaced, and without the outputs that don't need that node."""
-    found = [key for key, node in graph.items() if node.get("class_type") == NODE]
-    if len(found) != 1:
-        raise ValueError(f"The workflow has {len(found)} Calibrate nodes; it should have one.")
-    needed, waiting = set(), found
+    nodes = [key for key, node in graph.items() if node.get("class_type") == NODE]
+    if len(nodes) != 1:
+        raise ValueError(f"The workflow has {len(nodes)} Calibrate nodes; it should have one.")
+    needed, waiting = set(), nodes
     while waiting:
         key = waiting.pop()
         needed.add(key)
@@ -162,9 +162,9 @@ class _Server:
 def _refusal(answer: bytes) -> str:
     """ComfyUI's sentences about a graph that it won't run."""
     try:
-        found = json.loads(answer)
-        details = [error["details"] or error["message"] for node in found["node_errors"].values() for error in node["errors"]]
-        return "; ".join(dict.fromkeys(details)) or str(found["error"]["message"])
+        refusal = json.loads(answer)
+        details = [error["details"] or error["message"] for node in refusal["node_errors"].values() for error in node["errors"]]
+        return "; ".join(dict.fromkeys(details)) or str(refusal["error"]["message"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return answer.decode(errors="replace")[:500]
 

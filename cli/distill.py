@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..training.options import COMMAND, given
+from ..training.options import COMMAND, chosen, given
 from ..training.sid_options import SidOptions
 from .options import with_options
 from .promptkd import promptkd, promptkd_teacher
@@ -44,7 +44,7 @@ def sid(
     teacher: Annotated[Path, typer.Argument(help="An EDM network: .pkl, or .safetensors from 'apprentice convert'.")],
     out: Annotated[Path, typer.Option(help="The student's file (.safetensors); Load EDM Network draws with it.")],
     options: SidOptions,
-    run: RunOptions,
+    flags: RunOptions,
 ) -> None:
     """Distil an EDM network by SiD (arXiv 2404.04057), without pictures. Ctrl-C saves; the same command goes on from there.
 
@@ -60,15 +60,15 @@ def sid(
         settings, halved = _settings(options)
         with launched() as processes:
             processes.rows(settings.batch)
-            device = pick_device(run.device, processes)
+            device = pick_device(flags.device, processes)
             precision = options.precision or ("fp16" if halved and device.startswith("cuda") else "fp32")
             options = replace(options, precision=precision)
             config, weights = read_edm(teacher)
-            set_threads(run.threads, device, sum(weight.numel() for weight in weights.values()))
+            set_threads(flags.threads, device, sum(weight.numel() for weight in weights.values()))
             task, settings = _task((config, weights), teacher.name, settings, options, device)
             if processes.main:
                 check_precision(precision, device)
-            _run(task, settings, options, config, teacher.name, sha256(teacher), out, run, processes)
+            _run(task, settings, options, config, teacher.name, sha256(teacher), out, flags, processes)
 
 
 def _settings(options: SidOptions) -> tuple[Settings, bool]:
@@ -83,18 +83,16 @@ def _settings(options: SidOptions) -> tuple[Settings, bool]:
     if options.preset is not None and options.preset not in EDM_PRESETS:
         raise ValueError(f"There is no preset '{options.preset}' for EDM networks; there are {', '.join(EDM_PRESETS)}.")
     base = Settings(augment=0.12) if options.preset is None else EDM_PRESETS[options.preset].settings
-    chosen = given(options, COMMAND, Settings)
+    wanted = given(options, COMMAND, Settings)
     if options.real and options.adversarial is None:
-        chosen["adversarial"] = 0.01
-    settings = replace(base, **chosen)
+        wanted["adversarial"] = 0.01
+    settings = replace(base, **wanted)
     if bool(settings.adversarial) != bool(options.real):
         raise ValueError("--real and --adversarial go together: give a folder of pictures and a factor above 0, or neither.")
     return settings, base.eps == HALF_EPS
 
 
-def _task(
-    teacher: Any, name: str, settings: Settings, options: SidOptions, device: str
-) -> tuple[Task, Settings]:
+def _task(teacher: Any, name: str, settings: Settings, options: SidOptions, device: str) -> tuple[Task, Settings]:
     """What is distilled, and the settings that suit it.
 
     Raises:
@@ -105,10 +103,8 @@ def _task(
     fitted = fit_settings(settings, teacher[0], options.precision)
     if options.augment and not fitted.augment:
         raise ValueError(f"{name} was trained without EDM's augmentation and can't be told of it: leave --augment out.")
-    task = edm_task(
-        teacher, name=name, device=device, precision=options.precision, dropout=options.dropout, real=options.real
-    )
-    return task, fitted
+    more = chosen(options, "precision", "dropout", "real")
+    return edm_task(teacher, name=name, device=device, **more), fitted
 
 
 def _facts(task: Task, settings: Settings, options: SidOptions, fingerprint: str) -> dict[str, Any]:
@@ -124,7 +120,7 @@ def _facts(task: Task, settings: Settings, options: SidOptions, fingerprint: str
 
 def _run(
     task: Task, settings: Settings, options: SidOptions, config: dict[str, Any], teacher: str, fingerprint: str, out: Path,
-    run: RunOptions, processes: Processes,
+    flags: RunOptions, processes: Processes,
 ) -> None:  # fmt: skip
     """Train from where the run is to its end, and write the student.
 
@@ -141,26 +137,26 @@ def _run(
             typer.echo(text)
 
     steps, batch = settings.schedule.steps, settings.batch
-    made = CommandRun(out, run, processes, _facts(task, settings, options, fingerprint), _FREE)
-    seen = made.folder.pictures_seen(batch)
+    run = CommandRun(out, flags, processes, _facts(task, settings, options, fingerprint), _FREE)
+    seen = run.folder.pictures_seen(batch)
     if seen > steps * batch:
-        raise ValueError(f"The run in {made.folder.path} has seen {seen:,} pictures already: ask for more with --pictures.")
-    if made.target.is_ours and seen == steps * batch:
+        raise ValueError(f"The run in {run.folder.path} has seen {seen:,} pictures already: ask for more with --pictures.")
+    if run.target.is_ours and seen == steps * batch:
         say(f"{out} is finished after {seen:,} pictures. To go on, raise --pictures.")
         return
     if processes.count > 1:
         say(f"{processes.count} processes share every batch of {batch}.")
-    samples, every = Samples(task, made.folder, settings.steps), options.samples_every
+    samples, every = Samples(task, run.folder, settings.steps), options.samples_every
 
     def look(step: int, average: Mapping[str, Tensor]) -> None:
         if every and (step % every == 0 or step == steps):
             samples(average, step * batch)
 
-    with made.followed("Distilling", steps, batch, "pictures", look) as progress:
+    with run.followed("Distilling", steps, batch, "pictures", look) as progress:
         if every and not seen and processes.main:
             samples(task.generator.state_dict(), 0)
-        ema = distil(task, settings, made.folder, watch=progress.watch, save_every=options.save_every, processes=processes)
+        ema = distil(task, settings, run.folder, watch=progress.watch, save_every=options.save_every, processes=processes)
     if processes.main:
-        about = made.target.about
+        about = run.target.about
         save_student(ema.shadow, config, out, settings, teacher, fingerprint, options.precision, about)
-    say(f"{out}: a student of {teacher} after {steps * batch:,} pictures. Losses, samples: {made.folder.path}")
+    say(f"{out}: a student of {teacher} after {steps * batch:,} pictures. Losses, samples: {run.folder.path}")

@@ -30,7 +30,7 @@ def finetune(
     prompts: Annotated[Path, typer.Option(help="A text file: what each class shall show, a line a class.")],
     out: Annotated[Path, typer.Option(help="The tuned network (.safetensors); Load EDM Network draws with it.")],
     options: FinetuneOptions,
-    run: RunOptions,
+    flags: RunOptions,
 ) -> None:
     """Tune a network by an oracle, at a price for every change. Ctrl-C saves; the same command goes on from there.
 
@@ -43,11 +43,11 @@ def finetune(
         settings = Settings(**given(options, COMMAND, Settings), pool=options.base_draws)
         settings.check()
         judge = _oracle(oracle, options.small_clip)
-        _tune(network, judge, read_lines(prompts), settings, options, out, run, processes)
+        _tune(network, judge, read_lines(prompts), settings, options, out, flags, processes)
 
 
 def _tune(
-    file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, options: FinetuneOptions, out: Path, run: RunOptions,
+    file: Path, judge: Oracle, lines: tuple[str, ...], settings: Settings, options: FinetuneOptions, out: Path, flags: RunOptions,
     processes: Processes,
 ) -> None:  # fmt: skip
     from ..files import save_safetensors_atomically
@@ -57,20 +57,20 @@ def _tune(
     from ..weights.checkpoints import sha256
     from ..weights.edm_pickle import read_edm, snapshot_metadata
 
-    device, snapshot, fingerprint = pick_device(run.device, processes), read_edm(file), sha256(file)
+    device, snapshot, fingerprint = pick_device(flags.device, processes), read_edm(file), sha256(file)
     judging = sum(p.numel() for p in judge.network.parameters())
-    set_threads(run.threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
+    set_threads(flags.threads, device, judging + sum(weight.numel() for weight in snapshot[1].values()))
     task = _task(build_network(snapshot, file.name), judge, lines, options.steps, device)
     task.facts = {"steps": options.steps, "network": fingerprint, "oracle": judge.fingerprint(), "prompts": lines}
-    made = CommandRun(out, run, processes, {**asdict(settings), **task.facts}, ("part",))
-    with made.followed("Tuning", settings.updates) as progress:
+    run = CommandRun(out, flags, processes, {**asdict(settings), **task.facts}, ("part",))
+    with run.followed("Tuning", settings.updates) as progress:
         ema, base = tune(
-            task, settings, made.folder, watch=progress.watch, save_every=options.save_every, processes=processes,
+            task, settings, run.folder, watch=progress.watch, save_every=options.save_every, processes=processes,
             drawing=progress.drawing,
         )  # fmt: skip
     if not processes.main:
         return
-    about = card(settings, base, file.name, judge.name) | {"teacher_fingerprint": fingerprint, **made.target.about}
+    about = card(settings, base, file.name, judge.name) | {"teacher_fingerprint": fingerprint, **run.target.about}
     about |= snapshot_metadata(snapshot[0])
     save_safetensors_atomically({key: value.cpu() for key, value in ema.shadow.items()}, out, about)
     strength = "alpha {alpha:.4g}, {target_kl:.3g} nats a picture".format(**base.summary())
@@ -90,7 +90,7 @@ def _oracle(file: Path, clip: Path | None) -> Oracle:
 
     if read_metadata(file).get("apprentice") == KIND:
         if clip is None:
-            raise ValueError(f"{file.name} is a critic: give the small CLIP that it was made from with --clip.")
+            raise ValueError(f"{file.name} is a critic: give the small CLIP that it was run from with --clip.")
         return PromptKDOracle(load_critic(file, load_clip(clip).network), "logit")
     kind = detect(read_weights(file), file.name)
     options: dict[str, Any] = {"clip": clip} if clip is not None else {}

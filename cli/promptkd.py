@@ -14,7 +14,7 @@ from .running import CommandRun, RunOptions, check_suffix, launched, place, read
 
 _LARGE = "A large CLIP with both towers: .safetensors, OpenAI's .pt; open_clip's, OpenAI's or transformers' layout."
 _Clip = Annotated[Path, typer.Argument(help=_LARGE)]
-_Out = Annotated[Path, typer.Option(help="The file that is made (.safetensors).")]
+_Out = Annotated[Path, typer.Option(help="The file that is run (.safetensors).")]
 
 
 @with_options
@@ -23,7 +23,7 @@ def promptkd_teacher(
     labelled: Annotated[Path, typer.Argument(help="A folder with a subfolder of pictures for every class, named as the class.")],
     out: _Out,
     options: TeacherOptions,
-    run: RunOptions,
+    flags: RunOptions,
 ) -> None:
     """Teach a large CLIP a domain from a few labelled pictures (PromptSRC): tokens for 'promptkd --tokens'. Ctrl-C saves."""
     from ..oracles.clip_files import load_clip
@@ -37,15 +37,15 @@ def promptkd_teacher(
         chosen, large = few_shot(items, options.shots, options.seed), load_clip(clip)
         pictures = DomainPictures([item.path for item in chosen], large.picture_size, augment=True, seed=options.seed)
         settings = SourceSettings(**given(options, COMMAND, SourceSettings), gaussian_mean=0.75 * options.epochs)
-        made = CommandRun(out, run, processes, critics.facts_of(settings, large, classes, pictures))
-        place([large.network], run, options.precision, processes)
-        with made.followed("Distilling", settings.schedule(len(pictures)).steps) as progress:
+        run = CommandRun(out, flags, processes, critics.facts_of(settings, large, classes, pictures))
+        place([large.network], flags, options.precision, processes)
+        with run.followed("Distilling", settings.schedule(len(pictures)).steps) as progress:
             teacher = critics.make_teacher(
-                large, classes, pictures, [item.label for item in chosen], settings, made.folder, save_every=options.save_every,
+                large, classes, pictures, [item.label for item in chosen], settings, run.folder, save_every=options.save_every,
                 watch=progress.watch, processes=processes,
             )  # fmt: skip
         if processes.main:
-            about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **made.target.about}
+            about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **run.target.about}
             critics.save_tokens(teacher, out, about)
             typer.echo(f"{out}: prompt tokens for {large.name}, {len(classes)} classes from {len(pictures)} pictures.")
 
@@ -58,7 +58,7 @@ def promptkd(
     words: Annotated[Path, typer.Option(help="A text file with the words that the critic shall know, one a line.")],
     out: _Out,
     options: CriticOptions,
-    run: RunOptions,
+    flags: RunOptions,
 ) -> None:
     """Distil a small critic for a domain from unlabelled pictures by PromptKD. Ctrl-C saves; the same command goes on from there.
 
@@ -77,15 +77,15 @@ def promptkd(
         domain = DomainPictures(pictures_in(pictures), large.picture_size, options.augment, options.seed)
         settings = Settings(**given(options, COMMAND, Settings))
         facts = critics.facts_of(settings, small, classes, domain, teach, depth=options.depth, augment=options.augment)
-        made = CommandRun(out, run, processes, facts)
-        place([teach.clip, small.network], run, options.precision, processes)
-        with made.followed("Distilling", settings.schedule(len(domain)).steps) as progress:
+        run = CommandRun(out, flags, processes, facts)
+        place([teach.clip, small.network], flags, options.precision, processes)
+        with run.followed("Distilling", settings.schedule(len(domain)).steps) as progress:
             critic = critics.make_critic(
-                out.stem, teach, small, classes, domain, settings, made.folder, depth=options.depth,
+                out.stem, teach, small, classes, domain, settings, run.folder, depth=options.depth,
                 sources=None if options.augment else domain.sources(), save_every=options.save_every, watch=progress.watch,
                 processes=processes,
             )  # fmt: skip
         if processes.main:
-            about = {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **made.target.about}
+            about = {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **run.target.about}
             save_critic(critic, out, about)
-            typer.echo(f"{out}: {len(classes)} classes from {len(domain)} pictures without labels. Losses: {made.folder.log}")
+            typer.echo(f"{out}: {len(classes)} classes from {len(domain)} pictures without labels. Losses: {run.folder.log}")

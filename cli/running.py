@@ -107,12 +107,12 @@ def pick_device(asked: str, processes: Processes) -> str:
     return asked
 
 
-def place(networks: Sequence[nn.Module], run: RunOptions, precision: str, processes: Processes) -> None:
+def place(networks: Sequence[nn.Module], flags: RunOptions, precision: str, processes: Processes) -> None:
     """The networks onto the device, and PyTorch's threads as they suit them."""
     import torch
 
-    where = pick_device(run.device, processes)
-    set_threads(run.threads, where, sum(p.numel() for network in networks for p in network.parameters()))
+    where = pick_device(flags.device, processes)
+    set_threads(flags.threads, where, sum(p.numel() for network in networks for p in network.parameters()))
     if processes.main:
         check_precision(precision, where)
     for network in networks:
@@ -197,12 +197,12 @@ class CommandRun:
     """
 
     def __init__(
-        self, out: Path, options: RunOptions, processes: Processes, facts: dict[str, Any], free: tuple[str, ...] = ()
+        self, out: Path, flags: RunOptions, processes: Processes, facts: dict[str, Any], free: tuple[str, ...] = ()
     ) -> None:
         self.facts, self.free, self.processes = facts, free, processes
-        self.folder = RunFolder(options.work or out.with_suffix(".run"), "give the same options or another --work")
+        self.folder = RunFolder(flags.work or out.with_suffix(".run"), "give the same options or another --work")
         self.target = Target.of(out, facts, free)
-        if not options.force:
+        if not flags.force:
             self.target.check(otherwise=", or add --force to overwrite it")
 
     @contextmanager

@@ -214,10 +214,10 @@ def _folder_stamp(folder: str | None) -> str:
     if folder is None or folder in (NONE, ICONS):
         return str(folder)
     try:
-        found = [(str(p), p.stat().st_mtime_ns) for p in pictures_in(folders.picture_folder(folder))]
+        files = [(str(p), p.stat().st_mtime_ns) for p in pictures_in(folders.picture_folder(folder))]
     except (ValueError, OSError) as error:  # it is told when the node runs
         return str(error)
-    return str(hash(tuple(found)))
+    return str(hash(tuple(files)))
 
 
 def _load(clip: str) -> ClipFile:
@@ -276,7 +276,7 @@ def _domain(folder: str, images: Tensor | None, size: int, augment: bool, seed: 
 def _precision(asked: str) -> str:
     """fp32, bf16 or fp16."""
     dtype = bridge.training_dtype(asked)
-    return next(name for name, known in DTYPES.items() if known == dtype)
+    return next(name for name, of_name in DTYPES.items() if of_name == dtype)
 
 
 def _go(
@@ -285,6 +285,6 @@ def _go(
     """``work``, whose networks lie on the computing device until it ends, however it ends; the CLIPs are as they were then."""
     steps = settings.schedule(pictures).steps
     with bridge.borrowed(networks, torch.float16 if settings.precision == "fp16" else torch.float32):
-        made = run.follow(lambda progress: work(progress.watch, max(25, steps // 20)), steps, max(1, min(25, steps // 100)))
-    (made.clip if isinstance(made, Teacher) else made.network).to("cpu", torch.float32)  # with what was learned
-    return made
+        learned = run.follow(lambda progress: work(progress.watch, max(25, steps // 20)), steps, max(1, min(25, steps // 100)))
+    (learned.clip if isinstance(learned, Teacher) else learned.network).to("cpu", torch.float32)
+    return learned

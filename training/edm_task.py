@@ -244,11 +244,10 @@ def save_student(
         fingerprint: Of its file.
         about: Added to the metadata.
     """
-    made = {**config, "use_fp16": precision == "fp16"}
-    more = {"base": "EDM", "preset": "sid-edm", "precision": precision}
+    more, student_config = {"base": "EDM", "preset": "sid-edm", "precision": precision}, {**config, "use_fp16": precision == "fp16"}
     if settings.adversarial:
         more["method"] = "SiDA (arXiv 2410.14919)"
     save_safetensors_atomically(
         {key: value.cpu() for key, value in weights.items()}, path,
-        {**card(settings, teacher, fingerprint, **more), **(about or {}), **snapshot_metadata(made)},
+        {**card(settings, teacher, fingerprint, **more), **(about or {}), **snapshot_metadata(student_config)},
     )  # fmt: skip

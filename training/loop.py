@@ -167,11 +167,11 @@ class _State:
 
     def check_weights(self) -> None:
         """Before every save, since a loss may be finite still when weights no longer are."""
-        parameters = {name: list(learner.network.parameters()) for name, learner in self.learners.items()}
-        averaged = self.ema_of.named_parameters() if self.ema_of is not None else ()
-        values = {**parameters, "moving average": [self.averaged[key] for key, _ in averaged]}
-        for name, tensors in values.items():
-            if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        weights = {name: list(learner.network.parameters()) for name, learner in self.learners.items()}
+        if self.ema_of is not None:
+            weights["moving average"] = [self.averaged[key] for key, _ in self.ema_of.named_parameters()]  # type: ignore[misc]
+        for name, values in weights.items():
+            if not all(bool(value.isfinite().all()) for value in values):
                 raise FloatingPointError(
                     f"Weights ('{name}') are no longer finite after {self.step} steps; lower the learning rate. The last "
                     "checkpoint is from before."

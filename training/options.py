@@ -53,9 +53,8 @@ def option(
         command: Likewise for the command.
         **both: What is the same, see ``Offer``.
     """
-    offers = {NODE: node, COMMAND: command}
-    made = {k: Offer(**{"default": default, "help": help, **both, **more}) for k, more in offers.items() if more is not None}
-    return field(default=default, metadata=made)
+    shared, places = {"default": default, "help": help, **both}, {NODE: node, COMMAND: command}
+    return field(default=default, metadata={k: Offer(**{**shared, **more}) for k, more in places.items() if more is not None})
 
 
 def offers(options: type, where: str) -> Iterator[tuple[str, str, Offer]]:
@@ -68,8 +67,8 @@ def offers(options: type, where: str) -> Iterator[tuple[str, str, Offer]]:
 def given(options: Any, where: str, kind: type) -> dict[str, Any]:
     """What was chosen there, of all that is a field of ``kind`` too; but for what was left open (None)."""
     names = {each.name for each in fields(kind)}
-    chosen = {field: getattr(options, field) for field, _name, _offer in offers(type(options), where) if field in names}
-    return {field: value for field, value in chosen.items() if value is not None}
+    values = {field: getattr(options, field) for field, _name, _offer in offers(type(options), where) if field in names}
+    return {field: value for field, value in values.items() if value is not None}
 
 
 def chosen(options: Any, *names: str) -> dict[str, Any]:

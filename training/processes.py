@@ -99,10 +99,10 @@ class Processes:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, processes: Processes) -> Tensor:
-        ctx.own = slice(processes.rank * len(rows), (processes.rank + 1) * len(rows))
+        ctx.rows = slice(processes.rank * len(rows), (processes.rank + 1) * len(rows))
         gathered: Tensor = processes.accelerator.gather(rows.contiguous())
         return gathered
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.own], None
+        return gradients[0][ctx.rows], None
