@@ -1,7 +1,7 @@
 """Put the figures of ``benchmarks/results/*.json`` and the table of model files into the docs, and draw the README's plots.
 
 ``apprentice bench NAME --json benchmarks/results/NAME.json --plot benchmarks/results/NAME.png``, then this. Between a marker
-``<!-- figures: … -->`` and its ``<!-- end of … -->`` nothing is written by hand; a test holds tables and plots equal to the results.
+``<!-- figures: … -->`` and its ``<!-- end of … -->`` nothing is written by hand; a test holds tables and plots equal to results.
 """
 
 from __future__ import annotations
@@ -236,7 +236,8 @@ def adaptive_points() -> Points:
     sweep = results["findings"]["sweeps"]["regenerate, keep better"]
     teacher = [place for method, place in rows.items() if method.startswith("teacher only") and place[0] >= 14]
     alone = ("student only", "random routing, regenerate, keep better", "best of 6 drafts")
-    return {"teacher only": teacher, "adaptive": [(at["nfe"], at["judge"]) for at in sweep]} | {name: [rows[name]] for name in alone}
+    lines = {"teacher only": teacher, "adaptive": [(at["nfe"], at["judge"]) for at in sweep]}
+    return lines | {name: [rows[name]] for name in alone}
 
 
 def sid_points() -> Points:
@@ -258,10 +259,9 @@ def promptkd_points() -> Points:
 def control_points() -> Points:
     """Variety kept over the gain by the judge that nobody was tuned by; the laws of KL that are best, and what tuning gave."""
     results = _read("control")
-    optimal = results["findings"]["optimal"]
-    points = {"best law, KL": [
-        (law["judge"] - optimal["start"]["judge"], law["diversity"] / optimal["start"]["diversity"]) for law in optimal["laws"]["kl"]
-    ]}  # fmt: skip
+    start, laws = results["findings"]["optimal"]["start"], results["findings"]["optimal"]["laws"]["kl"]
+    best = [(law["judge"] - start["judge"], law["diversity"] / start["diversity"]) for law in laws]
+    points: Points = {"best law, KL": best}
     for row in results["rows"]:
         number = lambda key, row=row: float(row[key].split()[0])  # noqa: E731
         if number("gain"):
@@ -295,6 +295,7 @@ def _bars(axes: Any, points: Points) -> None:
             label = ("base names", "novel names")[int(novel)] if row == 0 else None
             axes.barh(row + 0.2 - 0.4 * novel, value, 0.38, color=("C0", "C1")[int(novel)], label=label)
     axes.set_yticks(range(len(points)), list(reversed(points)))
+    axes.set_xlim(0, 80)
 
 
 def _lines(axes: Any, points: Points) -> None:
@@ -313,6 +314,7 @@ def draw(name: str) -> None:
     (_bars if name == "promptkd" else _lines)(axes, points)
     if name == "sid":
         axes.set_xscale("log")
+        axes.set_xticks(ticks := (1, 2, 5, 10, 20, 50), [str(tick) for tick in ticks])
     axes.set(xlabel=across, ylabel=up)
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)

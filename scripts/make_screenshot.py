@@ -44,17 +44,21 @@ def main() -> None:
     target = ROOT / "docs" / "images" / "comfyui.webp"
     front_end = os.environ.get("APPRENTICE_FRONT_ENDS")
     arguments = ["--front-end-root", front_end] if front_end else []
-    with tempfile.TemporaryDirectory() as folder, comfyui(Path(folder), *arguments) as server:
-        with open_page(server.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
-            page.set_viewport_size({"width": 1600, "height": 1080})
-            page.locator("#comfy-file-input").set_input_files(str(ROOT / "example_workflows" / "adaptive.json"))
-            page.wait_for_function("(count) => window.app.graph._nodes.length === count", arg=len(LAYOUT))
-            queue_and_wait(page)
-            page.wait_for_timeout(3000)
-            close_messages(page)
-            page.evaluate(PLACE, LAYOUT)
-            page.wait_for_timeout(2000)
-            picture = Image.open(io.BytesIO(page.screenshot()))
+    chromium = os.environ.get("APPRENTICE_CHROMIUM")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        comfyui(Path(folder), *arguments) as server,
+        open_page(server.url, chromium) as page,
+    ):
+        page.set_viewport_size({"width": 1600, "height": 1080})
+        page.locator("#comfy-file-input").set_input_files(str(ROOT / "example_workflows" / "adaptive.json"))
+        page.wait_for_function("(count) => window.app.graph._nodes.length === count", arg=len(LAYOUT))
+        queue_and_wait(page)
+        page.wait_for_timeout(3000)
+        close_messages(page)
+        page.evaluate(PLACE, LAYOUT)
+        page.wait_for_timeout(2000)
+        picture = Image.open(io.BytesIO(page.screenshot()))
     picture.convert("RGB").save(target, quality=84, method=6)
     print(f"{target.relative_to(ROOT)}: {target.stat().st_size / 1000:.0f} kB")
 
