@@ -109,13 +109,13 @@ def _counts_texts(model: comfy.model_patcher.ModelPatcher, conds: dict[str, Cond
 def _conditionings(guider: Any) -> dict[str, Conditioning]:
     """A guider's conditionings by its own names, as nodes pass them."""
     kept = {"cross_attn", "uuid"}
-    found: dict[str, Conditioning] = {}
+    conditionings: dict[str, Conditioning] = {}
     for name, entries in guider.original_conds.items():
-        found[name] = [
+        conditionings[name] = [
             [entry.get("cross_attn"), {k: v for k, v in entry.items() if k not in kept and (k != "model_conds" or v)}]
             for entry in entries
         ]
-    return found
+    return conditionings
 
 
 def _for_rows(

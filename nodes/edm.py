@@ -116,9 +116,10 @@ class ApprenticeLoadEDM(io.ComfyNode):
 
 def _names(path: Path, labels: list[int | None], classes: int) -> list[str]:
     """Each picture's class in words: the file's own, where it names its classes, or those that are widely known."""
-    own = parse_texts(read_metadata(path).get("class_names", "[]"), f"The metadata class_names of {path.name}")
+    names = parse_texts(read_metadata(path).get("class_names", "[]"), f"The metadata class_names of {path.name}")
     return [
-        own[which] if which is not None and len(own) == classes else class_names.class_name(which, classes) for which in labels
+        names[which] if which is not None and len(names) == classes else class_names.class_name(which, classes)
+        for which in labels
     ]
 
 

@@ -91,8 +91,8 @@ class ApprenticeJudge(io.ComfyNode):
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score_list(oracle[0], images, prompts)
         fingerprint = oracle[0].fingerprint()
-        known = [info_of(latent) for latent in drafts or []]
-        info = join_info(known, len(pictures))
+        infos = [info_of(latent) for latent in drafts or []]
+        info = join_info(infos, len(pictures))
         if calibration:
             calibration[0].require_oracle(fingerprint, oracle[0].name)
             calibration[0].require_student(info.student if info else "", info.schedule if info else "")
@@ -118,8 +118,8 @@ class ApprenticeJudge(io.ComfyNode):
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
             seed=info.seed if info else None, nfe=info.nfe if info else None,
         )  # fmt: skip
-        if info and len(known) > 1:
-            seeds = [batch.seed for batch in known if batch for _ in batch.nfe]
+        if info and len(infos) > 1:
+            seeds = [batch.seed for batch in infos if batch for _ in batch.nfe]
             verdict = replace(verdict, judgements=tuple(replace(j, seed=s) for j, s in zip(verdict, seeds, strict=True)))
         show_text(summary(verdict))
         return io.NodeOutput(verdict, table(verdict))

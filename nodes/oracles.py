@@ -122,8 +122,8 @@ def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:
         kind = detect(weights, path.name) if kind == AUTO else kind
         options: dict[str, Any] = {}
         if kind.startswith("aesthetic"):
-            found = folders.model_file(_CLIP_L14 if clip == AUTO else clip, folders.ORACLES, "clip_vision")
-            options["clip"] = found
+            tower = folders.model_file(_CLIP_L14 if clip == AUTO else clip, folders.ORACLES, "clip_vision")
+            options["clip"] = tower
         elif kind == "hpsv3":
             options["tokenizer"] = path.with_name(_QWEN_TOKENIZER) if path.with_name(_QWEN_TOKENIZER).is_file() else None
         elif kind.startswith("clip"):
@@ -342,14 +342,14 @@ class ApprenticeOracleCompare(io.ComfyNode):
         pictures = as_rgb(images)
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score_list(oracle_a[0], images, prompts), score_list(oracle_b[0], images, prompts)
-        found, names = agreement(*scores), (oracle_a[0].name, oracle_b[0].name)
+        agreed, (a, b) = agreement(*scores), (oracle_a[0].name, oracle_b[0].name)
         lines = [
-            f"{names[0]} and {names[1]} on {len(pictures)} pictures: Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}."
+            f"{a} and {b} on {len(pictures)} pictures: Spearman {agreed.spearman:.3f}, Kendall {agreed.kendall:.3f}."
         ]
         lines += [
-            f"#{i}: rank {found.ranks_a[i]:g} and {found.ranks_b[i]:g} (scores {scores[0][i]:.4g} and {scores[1][i]:.4g}), "
+            f"#{i}: rank {agreed.ranks_a[i]:g} and {agreed.ranks_b[i]:g} (scores {scores[0][i]:.4g} and {scores[1][i]:.4g}), "
             f"{' '.join(prompts[i].split())}"
-            for i in found.disagreements()
+            for i in agreed.disagreements()
         ]
         lines += dict.fromkeys(filter(None, (remarks(oracle, pictures, prompts) for oracle in (oracle_a[0], oracle_b[0]))))
-        return io.NodeOutput(comparison_chart(pictures, scores, names, found), "\n".join(lines), found.spearman)
+        return io.NodeOutput(comparison_chart(pictures, scores, (a, b), agreed), "\n".join(lines), agreed.spearman)
