@@ -291,6 +291,13 @@ def test_the_readme_is_read_in_five_minutes() -> None:
     assert len(words) <= 1200 and (ROOT / "docs" / "images" / "comfyui.webp").stat().st_size < 200_000
 
 
+def test_what_the_readme_links_to_is_in_the_registrys_package() -> None:
+    """Pictures too; but for what only a clone has, which no link leads to."""
+    left_out = read(ROOT / ".comfyignore").split()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^):]+)\)", prose(read(README)))]
+    assert len(links) > 20 and [link for link in links if any(link.startswith(part) for part in left_out)] == []
+
+
 FORMS = [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]
 
 
