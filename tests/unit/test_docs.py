@@ -17,7 +17,7 @@ from comfyui_apprentice.cli import app
 from comfyui_apprentice.samplers.presets import AUTO, CUSTOM, PRESETS, find_preset, recognise
 from harness import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "world" / "CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
 HELP = sorted((ROOT / "web" / "docs").glob("*/en.md"))
 README = ROOT / "README.md"
 UsageError: Any = typer.BadParameter.__base__  # click's, wherever typer has it from
@@ -61,10 +61,15 @@ def anchors(text: str) -> set[str]:
     return set(names)
 
 
+def links_of(text: str) -> list[str]:
+    """What links and pictures lead to."""
+    return re.findall(r"\]\(([^)\s]+)\)", prose(text)) + re.findall(r'<img src="([^"]+)"', prose(text))
+
+
 def broken_links(text: str, page: Path = README) -> list[str]:
     """Links to files or headings that aren't there."""
     broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+    for link in links_of(text):
         if re.match(r"[a-z]+:", link):
             continue
         path, _, anchor = link.partition("#")
@@ -200,7 +205,7 @@ def test_every_node_is_there() -> None:
     ("text", "check"),
     [
         ("[a](docs/nothing.md)", broken_links), ("[a](docs/results.md#nowhere)", broken_links), ("[a](#nowhere)", broken_links),
-        ("![a](docs/images/nothing.png)", broken_links),
+        ("![a](docs/images/nothing.png)", broken_links), ('<img src="docs/images/nothing.png">', broken_links),
         ("```bash\napprentice nothing\n```", wrong_commands), ("```bash\napprentice distill sid a.pkl\n```", wrong_commands),
         ("`apprentice bench adaptive --slow`", wrong_commands), ("`apprentice convert a b c`", wrong_commands),
         ("```bash\naccelerate launch -m comfyui_apprentice.cli distill lcm …\n```", wrong_commands),
@@ -294,7 +299,7 @@ def test_the_readme_is_read_in_five_minutes() -> None:
 def test_what_the_readme_links_to_is_in_the_registrys_package() -> None:
     """Pictures too; but for what only a clone has, which no link leads to."""
     left_out = read(ROOT / ".comfyignore").split()
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^):]+)\)", prose(read(README)))]
+    links = links_of(read(README))
     assert len(links) > 20 and [link for link in links if any(link.startswith(part) for part in left_out)] == []
 
 
@@ -304,6 +309,11 @@ FORMS = [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT 
 @pytest.mark.parametrize("path", FORMS, ids=name_of)
 def test_files_for_other_programs_are_yaml(path: Path) -> None:
     assert yaml.safe_load(read(path))
+
+
+def test_the_hook_checks_with_the_linter_of_the_tests() -> None:
+    hook = yaml.safe_load(read(ROOT / ".pre-commit-config.yaml"))["repos"][0]["hooks"][0]
+    assert f'"{hook["additional_dependencies"][0]}"' in read(ROOT / "pyproject.toml")
 
 
 def test_the_citation_names_the_version_and_the_papers() -> None:
