@@ -15,6 +15,7 @@ import typer
 import yaml
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.samplers.presets import AUTO, CUSTOM, PRESETS, find_preset, recognise
+from comfyui_apprentice.weights import budget
 from harness import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "world" / "CARD.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -262,6 +263,20 @@ def test_errors_of_the_readme_are_those_of_the_code() -> None:
 
     assert [sentence for sentence in sentences if not is_said(sentence)] == []
     assert not is_said("There is no file '…' in models/nothing")
+
+
+def test_folders_of_files_are_those_of_the_nodes() -> None:
+    text = read(ROOT / "docs" / "models.md")
+    named = set(re.findall(r"`models/(\w+)`", text))
+    ours = set(re.findall(r'"(\w+)"', read(ROOT / "nodes" / "folders.py").split("BUNDLED")[0]))
+    assert {"oracles", "edm", "promptkd", "promptkd_clips", "promptkd_teachers", "calibrations"} <= named & ours
+    assert named - ours == {"diffusion_models", "diffusers", "vae_approx"}, "ComfyUI's own"
+
+
+def test_the_budget_of_a_file_is_the_one_that_is_told() -> None:
+    assert (budget.MOST_STEPS, budget.MOST_SECONDS, budget.MOST_UNFOLDED) == (1_000_000, 60, 8)
+    told = " ".join(read(ROOT / "docs" / "security.md").split())
+    assert "a million steps, 60 seconds of one core, and eight times the file's own bytes" in told
 
 
 # Figures in running text: page, results, claim, format, and whether the interval stands beside it
