@@ -37,6 +37,7 @@ from .drafts import schedule_in_words
 from .fingerprints import model_fingerprint
 from .info import Info, with_info
 from .latents import family, fit_channels
+from .memory import WholePatcher
 from .noise import batch_noise
 from .progress import progress
 from .rows import Conditioning, Latent
@@ -166,24 +167,6 @@ class EDMModel(comfy.model_base.BaseModel):
             )
 
 
-class _WholePatcher(comfy.model_patcher.ModelPatcher):
-    """Loads and unloads a network as a whole: EDM's blocks reach into their layers for weights, which ComfyUI would leave
-    behind when it loads a network in part. The largest released one takes 1.2 GB.
-    """
-
-    def load(
-        self,
-        device_to: torch.device | None = None,
-        lowvram_model_memory: int = 0,
-        force_patch_weights: bool = False,
-        full_load: bool = False,
-    ) -> None:
-        super().load(device_to, force_patch_weights=force_patch_weights, full_load=True)
-
-    def partially_unload(self, device_to: torch.device, memory_to_free: int = 0, force_patch_weights: bool = False) -> int:
-        return 0  # nothing was freed, so ComfyUI unloads all of it
-
-
 # ----------------------------------------------------------------------------------------------------- loading
 
 # Another class or batch size runs the loader again; while the network is still about, its file is not read again.
@@ -230,7 +213,8 @@ def native_edm(precond: edm.EDMPrecond) -> comfy.model_patcher.ModelPatcher:
     config.set_inference_dtype(torch.float32, torch.float16 if half else None)
     network = NativeEDM(precond.eval().requires_grad_(False)).to(offload)
     model = EDMModel(config, network, device=offload)
-    return _WholePatcher(model, load_device=device, offload_device=offload)
+    # Whole: EDM's blocks reach into their layers for weights, which ComfyUI would leave behind when it loads in part.
+    return WholePatcher(model, load_device=device, offload_device=offload)
 
 
 def _read_network(file: Path) -> edm.EDMPrecond:
