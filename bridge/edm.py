@@ -86,15 +86,9 @@ class NativeEDM(nn.Module):
         self.coarsest = 2 ** (len({name.split("_")[0] for name in precond.model.enc}) - 1)
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        class_labels: Tensor | None = None,
-        **_extra: Any,
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: Any = None,
+        transformer_options: dict[str, Any] | None = None, class_labels: Tensor | None = None, **_extra: Any,
+    ) -> Tensor:  # fmt: skip
         """F(x; timesteps, class_labels), wrapped by whatever other packs have put around a network.
 
         Args:
@@ -108,15 +102,9 @@ class NativeEDM(nn.Module):
         return run.execute(x, timesteps, context, control, options, class_labels=class_labels)
 
     def _forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None,
-        control: Any,
-        transformer_options: dict[str, Any],
-        class_labels: Tensor | None = None,
-        **_extra: Any,
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Any, transformer_options: dict[str, Any],
+        class_labels: Tensor | None = None, **_extra: Any,
+    ) -> Tensor:  # fmt: skip
         # Embeddings stay in float32 where the grid is computed in float16, as in ``EDMPrecond``; no augmentation labels.
         labels = None if class_labels is None else class_labels.float()
         f: Tensor = self.model(x, timesteps.float(), labels)
@@ -273,15 +261,9 @@ _SEEDS = 1 << 64
 
 
 def draw_sid(
-    model: Any,
-    positive: Conditioning,
-    latent: Latent,
-    seed: int,
-    steps: int = 1,
-    init_sigma: float = INIT_SIGMA,
-    init_timestep: int = INIT_TIMESTEP,
-    callback: Any = None,
-) -> Latent:
+    model: Any, positive: Conditioning, latent: Latent, seed: int, steps: int = 1, init_sigma: float = INIT_SIGMA,
+    init_timestep: int = INIT_TIMESTEP, callback: Any = None,
+) -> Latent:  # fmt: skip
     """SiD's pictures. Each depends on the seed and its place in the batch alone, as the stock samplers' noise does.
 
     Args:

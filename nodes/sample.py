@@ -55,20 +55,9 @@ class ApprenticeStudentSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent_image: dict[str, Any],
-        seed: int,
-        preset: str,
-        steps: int,
-        cfg: float,
-        denoise: float,
-        sampler_name: str = "dpmpp_2m",
-        scheduler: str = "karras",
-        **given: Any,
-    ) -> io.NodeOutput:
+        cls, model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], seed: int, preset: str, steps: int,
+        cfg: float, denoise: float, sampler_name: str = "dpmpp_2m", scheduler: str = "karras", **given: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise).connected(**given)
         if preset == AUTO and not drawing.names_no_preset():
             show_text("auto chose {}, as {}.".format(*chosen_preset(model)))
@@ -132,16 +121,9 @@ class ApprenticeTeacherCost(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        strategy: str,
-        rollback: float,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
+        cls, model: Any, strategy: str, rollback: float, steps: int, cfg: float, sampler_name: str, scheduler: str,
         **given: Any,
-    ) -> io.NodeOutput:
+    ) -> io.NodeOutput:  # fmt: skip
         drawing = Drawing(steps, cfg, sampler_name, scheduler, 0).connected(**given)
         return io.NodeOutput(teacher_evaluations(model, strategy, rollback, drawing))
 
@@ -216,24 +198,10 @@ class ApprenticeTeacher(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        verdict: VerdictData,
-        drafts: dict[str, Any],
-        strategy: str,
-        rollback: float,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        seed: int,
-        model: Any = None,
-        positive: Any = None,
-        negative: Any = None,
-        max_batch: int = 0,
-        vae: Any = None,
-        teacher_vae: Any = None,
-        **given: Any,
-    ) -> io.NodeOutput:
+        cls, verdict: VerdictData, drafts: dict[str, Any], strategy: str, rollback: float, steps: int, cfg: float,
+        sampler_name: str, scheduler: str, seed: int, model: Any = None, positive: Any = None, negative: Any = None,
+        max_batch: int = 0, vae: Any = None, teacher_vae: Any = None, **given: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         verdict.require_batch(len(drafts["samples"]), "drafts")
         if not verdict.rejected:
             show_text("Nothing was rejected; the teacher was not needed.")
