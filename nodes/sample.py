@@ -88,7 +88,18 @@ class ApprenticeFastDecode(io.ComfyNode):
         return io.NodeOutput(fast_decode(model, samples))
 
 
-class ApprenticeTeacherCost(io.ComfyNode):
+class _TeacherNode(io.ComfyNode):
+    """What has ``types.teacher_settings``."""
+
+    @classmethod
+    def validate_inputs(
+        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+
+
+class ApprenticeTeacherCost(_TeacherNode):
     """What the teacher will cost, before it is loaded."""
 
     @classmethod
@@ -101,23 +112,11 @@ class ApprenticeTeacherCost(io.ComfyNode):
             "model.",
             inputs=[
                 io.Model.Input("model", tooltip="A model with the teacher's noise levels: the student will do, in one family."),
-                types.strategy(),
-                types.rollback(),
-                types.teacher_steps(),
-                types.cfg("cfg", 2.0, "teacher"),
-                types.sampler_name(),
-                types.scheduler(),
+                *types.teacher_settings(),
                 *types.connected()[:3],
             ],
             outputs=[io.Float.Output("nfe", display_name="nfe", tooltip="Evaluations a picture; for Judge's teacher_nfe.")],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
-    ) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def execute(
@@ -128,7 +127,7 @@ class ApprenticeTeacherCost(io.ComfyNode):
         return io.NodeOutput(teacher_evaluations(model, strategy, rollback, drawing))
 
 
-class ApprenticeTeacher(io.ComfyNode):
+class ApprenticeTeacher(_TeacherNode):
     """The slow model, for rejected drafts only."""
 
     @classmethod
@@ -145,12 +144,7 @@ class ApprenticeTeacher(io.ComfyNode):
                 io.Model.Input("model", lazy=True, tooltip="The teacher. Loaded only if a draft was rejected."),
                 io.Conditioning.Input("positive", lazy=True, tooltip="What to draw, encoded by the teacher's CLIP."),
                 io.Conditioning.Input("negative", lazy=True, tooltip="What to avoid, encoded by the teacher's CLIP."),
-                types.strategy(),
-                types.rollback(),
-                types.teacher_steps(),
-                types.cfg("cfg", 2.0, "teacher"),
-                types.sampler_name(),
-                types.scheduler(),
+                *types.teacher_settings(),
                 types.seed("Decides the teacher's noise; each picture's depends on its place in the batch alone."),
                 io.Int.Input(
                     "max_batch", default=0, min=0, max=4096, optional=True,
@@ -167,13 +161,6 @@ class ApprenticeTeacher(io.ComfyNode):
                 io.Latent.Output("improved", display_name="improved", tooltip="The whole batch; accepted drafts as they were.")
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
-    ) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def check_lazy_status(cls, verdict: VerdictData, drafts: dict[str, Any], **inputs: Any) -> list[str]:
