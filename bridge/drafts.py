@@ -24,14 +24,9 @@ from .sampling import sample_rows
 
 
 def draw_drafts(
-    model: Any,
-    positive: Conditioning,
-    negative: Conditioning,
-    latent: Latent,
-    preset: str,
-    drawing: Drawing,
+    model: Any, positive: Conditioning, negative: Conditioning, latent: Latent, preset: str, drawing: Drawing,
     callback: Any = None,
-) -> Latent:
+) -> Latent:  # fmt: skip
     """The student's drafts: exactly the stock sampler at the preset's noise levels.
 
     Args:

@@ -39,21 +39,10 @@ def tell_rows(model_options: dict[str, Any], rows: Sequence[int], total: int) ->
 
 
 def sample_rows(
-    model: comfy.model_patcher.ModelPatcher,
-    latent: Latent,
-    rows: Sequence[int],
-    *,
-    noise: Tensor,
-    sigmas: Tensor,
-    sampler: str | comfy.samplers.Sampler,
-    cfg: float,
-    positive: Conditioning,
-    negative: Conditioning,
-    seed: int,
-    pack: int = 0,
-    callback: Any = None,
-    guider: Any = None,
-) -> tuple[Tensor, list[float]]:
+    model: comfy.model_patcher.ModelPatcher, latent: Latent, rows: Sequence[int], *, noise: Tensor, sigmas: Tensor,
+    sampler: str | comfy.samplers.Sampler, cfg: float, positive: Conditioning, negative: Conditioning, seed: int, pack: int = 0,
+    callback: Any = None, guider: Any = None,
+) -> tuple[Tensor, list[float]]:  # fmt: skip
     """Sample the pictures ``rows`` of a batch, each with the noise that it has in the whole batch.
 
     With all rows in one pack this is ComfyUI's SamplerCustomAdvanced on the batch, to the bit. Prompts with texts of

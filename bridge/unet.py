@@ -39,15 +39,9 @@ _MODEL_TYPES = {
 
 
 def build(
-    weights: dict[str, Tensor],
-    structure: Structure,
-    name: str,
-    *,
-    guidance: float,
-    weight_dtype: str = "default",
-    prediction: str | None = None,
-    sampling: dict[str, Any] | None = None,
-) -> comfy.model_patcher.ModelPatcher:
+    weights: dict[str, Tensor], structure: Structure, name: str, *, guidance: float, weight_dtype: str = "default",
+    prediction: str | None = None, sampling: dict[str, Any] | None = None,
+) -> comfy.model_patcher.ModelPatcher:  # fmt: skip
     """A MODEL of a U-Net in diffusers' format.
 
     Args:
@@ -86,13 +80,9 @@ def build(
 
 
 def load_other(
-    weights: dict[str, Tensor],
-    name: str,
-    *,
-    guidance: float,
-    weight_dtype: str = "default",
+    weights: dict[str, Tensor], name: str, *, guidance: float, weight_dtype: str = "default",
     metadata: dict[str, str] | None = None,
-) -> comfy.model_patcher.ModelPatcher:
+) -> comfy.model_patcher.ModelPatcher:  # fmt: skip
     """A MODEL of anything that ComfyUI's own loader knows: its own layouts, and the transformers that it converts.
 
     A U-Net with guidance that ComfyUI saved (Save Model) keeps its guidance embedding.

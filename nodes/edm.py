@@ -88,13 +88,8 @@ class ApprenticeLoadEDM(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        network: str,
-        label: str = class_names.IN_TURN,
-        class_number: int = 0,
-        label_seed: int = 0,
-        batch_size: int = 16,
-    ) -> io.NodeOutput:
+        cls, network: str, label: str = class_names.IN_TURN, class_number: int = 0, label_seed: int = 0, batch_size: int = 16,
+    ) -> io.NodeOutput:  # fmt: skip
         path = folders.model_file(network, folders.EDM)
         if path is None:
             raise ValueError(f"There is no file '{network}' in models/edm.")
@@ -184,17 +179,9 @@ class ApprenticeSiDSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        latent_image: dict[str, Any],
-        seed: int,
-        steps: int,
-        init_sigma: float = INIT_SIGMA,
-        init_timestep: int = INIT_TIMESTEP,
-        vae: Any = None,
-        columns: int = 0,
-    ) -> io.NodeOutput:
+        cls, model: Any, positive: Any, latent_image: dict[str, Any], seed: int, steps: int, init_sigma: float = INIT_SIGMA,
+        init_timestep: int = INIT_TIMESTEP, vae: Any = None, columns: int = 0,
+    ) -> io.NodeOutput:  # fmt: skip
         drawn = draw_sid(model, positive, latent_image, seed, steps, init_sigma, init_timestep)
         show_text(_levels_in_words(model, steps, init_sigma, init_timestep))
         return io.NodeOutput(drawn, _grid(model, drawn, vae, columns))

@@ -75,18 +75,10 @@ class ApprenticeJudge(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle: list[OracleBase],
-        images: list[Tensor],
-        prompt: list[str],
-        threshold: list[str],
-        value: list[float],
-        calibration: list[Any] | None = None,
-        drafts: list[dict[str, Any]] | None = None,
-        teacher_nfe: list[float] | None = None,
-        controller: list[str] | None = None,
-        confidence: list[float] | None = None,
-    ) -> io.NodeOutput:
+        cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str], threshold: list[str], value: list[float],
+        calibration: list[Any] | None = None, drafts: list[dict[str, Any]] | None = None,
+        teacher_nfe: list[float] | None = None, controller: list[str] | None = None, confidence: list[float] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score_list(oracle[0], images, prompts)
@@ -171,16 +163,9 @@ class ApprenticeKeepBetter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle: OracleBase,
-        verdict: VerdictData,
-        drafts: dict[str, Any],
-        improved: dict[str, Any],
-        draft_images: Tensor,
-        margin: float,
-        improved_images: Tensor | None = None,
-        vae: Any = None,
-    ) -> io.NodeOutput:
+        cls, oracle: OracleBase, verdict: VerdictData, drafts: dict[str, Any], improved: dict[str, Any], draft_images: Tensor,
+        margin: float, improved_images: Tensor | None = None, vae: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
         verdict.require_batch(len(draft_images), "draft_images")
         rows = verdict.rejected
         before, after = info_of(drafts), info_of(improved)

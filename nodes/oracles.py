@@ -229,16 +229,9 @@ class ApprenticeBestOf(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle: list[OracleBase],
-        images: list[Tensor],
-        prompt: list[str],
-        count: list[int],
-        per_prompt: list[bool],
-        order: list[str],
-        latents: list[dict[str, Any]] | None = None,
-        masks: list[Tensor] | None = None,
-    ) -> io.NodeOutput:
+        cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str], count: list[int], per_prompt: list[bool],
+        order: list[str], latents: list[dict[str, Any]] | None = None, masks: list[Tensor] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
         if not per_prompt[0] and not oracle[0].comparable_across_prompts and len(set(prompts)) > 1:
@@ -294,15 +287,9 @@ class ApprenticeCombineOracles(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle_a: OracleBase,
-        calibration_a: CalibrationData,
-        oracle_b: OracleBase,
-        calibration_b: CalibrationData,
-        weight_a: float,
-        weight_b: float,
-        combination: str,
-    ) -> io.NodeOutput:
+        cls, oracle_a: OracleBase, calibration_a: CalibrationData, oracle_b: OracleBase, calibration_b: CalibrationData,
+        weight_a: float, weight_b: float, combination: str,
+    ) -> io.NodeOutput:  # fmt: skip
         members = [
             Member.calibrated(oracle_a, weight_a, calibration_a),
             Member.calibrated(oracle_b, weight_b, calibration_b),

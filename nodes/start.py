@@ -110,23 +110,11 @@ class ApprenticeTiltedStart(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: list[Any],
-        positive: list[Any],
-        negative: list[Any],
-        latent_image: list[dict[str, Any]],
-        vae: list[Any],
-        oracle: list[OracleBase],
-        prompt: list[str],
-        candidates: list[int],
-        alpha: list[float],
-        seed: list[int],
-        preset: list[str],
-        steps: list[int],
-        cfg: list[float],
-        sampler_name: list[str] | None = None,
+        cls, model: list[Any], positive: list[Any], negative: list[Any], latent_image: list[dict[str, Any]], vae: list[Any],
+        oracle: list[OracleBase], prompt: list[str], candidates: list[int], alpha: list[float], seed: list[int],
+        preset: list[str], steps: list[int], cfg: list[float], sampler_name: list[str] | None = None,
         scheduler: list[str] | None = None,
-    ) -> io.NodeOutput:
+    ) -> io.NodeOutput:  # fmt: skip
         require_tensor(latent_image[0])
         latent = fit_channels(model[0], latent_image[0])
         prompts = one_prompt_each(prompt, len(latent["samples"]))
