@@ -166,16 +166,16 @@ def preset_sigmas(
     Raises:
         ValueError: Unknown preset, steps or denoise out of range, or a model of another kind.
     """
-    found, count = find_preset(preset, steps)
+    row, count = find_preset(preset, steps)
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise is above 0 and at most 1, not {denoise:g}.")
-    if model_sampling is not None and sampling_kind(model_sampling) != found.kind:
+    if model_sampling is not None and sampling_kind(model_sampling) != row.kind:
         raise ValueError(
-            f"The preset '{preset}' is for {found.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
+            f"The preset '{preset}' is for {row.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
             f"choose the preset that the student was made for, or '{CUSTOM}'."
         )
-    levels = (shifted_flow(found.shift(count, tiles)) if found.shift else found.rule)(count, denoise)
-    if found.kind == "discrete":
+    levels = (shifted_flow(row.shift(count, tiles)) if row.shift else row.rule)(count, denoise)
+    if row.kind == "discrete":
         levels = [timestep_sigma(t, model_sampling) for t in levels]
     return torch.tensor([*levels, 0.0], dtype=torch.float32)
 

@@ -244,7 +244,8 @@ def save_student(
         fingerprint: Of its file.
         about: Added to the metadata.
     """
-    more, student_config = {"base": "EDM", "preset": "sid-edm", "precision": precision}, {**config, "use_fp16": precision == "fp16"}
+    student_config = {**config, "use_fp16": precision == "fp16"}
+    more = {"base": "EDM", "preset": "sid-edm", "precision": precision}
     if settings.adversarial:
         more["method"] = "SiDA (arXiv 2410.14919)"
     save_safetensors_atomically(
