@@ -145,9 +145,10 @@ class Terminal(Screen):
 
     def bar(self, done: int, total: int, text: str = "", preview: Callable[[], Any] | None = None) -> None:
         """See ``Screen``."""
-        self.text, bar = text or self.text, self.progress_bar
+        bar = self.progress_bar
         if total != bar.length:  # what comes before the run has a bar of its own
-            bar.length, bar.pos, bar.finished = total, 0, False
+            bar.length, bar.pos, bar.finished, self.text = total, 0, False, ""
+        self.text = text or self.text
         bar.update(done - bar.pos)
 
     def report(self, text: str) -> None:

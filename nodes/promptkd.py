@@ -198,11 +198,7 @@ def _wrong(clip: Any, folder: Any, name: Any, precision: Any) -> bool | str:
         return f"There is no file '{clip}' in models/promptkd_clips, models/oracles or models/clip_vision; choose a CLIP."
     if isinstance(folder, str) and folder not in (NONE, ICONS, *folders.picture_folders()):
         return f"There is no folder '{folder}' in ComfyUI's input folder; choose one of those listed."
-    try:
-        folders.check_name(name if isinstance(name, str) else "linked", "run")
-    except ValueError as error:
-        return str(error)
-    return types.check_combos(training_precision=precision)
+    return folders.check_run(name, "run", None) or types.check_combos(training_precision=precision)
 
 
 def _clip_stamp(clip: str | None) -> str:

@@ -31,7 +31,7 @@ def _rate(who: str, name: str, whose: str) -> Any:
     )  # fmt: skip
 
 
-def _for_the_command(help: str, **more: Any) -> Any:
+def _command(help: str, **more: Any) -> Any:
     return option(None, help, node=None, **more)
 
 
@@ -39,7 +39,7 @@ def _for_the_command(help: str, **more: Any) -> Any:
 class SidOptions:
     """What people may choose; a command leaves open (None) what its preset says."""
 
-    preset: str | None = _for_the_command(_PRESETS)
+    preset: str | None = _command(_PRESETS)
     name: str = option("my student", "Name of the file that is made, and of the run that is resumed.", command=None)
     method: str = option(
         LORA, choices="method", command=None,
@@ -88,19 +88,11 @@ class SidOptions:
         5000.0, least=0.0, most=1e9, step=100.0, command=None,
         help="The student is averaged over about so many pictures, at most a twentieth of those seen.",
     )  # fmt: skip
-    augment: float | None = _for_the_command(
-        "Probability of EDM's augmentations; 0.12 where the teacher knows them.", least=0, most=1
-    )
-    dropout: float | None = _for_the_command(
-        "Of the networks that learn, while they do; the teacher's own.", least=0, most=0.99
-    )
-    real: Path | None = _for_the_command(
-        "A folder of real pictures (PNG, JPEG): adds SiDA's adversarial loss. Without classes."
-    )
-    adversarial: float | None = _for_the_command("Factor of that loss; 0.01 with --real.", least=0)
-    precision: str = precision_option(
-        default=None, help="fp32; fp16 on an NVIDIA GPU for the presets that were trained so."
-    )
+    augment: float | None = _command("Probability of EDM's augmentations; 0.12 where the teacher knows them.", least=0, most=1)
+    dropout: float | None = _command("Of the networks that learn, while they do; the teacher's own.", least=0, most=0.99)
+    real: Path | None = _command("A folder of real pictures (PNG, JPEG): adds SiDA's adversarial loss. Without classes.")
+    adversarial: float | None = _command("Factor of that loss; 0.01 with --real.", least=0)
+    precision: str = precision_option(default=None, help="fp32; fp16 on an NVIDIA GPU for the presets that were trained so.")
     gradient_checkpointing: bool = checkpointing_option()
     seed: int = seed_option(default=None, help="Of all randomness; 0.")
     save_every: int = option(
