@@ -30,6 +30,19 @@ def main() -> None:
     """Keep ``bench`` a subcommand."""
 
 
+Quick = Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _save(figures: Any, file: Path | None) -> None:
+    if file:
+        figures.save(file)
+
+
 def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> Any:
     """The benchmark's module; PyTorch's threads are set for it.
 
@@ -51,46 +64,43 @@ def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> An
 
 @bench.command()
 def adaptive(
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    quick: Quick = False,
+    json: Json = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("adaptive.png"),
     threads: Threads = None,
 ) -> None:
     """Student, teacher and adaptive collaboration at equal cost, by a judge that no gate saw."""
     benchmark = _benchmark("adaptive", threads)
-    figures = benchmark.run(quick, plot, lambda text: typer.echo(text, err=True))
-    if json:
-        figures.save(json)
+    figures = benchmark.run(quick, plot, _say)
+    _save(figures, json)
 
 
 @bench.command()
 def oracles(
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    quick: Quick = False,
+    json: Json = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("oracles.png"),
     threads: Threads = None,
 ) -> None:
     """Oracles against their authors' path, and every threshold on an oracle of dialled accuracy."""
     benchmark = _benchmark("oracles", threads, LARGE)
-    figures = benchmark.run(quick, plot, lambda text: typer.echo(text, err=True))
-    if json:
-        figures.save(json)
+    figures = benchmark.run(quick, plot, _say)
+    _save(figures, json)
 
 
 @bench.command()
 def digits(
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    quick: Quick = False,
+    json: Json = None,
     threads: Threads = None,
 ) -> None:
     """Distil an EDM network of handwritten digits into one step, with three seeds."""
     benchmark = _benchmark("digits", threads)
     try:
-        figures = benchmark.run(quick, lambda text: typer.echo(text, err=True))
+        figures = benchmark.run(quick, _say)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(f"'{error.name}' is missing: pip install -e '.[bench]'.") from error
-    if json:
-        figures.save(json)
+    _save(figures, json)
 
 
 _PUBLISHED = (
@@ -103,8 +113,8 @@ _PUBLISHED = (
 
 @bench.command(cls=Finite)
 def promptkd(
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    quick: Quick = False,
+    json: Json = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("promptkd.png"),
     data: Annotated[
         Path | None, typer.Option(help="Photos instead of icons: a folder with train/ and test/, or the root of data sets.")
@@ -130,29 +140,25 @@ def promptkd(
     Without --data on icons of a vendor that no CLIP here has seen; with it the paper's protocols on photos.
     """
 
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
-
     try:
         if data is None:
-            figures = _benchmark("promptkd", threads).run(quick, plot, say)
+            figures = _benchmark("promptkd", threads).run(quick, plot, _say)
         else:
             photos = _benchmark("promptkd_data", threads, LARGE)
             if teacher is None or student is None:
                 raise ValueError("--data needs two CLIPs: give --teacher and --student.")
             figures = photos.run(
-                photos.Task(data, dataset, teacher, student, tokens, shots, seeds, epochs, weight, depth, across), say
+                photos.Task(data, dataset, teacher, student, tokens, shots, seeds, epochs, weight, depth, across), _say
             )
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _save(figures, json)
 
 
 @bench.command()
 def control(
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    quick: Quick = False,
+    json: Json = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("control.png"),
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
@@ -160,44 +166,43 @@ def control(
     threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark, say = _benchmark("control", threads), lambda text: typer.echo(text, err=True)
+    benchmark = _benchmark("control", threads)
     if memory:
-        figures = _benchmark("control_memory", threads).run(quick, say)
+        figures = _benchmark("control_memory", threads).run(quick, _say)
     else:
         with told_in_words():
-            figures = benchmark.run_toy(quick, plot, say) if toy else benchmark.run(quick, plot, say, work)
-    if json:
-        figures.save(json)
+            figures = benchmark.run_toy(quick, plot, _say) if toy else benchmark.run(quick, plot, _say, work)
+    _save(figures, json)
 
 
 @bench.command()
 def sid(
-    quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    quick: Quick = False,
+    json: Json = None,
     plot: Annotated[Path, typer.Option(help="Where the plot goes; with --speed there is none.")] = Path("sid.png"),
     speed: Annotated[bool, typer.Option("--speed", help="Measure the training step instead: CPU time and memory.")] = False,
     threads: Threads = None,
 ) -> None:
     """The one-step student of SiD against its teacher and the consistency student; or how fast SiD trains."""
-    say = lambda text: typer.echo(text, err=True)  # noqa: E731
     try:
-        figures = _benchmark("sid_speed", threads).run(quick, say) if speed else _benchmark("sid", threads).run(quick, plot, say)
+        if speed:
+            figures = _benchmark("sid_speed", threads).run(quick, _say)
+        else:
+            figures = _benchmark("sid", threads).run(quick, plot, _say)
     except (FileNotFoundError, RuntimeError) as error:
         raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _save(figures, json)
 
 
 @bench.command()
 def bfloat16(
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json: Json = None,
     threads: Threads = None,
 ) -> None:
     """What bfloat16 costs on this CPU, and on it without its newer instructions, over float32."""
-    figures = _benchmark("bfloat16", threads).run(quick, lambda text: typer.echo(text, err=True))
-    if json:
-        figures.save(json)
+    figures = _benchmark("bfloat16", threads).run(quick, _say)
+    _save(figures, json)
 
 
 @bench.command()
@@ -207,11 +212,10 @@ def families(
 ) -> None:
     """What the pack draws rightly with every family of models, at tiny size, in the ComfyUI in $COMFYUI_PATH."""
     try:
-        figures = _benchmark("families", threads).run(lambda text: typer.echo(text, err=True))
+        figures = _benchmark("families", threads).run(_say)
     except RuntimeError as error:
         raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _save(figures, json)
 
 
 @bench.command()
@@ -221,17 +225,15 @@ def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Wri
         figures = _benchmark("decoder_memory").run()
     except RuntimeError as error:
         raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _save(figures, json)
 
 
 @bench.command()
-def startup(json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None) -> None:
+def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     benchmark = _benchmark("startup")
     try:
         figures = benchmark.run()
     except RuntimeError as error:
         raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _save(figures, json)

@@ -18,6 +18,7 @@ from ..oracles.registry import KINDS
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
+from ..training.sid_options import FULL, LORA
 
 CATEGORY = "Apprentice"
 
@@ -39,7 +40,7 @@ COMBOS: dict[str, list[str]] = {
     "precision": [AUTO, "fp32", "fp16"],
     "order": ["best first", "batch order"],
     "combination": list(COMBINATIONS),
-    "method": ["LoRA", "full copy"],
+    "method": [LORA, FULL],
     "training_precision": list(PRECISIONS),
     "measure": list(MEASURES),
     "algorithm": list(ALGORITHMS),

@@ -54,8 +54,8 @@ class Ema:
     """Exponential moving average of parameters: e <- d e + (1 - d) p, with d ramped up over the first pictures.
 
     ``half_life`` is in pictures, 0 for no average; as in EDM it never exceeds ``rampup`` of the pictures seen so far. (By hand:
-    ``torch.optim.swa_utils.AveragedModel`` has one decay for all steps, takes the first weights whole, and is a second network,
-    hooks and all, where runs keep tensors.)
+    ``torch.optim.swa_utils.AveragedModel`` takes the first weights whole, knows no ramp-up, and deep-copies the network, hooks
+    and all, where runs keep tensors.)
     """
 
     def __init__(self, model: nn.Module, half_life: float, rampup: float = 0.1) -> None:
