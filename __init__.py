@@ -13,6 +13,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> ComfyExtension:
     """What ComfyUI calls; imported here so that networks and training run without ComfyUI."""
-    from ..nodes import ApprenticeExtension
+    from .nodes import ApprenticeExtension
 
     return ApprenticeExtension()

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from ..samplers.adaptive import adaptive_collaboration, regenerate
 from ..world.recipe.concepts import held_out_prompts
 from ..world.weights import read
 from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
@@ -106,12 +108,18 @@ def _steps_below(world: World, rollback: float, nfe: float) -> int:
 
 
 def route(drafts: Pool, teacher: Pool, share: float, keep_better: bool) -> Pool:
-    """The worst ``share`` of the drafts go to the teacher; with ``keep_better`` only better pictures come back."""
-    order = np.argsort(drafts.gate, kind="stable")
-    rejected = np.zeros(len(order), dtype=bool)
-    rejected[order[: round(share * len(order))]] = True
-    chosen = rejected & (teacher.gate > drafts.gate) if keep_better else rejected
-    return drafts.where(chosen, teacher, drafts.nfe + rejected.mean() * teacher.nfe)
+    """Algorithm 1 on pictures that are drawn: the worst ``share`` go to the teacher; with ``keep_better`` only better come back.
+
+    A picture is its row in a table of both: S leaves it, T moves it to the teacher's half.
+    """
+    count = len(drafts.gate)
+    rho, rows = torch.from_numpy(np.concatenate([drafts.gate, teacher.gate])), torch.arange(count)
+    tau = np.append(np.sort(drafts.gate), np.inf)[round(share * count)]
+    result = adaptive_collaboration(
+        student=lambda z: z, oracle=lambda x, _: rho[x], teacher=lambda x, _: x + count, z=rows, tau=float(tau),
+        strategy=regenerate(rows), margin=0.0 if keep_better else -np.inf,
+    )  # fmt: skip
+    return drafts.where(result.replaced.numpy(), teacher, drafts.nfe + result.rejected.numpy().mean() * teacher.nfe)
 
 
 def route_at_random(drafts: Pool, teacher: Pool, share: float, keep_better: bool, seed: int = 0) -> Pool:

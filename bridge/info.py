@@ -65,3 +65,18 @@ def family_of(latent: Latent) -> str:
     """The latent family of ``latent``, "" where nobody knows. Alone of what travels it outlives a change that keeps channels."""
     info = latent.get(INFO)
     return info.family if isinstance(info, Info) and info.source.shape[1] == latent["samples"].shape[1] else ""
+
+
+
+def join_info(known: list[Info | None], total: int) -> Info | None:
+    """What is ``known`` of each of a list of batches of drafts, as of one; None unless it is known of each, and of ``total``.
+
+    Raises:
+        ValueError: Students or schedules differ.
+    """
+    infos = [info for info in known if info is not None]
+    if not infos or len(infos) != len(known) or sum(len(info.nfe) for info in infos) != total:
+        return None
+    if len({(info.student, info.schedule) for info in infos}) > 1:
+        raise ValueError("The drafts in the list come from different students or schedules; judge those of one together.")
+    return replace(infos[0], nfe=tuple(cost for info in infos for cost in info.nfe))

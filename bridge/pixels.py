@@ -6,6 +6,7 @@ the frames of one video, and give [B, T, H, W, C]; here every picture is a video
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -74,3 +75,17 @@ def pad_mask(mask: Tensor, size: tuple[int, int], multiple: int) -> Tensor:
     whole = F.interpolate(flat, size, mode="bilinear").movedim(1, -1)
     padded = pad_to(whole, multiple).movedim(-1, 1)
     return padded.reshape(*mask.shape[:-2], *padded.shape[-2:])
+
+
+
+def as_rgb(batches: Iterable[Tensor]) -> list[Tensor]:
+    """The pictures [H, W, 3] of a list of batches, whatever their sizes."""
+    return [picture for batch in batches for picture in as_pictures(batch)]
+
+
+
+def decode(vae: Any, latent: dict[str, Any]) -> Tensor:
+    """Pictures [B, H, W, C] as the stock VAE Decode makes them."""
+    images = to_pixels(vae, latent["samples"])
+    # In the judge's memory layout, so that the oracle's scores are the judge's to the last bit.
+    return images.reshape(-1, *images.shape[-3:]).contiguous()

@@ -164,3 +164,9 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in options.items() if key != KEY}
     conds = {key: value for key, value in rest.pop("model_conds", {}).items() if key != KEY}
     return {**rest, "model_conds": conds} if conds else rest
+
+
+
+def encode(clip: Any, prompts: list[str]) -> Any:
+    """A conditioning with one row a prompt."""
+    return join([clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts])

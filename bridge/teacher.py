@@ -44,18 +44,9 @@ def teacher_evaluations(model: Any, strategy: str, rollback: float, drawing: Dra
 
 
 def improve(
-    model: Any,
-    positive: Conditioning,
-    negative: Conditioning,
-    drafts: Latent,
-    rows: Sequence[int],
-    strategy: str,
-    rollback: float,
-    drawing: Drawing,
-    pack: int = 0,
-    vaes: tuple[Any, Any] | None = None,
-    callback: Any = None,
-) -> Latent:
+    model: Any, positive: Conditioning, negative: Conditioning, drafts: Latent, rows: Sequence[int], strategy: str,
+    rollback: float, drawing: Drawing, pack: int = 0, vaes: tuple[Any, Any] | None = None, callback: Any = None,
+) -> Latent:  # fmt: skip
     """``drafts`` with the pictures ``rows`` improved by the teacher (Algorithm 1, lines 6-9).
 
     "refine" takes a draft back to the noise level of ``rollback`` and draws it anew from there; "regenerate" draws it

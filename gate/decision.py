@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..samplers.adaptive import is_better
 from .calibration import Calibration
 from .controller import FileController
 from .thresholds import MODES, Gate, above_baselines, absolute, budget, expected_gain, guaranteed, percentile, worst_share
@@ -238,16 +239,6 @@ def judge(
         for i, score in enumerate(scores)
     ]  # fmt: skip
     return Verdict(tuple(judgements), oracle, fingerprint, mode, float(value), gate.note)
-
-
-def is_better(draft: float, improved: float, margin: float) -> bool:
-    """Whether the teacher's picture replaces the draft: it scores more than ``margin`` above it.
-
-    A picture whose score is NaN never replaces another, and is replaced by any that has a score.
-    """
-    if math.isnan(improved):
-        return False
-    return math.isnan(draft) or improved > draft + margin
 
 
 def keep_better(

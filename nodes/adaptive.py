@@ -90,15 +90,9 @@ class ApprenticeSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls,
-        preset: Any = None,
-        threshold: Any = None,
-        strategy: Any = None,
-        sampler_name: Any = None,
-        scheduler: Any = None,
-        look: Any = None,
-        input_types: Any = None,
-    ) -> bool | str:
+        cls, preset: Any = None, threshold: Any = None, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None,
+        look: Any = None, input_types: Any = None,
+    ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI."""
         return types.check_inputs(
             cls, input_types, preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name,
@@ -119,38 +113,12 @@ class ApprenticeSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        student: Any,
-        vae: Any,
-        oracle: Any,
-        positive: Any,
-        negative: Any,
-        prompt: Any,
-        latent_image: Any,
-        seed: int,
-        preset: str,
-        steps: int,
-        cfg: float,
-        denoise: float,
-        threshold: str,
-        value: float,
-        strategy: str,
-        rollback: float,
-        teacher_steps: int,
-        teacher_cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        margin: float,
-        teacher: Any = None,
-        calibration: Any = None,
-        teacher_positive: Any = None,
-        teacher_negative: Any = None,
-        teacher_vae: Any = None,
-        controller: str = "default",
-        confidence: float = 0.9,
-        look: str = types.FULL_DECODE,
-        **given: Any,
-    ) -> io.NodeOutput:
+        cls, student: Any, vae: Any, oracle: Any, positive: Any, negative: Any, prompt: Any, latent_image: Any, seed: int,
+        preset: str, steps: int, cfg: float, denoise: float, threshold: str, value: float, strategy: str, rollback: float,
+        teacher_steps: int, teacher_cfg: float, sampler_name: str, scheduler: str, margin: float, teacher: Any = None,
+        calibration: Any = None, teacher_positive: Any = None, teacher_negative: Any = None, teacher_vae: Any = None,
+        controller: str = "default", confidence: float = 0.9, look: str = types.FULL_DECODE, **given: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         g = GraphBuilder()
         students = {name: link for name, link in given.items() if not name.startswith("teacher_")}
         teachers = {name.removeprefix("teacher_"): link for name, link in given.items() if name not in students}

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
-import folder_paths
-import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..bridge.drafts import draw_drafts, schedule_in_words, student_schedule
+from ..bridge.calibrate import Answers, Artist, CalibrationBar
+from ..bridge.drafts import schedule_in_words, student_schedule
 from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name
 from ..bridge.memory import on_device
-from ..bridge.pixels import as_pictures, to_pixels
-from ..bridge.progress import show_text, step_reports
-from ..bridge.prompts import join
-from ..bridge.teacher import REGENERATE, improve
+from ..bridge.pixels import as_pictures
+from ..bridge.progress import show_text
 from ..charts.calibration import chart
 from ..gate import calibrate as core
 from ..gate import calibration as files
@@ -30,146 +22,36 @@ from ..gate.calibration import Maker
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import remarks
 from . import folders, types
+from .folders import gather_prompts, prompt_path
 from .types import CATEGORY, Calibration, Oracle
-
-
-@dataclass
-class _Bar:
-    """One progress bar over the whole calibration, with previews and an estimate of the time that is left."""
-
-    held: int
-    wanted: int
-    started: float = 0.0
-    at_start: int = 0
-    batch: int = 0
-
-    def __post_init__(self) -> None:
-        self.started, self.at_start = time.monotonic(), self.held
-        self._bar = comfy.utils.ProgressBar(self.wanted * 100)
-        self._show(0.0)
-
-    def batch_of(self, pictures: int) -> None:
-        """A batch begins."""
-        self.batch = pictures
-
-    def part(self, model: Any, start: float, length: float) -> Any:
-        """A preview callback for a part of a batch's work: from ``start`` on, ``length`` long, where the batch is 1."""
-        return step_reports(model, lambda step, total, preview: self._show(start + length * step / total, preview))
-
-    def done(self, held: int, wanted: int) -> None:
-        """A batch is scored and saved."""
-        self.held, self.wanted = held, wanted
-        self._show(0.0)
-        pace = (time.monotonic() - self.started) / max(held - self.at_start, 1)
-        left = pace * (wanted - held)
-        estimate = f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
-        show_text(f"{held} of {wanted} drafts" + (f", {estimate}" if held < wanted else ""))
-
-    def _show(self, part: float, preview: Any = None) -> None:
-        # ComfyUI raises its interruption out of here: within a step, with everything up to the last batch on disk.
-        self._bar.update_absolute(round(100 * (self.held + part * self.batch)), self.wanted * 100, preview)
-
-
-@dataclass
-class _Artist:
-    """Draws batches for ``core.calibrate``: drafts exactly as ApprenticeStudentSampler, and the teacher's answer to each.
-
-    The noise of a batch is that of seed + (drafts made before), so that a run that was stopped goes on as if it hadn't been.
-    """
-
-    model: Any
-    clip: Any
-    vae: Any
-    negative: str
-    size: tuple[int, int]
-    preset: str
-    drawing: Drawing
-    bar: _Bar
-    teacher: _Teacher | None = None
-
-    def __call__(self, tasks: Any, held: int) -> tuple[Tensor, Tensor | None]:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        self.bar.batch_of(len(tasks))
-        prompts = [task.prompt for task in tasks]
-        drawing = replace(self.drawing, seed=(self.drawing.seed + held) % 2**64)
-        drafts = draw_drafts(
-            self.model, encode(self.clip, prompts), encode(self.clip, [self.negative]), self._empty(len(tasks)), self.preset,
-            drawing, self.bar.part(self.model, 0.0, 1.0 if self.teacher is None else self.teacher.starts_at),
-        )  # fmt: skip
-        images = decode(self.vae, drafts)
-        if self.teacher is None:
-            return images, None
-        return images, decode(self.vae, self.teacher.improved(self, drafts, prompts, drawing.seed))
-
-    def _empty(self, count: int) -> dict[str, Tensor]:
-        """As the stock empty latent; the sampler fits the channels."""
-        cell = int(self.vae.spacial_compression_encode())
-        width, height = self.size
-        device = comfy.model_management.intermediate_device()
-        return {"samples": torch.zeros([count, 4, height // cell, width // cell], device=device)}
-
-
-@dataclass
-class _Teacher:
-    """How the teacher answers a batch of drafts: exactly as ApprenticeTeacher would if all were rejected."""
-
-    model: Any
-    clip: Any
-    vae: Any
-    strategy: str
-    rollback: float
-    drawing: Drawing
-    starts_at: float
-
-    def improved(self, artist: _Artist, drafts: dict[str, Any], prompts: list[str], seed: int) -> dict[str, Any]:
-        clip = self.clip or artist.clip
-        drawing = replace(self.drawing, seed=seed if self.strategy == REGENERATE else (seed + 1) % 2**64)
-        return improve(
-            self.model, encode(clip, prompts), encode(clip, [artist.negative]), drafts, range(len(prompts)), self.strategy,
-            self.rollback, drawing, 0, (artist.vae if self.vae else None, self.vae),
-            artist.bar.part(self.model, self.starts_at, 1 - self.starts_at),
-        )  # fmt: skip
-
-    def maker(self) -> Maker:
-        d = self.drawing
-        how = f"{self.strategy} at rollback {self.rollback:g}" if self.strategy != REGENERATE else self.strategy
-        settings = f"{how}, {d.steps} steps of {d.sampler} {d.scheduler}, CFG {d.cfg:g}"
-        return Maker(model_name(self.model), model_fingerprint(self.model), settings)
-
-
-def encode(clip: Any, prompts: list[str]) -> Any:
-    """A conditioning with one row a prompt."""
-    return join([clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts])
-
-
-def decode(vae: Any, latent: dict[str, Any]) -> Tensor:
-    """Pictures [B, H, W, C] as the stock VAE Decode makes them."""
-    images = to_pixels(vae, latent["samples"])
-    # In the judge's memory layout, so that the oracle's scores are the judge's to the last bit.
-    return images.reshape(-1, *images.shape[-3:]).contiguous()
-
-
-def gather_prompts(choice: str, text: str, limit: int) -> list[str]:
-    """The typed prompts, or else those of the chosen file.
-
-    Raises:
-        ValueError: The file is not there or has no prompts.
-    """
-    if text.strip():
-        return core.clean_prompts(text.splitlines(), limit)
-    if wrong := folders.missing_prompts(choice):
-        raise ValueError(wrong)
-    return core.read_prompts(_prompt_path(choice), limit)
-
-
-def _prompt_path(choice: str) -> Path:
-    return core.BUNDLED if choice == folders.BUNDLED else Path(folder_paths.get_input_directory()) / choice
 
 
 def _optional(widget: Any) -> Any:
     """A shared widget as an optional input."""
     widget.optional = True
     return widget
+
+
+def _teacher_inputs() -> list[Any]:
+    """Who answers every draft, and what to avoid."""
+    return [
+        io.String.Input(
+            "negative_prompt", default="", optional=True, tooltip="What to avoid; without effect on a student at CFG 1."
+        ),
+        io.Model.Input(
+            "teacher", optional=True, lazy=True,
+            tooltip="The teacher answers every draft, which guaranteed and expected gain need. Costs its full time.",
+        ),  # fmt: skip
+        _optional(types.strategy()),
+        _optional(types.rollback()),
+        _optional(types.teacher_steps("teacher_steps")),
+        _optional(types.cfg("teacher_cfg", 2.0, "teacher")),
+        io.Clip.Input("teacher_clip", optional=True, lazy=True, tooltip="The teacher's text encoder, if it is another."),
+        io.Vae.Input(
+            "teacher_vae", optional=True, lazy=True,
+            tooltip="The teacher's VAE, where it belongs to another family than the student.",
+        ),  # fmt: skip
+    ]
 
 
 def _held(name: str) -> CalibrationData | None:
@@ -227,22 +109,7 @@ class ApprenticeCalibrate(io.ComfyNode):
                 types.cfg("cfg", 1.0, "student"),
                 types.sampler_name(optional=True),
                 types.scheduler(optional=True),
-                io.String.Input(
-                    "negative_prompt", default="", optional=True, tooltip="What to avoid; without effect on a student at CFG 1."
-                ),
-                io.Model.Input(
-                    "teacher", optional=True, lazy=True,
-                    tooltip="The teacher answers every draft, which guaranteed and expected gain need. Costs its full time.",
-                ),  # fmt: skip
-                _optional(types.strategy()),
-                _optional(types.rollback()),
-                _optional(types.teacher_steps("teacher_steps")),
-                _optional(types.cfg("teacher_cfg", 2.0, "teacher")),
-                io.Clip.Input("teacher_clip", optional=True, lazy=True, tooltip="The teacher's text encoder, if it is another."),
-                io.Vae.Input(
-                    "teacher_vae", optional=True, lazy=True,
-                    tooltip="The teacher's VAE, where it belongs to another family than the student.",
-                ),  # fmt: skip
+                *_teacher_inputs(),
             ],
             outputs=[
                 Calibration.Output("calibration", display_name="calibration", tooltip="The scores; the judge wants it."),
@@ -253,15 +120,9 @@ class ApprenticeCalibrate(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls,
-        prompts: Any = None,
-        preset: Any = None,
-        name: Any = None,
-        sampler_name: Any = None,
-        scheduler: Any = None,
-        strategy: Any = None,
-        input_types: Any = None,
-    ) -> bool | str:
+        cls, prompts: Any = None, preset: Any = None, name: Any = None, sampler_name: Any = None, scheduler: Any = None,
+        strategy: Any = None, input_types: Any = None,
+    ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI."""
         wrong = folders.check_run(name, "calibration", prompts)
         return wrong or types.check_inputs(
@@ -273,7 +134,7 @@ class ApprenticeCalibrate(io.ComfyNode):
         """Run again if somebody changed the prompt file, or changed or deleted the calibration."""
         return [
             folders.generation(folders.calibration_file(name)) if isinstance(name, str) else 0,
-            folders.digest(_prompt_path(prompts)) if isinstance(prompts, str) else "",
+            folders.digest(prompt_path(prompts)) if isinstance(prompts, str) else "",
         ]
 
     @classmethod
@@ -291,34 +152,12 @@ class ApprenticeCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        clip: Any,
-        vae: Any,
-        oracle: OracleBase,
-        prompts: str,
-        text: str,
-        name: str,
-        max_prompts: int,
-        drafts_per_prompt: int,
-        batch_size: int,
-        width: int,
-        height: int,
-        first_seed: int,
-        preset: str,
-        steps: int,
-        cfg: float,
-        sampler_name: str = "dpmpp_2m",
-        scheduler: str = "karras",
-        negative_prompt: str = "",
-        teacher: Any = None,
-        strategy: str = "refine",
-        rollback: float = 0.6,
-        teacher_steps: int = 20,
-        teacher_cfg: float = 2.0,
-        teacher_clip: Any = None,
-        teacher_vae: Any = None,
-    ) -> io.NodeOutput:
+        cls, model: Any, clip: Any, vae: Any, oracle: OracleBase, prompts: str, text: str, name: str, max_prompts: int,
+        drafts_per_prompt: int, batch_size: int, width: int, height: int, first_seed: int, preset: str, steps: int, cfg: float,
+        sampler_name: str = "dpmpp_2m", scheduler: str = "karras", negative_prompt: str = "", teacher: Any = None,
+        strategy: str = "refine", rollback: float = 0.6, teacher_steps: int = 20, teacher_cfg: float = 2.0,
+        teacher_clip: Any = None, teacher_vae: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
         lines, path = gather_prompts(prompts, text, max_prompts), folders.calibration_file(name)
         drawing = Drawing(steps, cfg, sampler_name, scheduler, first_seed)
         _, sampler, sigmas = student_schedule(model, preset, drawing, width * height / 256)
@@ -326,7 +165,7 @@ class ApprenticeCalibrate(io.ComfyNode):
         if teacher is not None:
             answer = Drawing(teacher_steps, teacher_cfg, sampler_name, scheduler, first_seed)
             share = (len(sigmas) - 1) / (len(sigmas) - 1 + teacher_steps)
-            second = _Teacher(teacher, teacher_clip, teacher_vae, strategy, rollback, answer, share)
+            second = Answers(teacher, teacher_clip, teacher_vae, strategy, rollback, answer, share)
         held = _held(name)
         left = core.tasks_left(held, lines, drafts_per_prompt)
         by = second.maker() if second else Maker()
@@ -340,8 +179,8 @@ class ApprenticeCalibrate(io.ComfyNode):
                 "negative_prompt": negative_prompt if cfg != 1 or by != Maker() else "",
             },
         )  # fmt: skip
-        bar = _Bar(len(held) if held else 0, (len(held) if held else 0) + len(left))
-        artist = _Artist(model, clip, vae, negative_prompt, (width, height), preset, drawing, bar, second)
+        bar = CalibrationBar(len(held) if held else 0, (len(held) if held else 0) + len(left))
+        artist = Artist(model, clip, vae, negative_prompt, (width, height), preset, drawing, bar, second)
 
         said: list[str] = []
 

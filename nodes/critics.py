@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
+from ..bridge.latents import latents_of
 from ..bridge.memory import on_device
 from ..bridge.pixels import as_pictures
 from ..bridge.progress import show_text
@@ -21,7 +22,6 @@ from ..training.critic import Teacher
 from ..weights.checkpoints import read_metadata
 from ..weights.promptkd_checkpoint import read_official
 from . import folders, types
-from .oracles import latents_of
 from .types import CATEGORY, Critic, Oracle, PromptKDTeacher
 
 

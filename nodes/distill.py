@@ -32,7 +32,7 @@ from ..training.run_folder import Differences, RunFolder
 from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.target import Target
 from . import folders, types
-from .calibrate import gather_prompts
+from .folders import gather_prompts
 from .types import CATEGORY
 
 LORA, FULL = "LoRA", "full copy"

@@ -33,8 +33,8 @@ from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lor
 from ..training.run_folder import RunFolder
 from ..training.target import Target
 from . import folders, types
-from .calibrate import gather_prompts
 from .distill import Claim, Clock, switched
+from .folders import gather_prompts
 from .types import CATEGORY, Oracle
 
 TUNED = "tuned"

@@ -11,6 +11,8 @@ from typing import Any
 import folder_paths
 
 from ..gate import calibration
+from ..gate.calibrate import BUNDLED as BUNDLED_PROMPTS
+from ..gate.calibrate import clean_prompts, read_prompts
 from ..training.run_folder import RunFolder
 from ..training.target import Target
 from ..weights.checkpoints import PICKLED
@@ -229,3 +231,22 @@ def generation(path: Path) -> int:
 def written(path: Path) -> None:
     """Tell ``generation`` that the file's content is our own."""
     _SEEN[path] = (digest(path), _SEEN.get(path, ("", 0))[1])
+
+
+
+def gather_prompts(choice: str, text: str, limit: int) -> list[str]:
+    """The typed prompts, or else those of the chosen file.
+
+    Raises:
+        ValueError: The file is not there or has no prompts.
+    """
+    if text.strip():
+        return clean_prompts(text.splitlines(), limit)
+    if wrong := missing_prompts(choice):
+        raise ValueError(wrong)
+    return read_prompts(prompt_path(choice), limit)
+
+
+def prompt_path(choice: str) -> Path:
+    """The file of prompts that is called so."""
+    return BUNDLED_PROMPTS if choice == BUNDLED else Path(folder_paths.get_input_directory()) / choice

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import OrderedDict
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..bridge.info import INFO, Info, info_of
-from ..bridge.memory import on_device
-from ..bridge.pixels import as_pictures, to_pixels
+from ..bridge.info import info_of, join_info
+from ..bridge.latents import decode_rows, replace_rows
+from ..bridge.pixels import as_rgb
 from ..bridge.progress import show_text
+from ..bridge.scoring import picture_keys, score, score_list
 from ..gate.controller import FileController
 from ..gate.decision import Situation, gate_scores, judge, keep_better
 from ..gate.verdict import IMPROVED, summary, table
@@ -25,60 +22,6 @@ from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
-
-_MEMORY: OrderedDict[str, list[float]] = OrderedDict()
-_REMEMBERED = 64
-
-
-def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
-    """Scores of ``images`` [B, H, W, C], remembered: another threshold does not run the network again."""
-    key = content_name(images, prompts, oracle.fingerprint())
-    if key not in _MEMORY:
-        with on_device(oracle.network):
-            _MEMORY[key] = oracle.score(as_pictures(images), prompts).tolist()
-        while len(_MEMORY) > _REMEMBERED:
-            _MEMORY.popitem(last=False)
-    _MEMORY.move_to_end(key)
-    return _MEMORY[key]
-
-
-def score_list(oracle: OracleBase, batches: list[Tensor], prompts: list[str]) -> list[float]:
-    """Scores of all pictures of a list of batches [B, H, W, C], each of its own size; ``prompts`` has one a picture."""
-    if len({batch.shape[1:] for batch in batches}) == 1:
-        return score(oracle, torch.cat(batches), prompts)
-    rest = iter(prompts)
-    return [value for batch in batches for value in score(oracle, batch, [next(rest) for _ in batch])]
-
-
-def as_rgb(batches: Iterable[Tensor]) -> list[Tensor]:
-    """The pictures [H, W, 3] of a list of batches, whatever their sizes."""
-    return [picture for batch in batches for picture in as_pictures(batch)]
-
-
-def join_info(known: list[Info | None], total: int) -> Info | None:
-    """What is ``known`` of each of a list of batches of drafts, as of one; None unless it is known of each, and of ``total``.
-
-    Raises:
-        ValueError: Students or schedules differ.
-    """
-    infos = [info for info in known if info is not None]
-    if not infos or len(infos) != len(known) or sum(len(info.nfe) for info in infos) != total:
-        return None
-    if len({(info.student, info.schedule) for info in infos}) > 1:
-        raise ValueError("The drafts in the list come from different students or schedules; judge those of one together.")
-    return replace(infos[0], nfe=tuple(cost for info in infos for cost in info.nfe))
-
-
-def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
-    """64 hex digits: the same pixels, prompts and oracle have the same ones."""
-    digest = hashlib.sha256(repr((fingerprint, tuple(pixels.shape), asked)).encode())
-    digest.update(pixels.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
-    return digest.hexdigest()
-
-
-def picture_keys(images: Iterable[Tensor], prompts: list[str], fingerprint: str) -> list[str]:
-    """A name for each picture [H, W, C] of a batch: the same picture, prompt and oracle have the same one."""
-    return [content_name(image, prompt, fingerprint)[:16] for image, prompt in zip(images, prompts, strict=True)]
 
 
 class ApprenticeJudge(io.ComfyNode):
@@ -245,7 +188,7 @@ class ApprenticeKeepBetter(io.ComfyNode):
         note = f"The rejected were {after.note}." if after and rows and after.note else ""
         same = before and after and before.mark == after.mark  # Teacher is bypassed, or had no step to take
         if rows and not same and improved_images is None and vae is not None:
-            improved_images = _decoded(vae, improved["samples"], rows)
+            improved_images = decode_rows(vae, improved["samples"], rows)
         scores: dict[int, float] = {}
         if rows and same:
             scores, spent = dict.fromkeys(rows, math.nan), (0.0,) * len(verdict)
@@ -263,37 +206,3 @@ class ApprenticeKeepBetter(io.ComfyNode):
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         show_text(summary(result))
         return io.NodeOutput(latent, images, result)
-
-
-def _decoded(vae: Any, samples: Tensor, rows: list[int]) -> Tensor:
-    """The pictures of the batch [B, H, W, C]; those that are not in ``rows``, which nobody looks at, are black."""
-    pictures = to_pixels(vae, samples[rows])
-    whole = pictures.new_zeros(len(samples), *pictures.shape[1:])
-    whole[rows] = pictures
-    return whole
-
-
-def replace_rows(
-    drafts: dict[str, Any], improved: dict[str, Any], draft_images: Tensor, improved_images: Tensor | None, rows: list[int]
-) -> tuple[dict[str, Any], Tensor]:
-    """Latents and pictures of the drafts, with ``rows`` from the improved ones.
-
-    Raises:
-        ValueError: They differ in size.
-    """
-    latent = {key: value for key, value in drafts.items() if key != INFO}
-    if not rows or improved_images is None:
-        return latent, draft_images
-    _same_size("drafts", drafts["samples"].shape[-2:], improved["samples"].shape[-2:])
-    _same_size("draft images", draft_images.shape[1:3], improved_images.shape[1:3])
-    samples, images = drafts["samples"].clone(), draft_images.clone()
-    samples[rows], images[rows] = improved["samples"][rows].to(samples), improved_images[rows].to(images)
-    return {**latent, "samples": samples}, images
-
-
-def _same_size(what: str, before: Any, after: Any) -> None:
-    if tuple(before) != tuple(after):
-        raise ValueError(
-            f"The {what} are {before[1]} x {before[0]} and the improved ones {after[1]} x {after[0]}, so they can't be in one "
-            f"batch: change both alike before Keep Better, or the result after it."
-        )

@@ -11,11 +11,11 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..bridge import tiny_world as loader
-from ..bridge.info import INFO
-from ..bridge.memory import on_device, prefers_half
-from ..bridge.pixels import as_pictures
+from ..bridge.latents import latents_of_list, masks_of
+from ..bridge.memory import prefers_half
+from ..bridge.pixels import as_rgb
 from ..bridge.progress import show_text
-from ..bridge.rows import take_latent, take_rows
+from ..bridge.scoring import score_list, uncertainty
 from ..charts.comparison import comparison_chart
 from ..files import reading
 from ..gate.calibration import Calibration as CalibrationData
@@ -28,7 +28,6 @@ from ..precision import warning_of
 from ..samplers.presets import AUTO
 from ..weights.checkpoints import read_weights
 from . import folders
-from .judge import as_rgb, score_list
 from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
 WORLD = "tiny world"
@@ -173,15 +172,6 @@ class ApprenticeScore(io.ComfyNode):
         return io.NodeOutput(scores, text, unsure)
 
 
-def uncertainty(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
-    """What the oracle says of its own doubt about ``images`` [B, H, W, C]; 0 where it says nothing."""
-    tell = getattr(oracle, "uncertainty", None)
-    if tell is None:
-        return [0.0] * len(images)
-    with on_device(oracle.network):
-        return [float(value) for value in tell(as_pictures(images), prompts)]
-
-
 def score_table(name: str, scores: list[float], prompts: list[str], unsure: list[float]) -> str:
     """A Markdown table, a line a picture."""
     doubt = any(unsure)
@@ -264,66 +254,10 @@ class ApprenticeBestOf(io.ComfyNode):
             raise ValueError("The best pictures have different sizes, and one batch holds one size; keep one (count 1).")
         latent = latents_of_list(latents, rows, len(pictures)) if latents else None
         warning = remarks(oracle[0], as_rgb(images), prompts)
-        mask = _masks_of(masks, rows, len(pictures)) if masks else None
+        mask = masks_of(masks, rows, len(pictures)) if masks else None
         show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows) + (warning and f". {warning}"))
         best = torch.stack([pictures[row] for row in rows]) if rows else images[0][:0]
         return io.NodeOutput(best, latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
-
-
-def latents_of_list(latents: list[dict[str, Any]], rows: list[int], total: int) -> dict[str, Any]:
-    """The latents of ``rows``, counted through a list of batches.
-
-    Raises:
-        ValueError: There isn't one for each picture, or those wanted can't be one batch.
-    """
-    if len(latents) == 1:
-        return latents_of(latents[0], rows, total)
-    places = [(batch, row) for batch, latent in enumerate(latents) for row in range(len(latent["samples"]))]
-    if len(places) != total:
-        raise ValueError(f"There are {len(places)} latents for {total} pictures; connect the batches they were decoded from.")
-    parts = [latents_of(latents[batch], [row], len(latents[batch]["samples"])) for batch, row in (places[row] for row in rows)]
-    joined = dict(parts[0])
-    try:
-        joined["samples"] = torch.cat([part["samples"] for part in parts])
-        if any("noise_mask" in part for part in parts):
-            if not all("noise_mask" in part for part in parts):
-                raise ValueError("Some of the best pictures' latents have a mask and some have none; give all or none a mask.")
-            joined["noise_mask"] = torch.cat([part["noise_mask"] for part in parts])
-    except RuntimeError as error:
-        raise ValueError("The best pictures' latents have different sizes and can't be one batch; keep one (count 1).") from error
-    joined["batch_index"] = [index for part in parts for index in part["batch_index"]]
-    return joined
-
-
-def latents_of(latent: dict[str, Any], rows: list[int], total: int) -> dict[str, Any]:
-    """The latents of ``rows``.
-
-    Raises:
-        ValueError: There isn't one for each picture.
-    """
-    if len(latent["samples"]) != total:
-        count = len(latent["samples"])
-        raise ValueError(f"There are {count} latents for {total} pictures; connect the batch they were decoded from.")
-    part = take_latent(latent, rows)
-    part.pop(INFO, None)  # it tells of the whole batch
-    return part
-
-
-def _masks_of(masks: list[Tensor], rows: list[int], total: int) -> Tensor:
-    """The masks of ``rows``; one mask holds for all.
-
-    Raises:
-        ValueError: There is neither one nor one for each picture.
-    """
-    each = [row for m in masks for row in m.reshape(-1, *m.shape[-2:])]
-    if len(each) not in (1, total):
-        raise ValueError(f"There are {len(each)} masks for {total} pictures; give one for all, or one for each.")
-    if len(each) == 1 or not rows:
-        taken: Tensor = take_rows(each[0][None], rows, total)
-        return taken
-    if len({each[row].shape for row in rows}) > 1:
-        raise ValueError("The best pictures' masks have different sizes and can't be one batch; keep one (count 1).")
-    return torch.stack([each[row] for row in rows])
 
 
 class ApprenticeCombineOracles(io.ComfyNode):

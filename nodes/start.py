@@ -13,13 +13,13 @@ from ..bridge.drafts import draw_drafts
 from ..bridge.drawing import Drawing
 from ..bridge.latents import fit_channels
 from ..bridge.noise import batch_noise
-from ..bridge.pixels import require_tensor, to_pixels
+from ..bridge.pixels import as_rgb, require_tensor, to_pixels
 from ..bridge.progress import show_text
+from ..bridge.scoring import score
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
 from ..training.control import tilted_choice, tilted_weights
 from . import types
-from .judge import as_rgb, score
 from .types import CATEGORY, Oracle
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.benchmarks.tiny_vaes import vae
-from comfyui_apprentice.bridge import sampling as bridge
 from comfyui_apprentice.bridge.drafts import draw_drafts
 from comfyui_apprentice.bridge.drawing import Drawing
+from comfyui_apprentice.bridge.fast_decode import fast_decode
+from comfyui_apprentice.bridge.latents import pixels_per_latent
 from comfyui_apprentice.bridge.pixels import spatial_ratio, to_latents, to_pixels
 from comfyui_apprentice.bridge.teacher import improve
 from comfyui_apprentice.samplers.presets import CUSTOM
@@ -40,15 +41,15 @@ def test_the_fast_look_is_as_large_as_the_vaes_picture(name: str) -> None:
     kind.taesd_decoder_name = None
     frames = [1] if kind.latent_dimensions == 3 else []
     samples = torch.randn(2, kind.latent_channels, *frames, 2, 3, generator=torch.Generator().manual_seed(0))
-    shown = bridge.fast_decode(model, {"samples": samples})
+    shown = fast_decode(model, {"samples": samples})
     assert shown.shape == (2, 2 * SIDES[name], 3 * SIDES[name], 3) and not torch.equal(shown[0], shown[1])
 
 
 def test_a_latent_format_that_tells_its_ratio_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As newer ComfyUIs do; and one by another pack that is a kind of one we know is as large as that."""
     monkeypatch.setattr(formats.SD15, "spacial_downscale_ratio", 12, raising=False)
-    assert bridge.pixels_per_latent(formats.SD15()) == 12
-    assert bridge.pixels_per_latent(type("Other", (formats.Flux2,), {})()) == 16
+    assert pixels_per_latent(formats.SD15()) == 12
+    assert pixels_per_latent(type("Other", (formats.Flux2,), {})()) == 16
 
 
 @pytest.mark.parametrize(("name", "channels", "pixels"), [("wan21", 16, 8), ("wan22", 48, 16)])
@@ -63,7 +64,7 @@ def test_the_fast_look_of_a_video_family_is_its_small_decoders(
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     with torch.inference_mode():
-        shown = bridge.fast_decode(model, {"samples": samples})
+        shown = fast_decode(model, {"samples": samples})
         stock = comfy.sd.VAE(sd={key: value.clone() for key, value in weights.items()})
         expected = torch.cat([stock.decode(sample[None])[0] for sample in samples]).clamp(0, 1)
     assert shown.shape == (2, 2 * pixels, 3 * pixels, 3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from comfyui_apprentice.benchmarks import families
 from comfyui_apprentice.benchmarks import tiny_families as tiny
@@ -19,12 +21,17 @@ def test_every_check_holds_in_every_family(name: str, check: str) -> None:
 
 def test_the_checks_notice_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise of another seed, and rows of another picture."""
-    from comfyui_apprentice.bridge import teacher as adaptive
+    from comfyui_apprentice.bridge import drafts, teacher
 
-    real = adaptive.sample_rows
-    monkeypatch.setattr(adaptive, "sample_rows", lambda *given, **named: real(*given, **{**named, "noise": -named["noise"]}))
+    real = teacher.sample_rows
+
+    def patch(function: Any) -> None:
+        for module in (drafts, teacher):
+            monkeypatch.setattr(module, "sample_rows", function)
+
+    patch(lambda *given, **named: real(*given, **{**named, "noise": -named["noise"]}))
     by_noise = ("gate open", "gate shut", "one of three", "refined", "masked")
     assert all(families.checked("sdxl", check) for check in by_noise)
     first = lambda model, latent, rows, **named: real(model, latent, [0] * len(rows), **named)  # noqa: E731
-    monkeypatch.setattr(adaptive, "sample_rows", first)
+    patch(first)
     assert "off by" in families.checked("sdxl", "one of three")

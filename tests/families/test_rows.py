@@ -108,7 +108,7 @@ def test_masks_of_every_shape_that_the_stock_sampler_takes(name: str) -> None:
 
 def test_part_of_a_latent_under_a_mask_is_a_latent_that_the_stock_sampler_draws_alike() -> None:
     """What Best of Batch and Sort hand out."""
-    from comfyui_apprentice.nodes.oracles import latents_of
+    from comfyui_apprentice.bridge.latents import latents_of
 
     for name, frames in (("sd15", 1), ("wan21", 2)):
         patcher, negative = tiny.model(name), tiny.text(name, seed=9)
@@ -377,7 +377,7 @@ def test_a_change_does_not_hide_the_family_of_the_drafts() -> None:
 
 
 def test_drafts_and_improvements_of_two_sizes_are_told_in_a_sentence() -> None:
-    from comfyui_apprentice.nodes.judge import replace_rows
+    from comfyui_apprentice.bridge.latents import replace_rows
 
     small, large = {"samples": torch.zeros(2, 4, 8, 8)}, {"samples": torch.zeros(2, 4, 12, 12)}
     with pytest.raises(ValueError, match=r"The drafts are 8 x 8 and the improved ones 12 x 12.*change both"):

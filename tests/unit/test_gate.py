@@ -6,9 +6,10 @@ import math
 
 import pytest
 from comfyui_apprentice.gate.calibration import Calibration
-from comfyui_apprentice.gate.decision import gate_scores, is_better, judge, keep_better
+from comfyui_apprentice.gate.decision import gate_scores, judge, keep_better
 from comfyui_apprentice.gate.thresholds import absolute, budget, budget_share, percentile, quantile, worst_share
 from comfyui_apprentice.gate.verdict import Judgement, Verdict, summary, table
+from comfyui_apprentice.samplers.adaptive import is_better
 
 NAN = math.nan
 
