@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..networks.edm import Conv2d, EDMPrecond, Resample, UNetBlock, build_edm
+from ..networks.edm import EDMPrecond, build_edm
+from ..networks.edm_layers import Conv2d, Resample, UNetBlock
+from ..networks.preconditioning import denoised, noise_label, scaled_input
 from ..precision import autocast, native_bfloat16
 from ..samplers.schedules import INIT_SIGMA
 from ..training.augment import AugmentDraws, augment
@@ -85,9 +87,8 @@ def plain_denoise(network: EDMPrecond, x: Tensor, sigma: Tensor, augment_labels:
 
     For DDPM++ in evaluation mode and without classes.
     """
-    variance = sigma**2 + network.sigma_data**2
-    f = plain_unet(network.model, x / variance.sqrt(), sigma.flatten().log() / 4, augment_labels)
-    return x * (network.sigma_data**2 / variance) + f * (sigma * network.sigma_data / variance.sqrt())
+    f = plain_unet(network.model, scaled_input(x, sigma, network.sigma_data), noise_label(sigma.flatten()), augment_labels)
+    return denoised(x, f, sigma, network.sigma_data)
 
 
 def plain_unet(unet: Any, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .preconditioning import denoised, noise_label, scaled_input
 from .tiny_autoencoder import FOLD, LATENT_CHANNELS
 
 
@@ -257,16 +258,8 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, context: Tensor, **extra: Any) -> Tensor:
         """Denoise ``x`` [B, C, H, W] at ``sigma`` [B]."""
         s = sigma.view(-1, 1, 1, 1)
-        total = (s**2 + self.sigma_data**2).sqrt()
-        f = self.network(x / total, sigma.log() / 4, context, **extra)
-        return x * (self.sigma_data / total) ** 2 + f.float() * (s * self.sigma_data / total)
-
-
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """EDM eq. 5: ``steps`` noise levels from ``sigma_max`` to ``sigma_min``, then 0."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()
+        f = self.network(scaled_input(x, s, self.sigma_data), noise_label(sigma), context, **extra)
+        return denoised(x, f.float(), s, self.sigma_data)
 
 
 def heun(
