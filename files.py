@@ -59,9 +59,9 @@ def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
     except OSError as error:
         raise UnreadableFile(f"{name} can't be read ({error.strerror or 'the system refused'}).") from error
     except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
-        told = str(error)
-        if type(error) is ValueError and told.endswith("."):  # a sentence of our own
-            raise UnreadableFile(told if name in told else f"{name}: {told}") from error
+        message = str(error)
+        if type(error) is ValueError and message.endswith("."):  # a sentence of our own
+            raise UnreadableFile(message if name in message else f"{name}: {message}") from error
         raise UnreadableFile(f"{name} is damaged or another kind of file ({_why(error)}): {remedy}.") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # how libraries in Rust fail
@@ -71,8 +71,8 @@ def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
 
 def _why(error: BaseException) -> str:
     """The start of an error's first line, or what it is called, fit for a sentence."""
-    told = "".join(letter if letter.isprintable() else " " for letter in str(error)[:200]).strip().rstrip(".")
-    return told if told and not isinstance(error, KeyError) else f"{type(error).__name__} {told}".strip()
+    message = "".join(letter if letter.isprintable() else " " for letter in str(error)[:200]).strip().rstrip(".")
+    return message if message and not isinstance(error, KeyError) else f"{type(error).__name__} {message}".strip()
 
 
 def parse_json(text: str | bytes, name: str, remedy: str = AGAIN) -> Any:
@@ -94,10 +94,10 @@ def parse_texts(text: str, name: str, remedy: str = AGAIN) -> tuple[str, ...]:
     Raises:
         UnreadableFile: It is something else.
     """
-    found = parse_json(text, name, remedy)
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+    texts = parse_json(text, name, remedy)
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
         raise UnreadableFile(f"{name} is no list of texts: {remedy}.")
-    return tuple(found)
+    return tuple(texts)
 
 
 _LONGEST_JSON = 64 << 20
@@ -211,8 +211,8 @@ def sweep(folder: Path, only: str = "", own: bool = False) -> None:
     """
     with suppress(OSError):  # what can't be looked at or deleted stays
         for entry in folder.iterdir():
-            found = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
-            if found and ((own and int(found[1]) == os.getpid()) or not _alive(int(found[1]))):
+            part = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
+            if part and ((own and int(part[1]) == os.getpid()) or not _alive(int(part[1]))):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
                 else:

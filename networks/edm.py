@@ -144,8 +144,8 @@ def build_edm(config: dict[str, Any]) -> EDMPrecond:
         )
     model_type = str(kwargs.get("model_type", "DhariwalUNet"))
     require_choice("model_type", model_type, tuple(_UNETS))
-    known = {*inspect.signature(EDMPrecond).parameters, *inspect.signature(_UNETS[model_type]).parameters}
-    if unknown := sorted(set(kwargs) - known | set(kwargs) & {"in_channels", "out_channels", "model_kwargs"}):
+    arguments = {*inspect.signature(EDMPrecond).parameters, *inspect.signature(_UNETS[model_type]).parameters}
+    if unknown := sorted(set(kwargs) - arguments | set(kwargs) & {"in_channels", "out_channels", "model_kwargs"}):
         raise ValueError(f"Unknown in the configuration of a {model_type}: {', '.join(unknown)}.")
     if missing := [key for key in ("img_resolution", "img_channels") if key not in kwargs]:
         raise ValueError(f"The network's configuration lacks {' and '.join(missing)}.")

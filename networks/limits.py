@@ -97,9 +97,9 @@ def refuse_oversized(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         TooManyParts: They would.
     """
-    own = sum(value.numel() * value.element_size() for key, value in sketch.named_buffers() if key not in weights)
-    if own > _SPARE_BUFFERS + sum(value.numel() * value.element_size() for value in weights.values()):
-        raise TooManyParts(f"its settings ask for {own / 1e9:.0f} GB beside its weights")
+    buffers = sum(value.numel() * value.element_size() for key, value in sketch.named_buffers() if key not in weights)
+    if buffers > _SPARE_BUFFERS + sum(value.numel() * value.element_size() for value in weights.values()):
+        raise TooManyParts(f"its settings ask for {buffers / 1e9:.0f} GB beside its weights")
 
 
 def same_shapes(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -108,8 +108,8 @@ def same_shapes(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: They aren't.
     """
-    own = {key: value.shape for key, value in sketch.state_dict().items()}
-    if own != {key: value.shape for key, value in weights.items()}:
+    shapes = {key: value.shape for key, value in sketch.state_dict().items()}
+    if shapes != {key: value.shape for key, value in weights.items()}:
         raise ValueError("its weights don't fit each other")
 
 

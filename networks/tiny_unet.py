@@ -222,8 +222,8 @@ class TinyControlNet(_Trunk):
 
     def start_at(self, unet: TinyUNet) -> None:
         """Copy the trunk of ``unet`` and silence every output, so that training starts from the unchanged U-Net."""
-        own = self.state_dict()
-        self.load_state_dict({**own, **{k: v for k, v in unet.state_dict().items() if k in own}})
+        state = self.state_dict()
+        self.load_state_dict({**state, **{k: v for k, v in unet.state_dict().items() if k in state}})
         for layer in (*self.zero, self.zero_middle, self.hint[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

@@ -41,16 +41,16 @@ class OfficialCheckpoint:
         Raises:
             UnsafeCheckpoint: A block's are missing or of another shape: they would be random.
         """
-        found = {int(m[2]): value for key, value in self.tensors.items() if (m := _LATER.match(key)) and m[1] == tower}
+        blocks = {int(m[2]): value for key, value in self.tensors.items() if (m := _LATER.match(key)) and m[1] == tower}
         if (first := self.tensors.get(_FIRST[tower])) is not None:
-            found[0] = first
-        if not found:
+            blocks[0] = first
+        if not blocks:
             return None
-        missing = next(i for i in range(len(found) + 1) if i not in found)
-        if missing < len(found):
+        missing = next(i for i in range(len(blocks) + 1) if i not in blocks)
+        if missing < len(blocks):
             raise UnsafeCheckpoint(f"{self.name} lacks the prompt tokens of the {tower} tower's block {missing}: fetch it again.")
         try:
-            return PromptTokens([found[i].float() for i in range(len(found))])
+            return PromptTokens([blocks[i].float() for i in range(len(blocks))])
         except ValueError as error:
             raise UnsafeCheckpoint(f"{self.name} has prompt tokens of the {tower} tower that differ in shape.") from error
 
