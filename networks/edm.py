@@ -73,7 +73,6 @@ class EDMPrecond(nn.Module):
         sigma: Tensor,
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
-        force_fp32: bool = False,
         return_features: bool = False,
     ) -> Any:
         """Denoise ``x``.
@@ -83,46 +82,20 @@ class EDMPrecond(nn.Module):
             sigma: Their noise level, one for all or B of them in any shape; greater than 0.
             class_labels: One-hot [B or 1, label_dim]; ``None`` is the all-zero label. An unconditional network ignores it.
             augment_labels: [B or 1, augment_dim]; ``None`` leaves their term out.
-            force_fp32: Run F in float32 even where ``use_fp16`` is set.
-            return_features: Return (D, features) from one pass; features are what ``encode`` gives.
+            return_features: Return (D, features); the mean over channels of features, the encoder's last activations
+                [B, width, h, w], is the discriminator's map of logits in SiDA (arXiv 2410.14919).
 
         Returns:
             D [B, C, H, W], float32 (float64 if the parameters are).
         """
-        x, sigma, scaled, labels = self._prepare(x, sigma, class_labels, force_fp32)
-        f, features = self.model(scaled, noise_label(sigma.flatten()), labels, augment_labels, return_features=True)
-        d = denoised(x, f.to(x.dtype), sigma, self.sigma_data)
-        return (d, features.to(x.dtype)) if return_features else d
-
-    def encode(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        force_fp32: bool = False,
-    ) -> Tensor:
-        """The encoder's last activations [B, width, h, w], float32; arguments as in ``forward``.
-
-        Their mean over the channels is the discriminator's map of logits in SiDA (arXiv 2410.14919).
-        """
-        x, sigma, scaled, labels = self._prepare(x, sigma, class_labels, force_fp32)
-        embedding = self.model.embed(noise_label(sigma.flatten()), labels, augment_labels)
-        return self.model.encode(scaled, embedding)[0].to(x.dtype).contiguous()
-
-    def _prepare(
-        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None, force_fp32: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """x, sigma [B or 1, 1, 1, 1], c_in x in the dtype of F, and the labels."""
         wide = torch.float64 if self.model.map_layer0.weight.dtype == torch.float64 else torch.float32
-        narrow = torch.float16 if self.use_fp16 and not force_fp32 and x.is_cuda else wide
+        narrow = torch.float16 if self.use_fp16 and x.is_cuda else wide
         x, sigma = x.to(wide), sigma.to(wide).reshape(-1, 1, 1, 1)
         labels = None if class_labels is None or not self.label_dim else class_labels.reshape(-1, self.label_dim)
-        return x, sigma, scaled_input(x, sigma, self.sigma_data).to(narrow), labels
-
-    def round_sigma(self, sigma: float | Tensor) -> Tensor:
-        """Return the nearest noise level that the network knows: ``sigma`` itself, as EDM's are continuous."""
-        return torch.as_tensor(sigma)
+        scaled = scaled_input(x, sigma, self.sigma_data).to(narrow)
+        f, features = self.model(scaled, noise_label(sigma.flatten()), labels, augment_labels, return_features=True)
+        d = denoised(x, f.to(wide), sigma, self.sigma_data)
+        return (d, features.to(wide)) if return_features else d
 
 
 def build_edm(config: dict[str, Any]) -> EDMPrecond:
