@@ -81,47 +81,7 @@ class Stage(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """What U-Net and ControlNet share: the embedding and the way down."""
-
-    def __init__(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
-        super().__init__()
-        self.width = width
-        self.embedding = 4 * width
-        self.noise1, self.noise2 = ops.Linear(width, self.embedding), ops.Linear(self.embedding, self.embedding)
-        self.prompt = ops.Linear(context, self.embedding)
-        self.conv_in = ops.Conv2d(channels // FOLD**2, width, 3, padding=1)
-        e = self.embedding
-        self.down = nn.ModuleList(
-            [
-                Stage(width, width, e, context, "", ops),
-                Stage(width, width, e, context, "words", ops),
-                ops.Conv2d(width, deep, 3, stride=2, padding=1),
-                Stage(deep, deep, e, context, "cells", ops),
-                Stage(deep, deep, e, context, "cells", ops),
-            ]
-        )
-        self.middle = nn.ModuleList(
-            [Stage(deep, deep, e, context, "cells", ops), Stage(deep, deep, e, context, "", ops)]
-        )
-
-    def embed(self, timesteps: Tensor, context: Tensor) -> Tensor:
-        """Noise level and the summary of the prompt in one vector [B, 4 width]."""
-        noise = noise_embedding(timesteps, self.width).to(context.dtype)
-        return F.silu(self.noise2(F.silu(self.noise1(noise))) + self.prompt(context[:, 0]))
-
-    def descend(self, x: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The middle's output and the skips, from fine to coarse."""
-        skips = [x]
-        for layer in self.down:
-            x = layer(x, embedding, context) if isinstance(layer, Stage) else layer(x)
-            skips.append(x)
-        for layer in self.middle:
-            x = layer(x, embedding, context)
-        return x, skips
-
-
-class TinyUNet(_Trunk):
-    """F(c_in x; c_noise, words).
+    """What U-Net and ControlNet share: the embedding and the way down.
 
     Args:
         channels: Latent channels.
@@ -143,9 +103,53 @@ class TinyUNet(_Trunk):
         operations: Any = nn,
         **_ignored: Any,
     ) -> None:
-        super().__init__(channels, width, deep, context, operations)
-        ops, e = operations, self.embedding
-        self.dtype = dtype
+        super().__init__()
+        ops, self.dtype = operations, dtype
+        self.width = width
+        self.embedding = 4 * width
+        self.noise1, self.noise2 = ops.Linear(width, self.embedding), ops.Linear(self.embedding, self.embedding)
+        self.prompt = ops.Linear(context, self.embedding)
+        self.conv_in = ops.Conv2d(channels // FOLD**2, width, 3, padding=1)
+        e = self.embedding
+        self.down = nn.ModuleList(
+            [
+                Stage(width, width, e, context, "", ops),
+                Stage(width, width, e, context, "words", ops),
+                ops.Conv2d(width, deep, 3, stride=2, padding=1),
+                Stage(deep, deep, e, context, "cells", ops),
+                Stage(deep, deep, e, context, "cells", ops),
+            ]
+        )
+        self.middle = nn.ModuleList(
+            [Stage(deep, deep, e, context, "cells", ops), Stage(deep, deep, e, context, "", ops)]
+        )
+        self._finish(channels, width, deep, context, ops)
+
+    def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
+        """Make what follows the way down."""
+        raise NotImplementedError
+
+    def embed(self, timesteps: Tensor, context: Tensor) -> Tensor:
+        """Noise level and the summary of the prompt in one vector [B, 4 width]."""
+        noise = noise_embedding(timesteps, self.width).to(context.dtype)
+        return F.silu(self.noise2(F.silu(self.noise1(noise))) + self.prompt(context[:, 0]))
+
+    def descend(self, x: Tensor, embedding: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The middle's output and the skips, from fine to coarse."""
+        skips = [x]
+        for layer in self.down:
+            x = layer(x, embedding, context) if isinstance(layer, Stage) else layer(x)
+            skips.append(x)
+        for layer in self.middle:
+            x = layer(x, embedding, context)
+        return x, skips
+
+
+class TinyUNet(_Trunk):
+    """F(c_in x; c_noise, words)."""
+
+    def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
+        e = self.embedding
         self.up = nn.ModuleList(
             [
                 Stage(2 * deep, deep, e, context, "cells", ops),
@@ -194,20 +198,7 @@ class TinyControlNet(_Trunk):
     The hint is [B, 3, 8H, 8W] in 0..1: white lines on black, as edge detectors give them.
     """
 
-    def __init__(
-        self,
-        channels: int = LATENT_CHANNELS,
-        width: int = 64,
-        deep: int = 128,
-        context: int = 128,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        operations: Any = nn,
-        **_ignored: Any,
-    ) -> None:
-        super().__init__(channels, width, deep, context, operations)
-        ops = operations
-        self.dtype = dtype
+    def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
         self.hint = nn.Sequential(
             nn.PixelUnshuffle(4),
             ops.Conv2d(48, width, 3, padding=1),
