@@ -148,11 +148,11 @@ def methods(m: Measured) -> dict[str, Pool]:
     """Every method at the same average cost, as near as whole steps allow."""
     drafts, redrawn, refined = m.drafts[0], m.teacher[TEACHER_STEPS], m.refined[ROLLBACK]
     k, r = share_for(BUDGET, drafts, redrawn), share_for(BUDGET, drafts, refined)
-    found = {"student only": drafts}
-    found |= {f"teacher only, {steps} steps": m.teacher[steps] for steps in TEACHER_CURVE}
+    pools = {"student only": drafts}
+    pools |= {f"teacher only, {steps} steps": m.teacher[steps] for steps in TEACHER_CURVE}
     cheap = m.cheap_refined
-    found["refine all"] = drafts.where(np.ones(len(drafts.gate), dtype=bool), cheap, drafts.nfe + cheap.nfe)
-    found |= {
+    pools["refine all"] = drafts.where(np.ones(len(drafts.gate), dtype=bool), cheap, drafts.nfe + cheap.nfe)
+    pools |= {
         "random routing, regenerate": route_at_random(drafts, redrawn, k, False),
         "random routing, regenerate, keep better": route_at_random(drafts, redrawn, k, True),
         f"best of {CANDIDATES} drafts": best_of(m.drafts, CANDIDATES),
@@ -161,7 +161,7 @@ def methods(m: Measured) -> dict[str, Pool]:
         "adaptive regenerate": route(drafts, redrawn, k, False),
         "adaptive regenerate, keep better": route(drafts, redrawn, k, True),
     }
-    return found
+    return pools
 
 
 ADAPTIVE, RANDOM = "adaptive regenerate, keep better", "random routing, regenerate, keep better"

@@ -209,7 +209,7 @@ def references(case: Case) -> str:
         whole = tiny.stock(case.teacher, case.latent, positive, case.negative, seed=SEED, steps=STEPS)
     except AttributeError:  # newer ComfyUIs' Lumina 2 has Z-Image's way with references, and not the weights for it
         return NOTHING
-    if torch.equal(whole, case.stock(case.teacher)):
+    if not close(whole, case.stock(case.teacher)):
         return NOTHING
     return close(case.improved([1], "regenerate", positive=positive)[1], whole[1])
 

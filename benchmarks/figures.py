@@ -1,4 +1,4 @@
-"""What every benchmark shares: intervals, distances, tables, and the JSON that README numbers come from."""
+"""What every benchmark shares: intervals, distances, tables, and the JSON that the docs' numbers come from."""
 
 from __future__ import annotations
 

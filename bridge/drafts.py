@@ -24,14 +24,9 @@ from .sampling import sample_rows
 
 
 def draw_drafts(
-    model: Any,
-    positive: Conditioning,
-    negative: Conditioning,
-    latent: Latent,
-    preset: str,
-    drawing: Drawing,
+    model: Any, positive: Conditioning, negative: Conditioning, latent: Latent, preset: str, drawing: Drawing,
     callback: Any = None,
-) -> Latent:
+) -> Latent:  # fmt: skip
     """The student's drafts: exactly the stock sampler at the preset's noise levels.
 
     Args:
@@ -42,9 +37,9 @@ def draw_drafts(
         ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
     """
     require_tensor(latent)
-    own = drawing.model(model)
+    drawn_with = drawing.model(model)
     preset = CUSTOM if drawing.names_no_preset() else known_preset(model, preset)
-    model = own
+    model = drawn_with
     latent = fit_channels(model, latent)
     rows = range(len(latent["samples"]))
     noise = drawing.first_noise(latent)
@@ -101,10 +96,10 @@ def tiles_of(model: Any, latent: Latent) -> float:
 
 def preset_by_name(model: Any, names: Sequence[str]) -> tuple[str, str] | None:
     """The preset for models of this kind that one of ``names`` says for certain, and why, for people."""
-    found = recognise(names)
-    if found is None or find_preset(found[0])[0].kind != sampling_kind(model.get_model_object("model_sampling")):
+    recognised = recognise(names)
+    if recognised is None or find_preset(recognised[0])[0].kind != sampling_kind(model.get_model_object("model_sampling")):
         return None
-    return found[0], f"it is called {found[1]}"
+    return recognised[0], f"it is called {recognised[1]}"
 
 
 def student_schedule(model: Any, preset: str, drawing: Drawing, tiles: float = TILES) -> tuple[Any, Any, Tensor]:
@@ -116,9 +111,9 @@ def student_schedule(model: Any, preset: str, drawing: Drawing, tiles: float = T
     preset = known_preset(model, preset)
     if preset == CUSTOM:
         return model, drawing.sampler, replace(drawing, steps=drawing.steps or 4).levels(model, drawing.denoise)
-    found, steps = find_preset(preset, drawing.steps if drawing.sigmas is None else 0)
-    model = predict_x0(model) if found.predicts_x0 else model
-    sampler: Any = as_sampler(sample_tcd, "tcd") if found.sampler == "tcd" else found.sampler
+    row, steps = find_preset(preset, drawing.steps if drawing.sigmas is None else 0)
+    model = predict_x0(model) if row.predicts_x0 else model
+    sampler: Any = as_sampler(sample_tcd, "tcd") if row.sampler == "tcd" else row.sampler
     sampler = sampler if isinstance(drawing.sampler, str) else drawing.sampler
     if drawing.sigmas is not None:
         return model, sampler, drawing.sigmas

@@ -58,14 +58,14 @@ class Drawing:
         """
         if self.guider is None:
             return model
-        own = self.guider.model_patcher
-        origin = getattr(own, "cached_patcher_init", None)  # in newer ComfyUIs a guider may load its model once more
-        if own.model is not model.model and (origin is None or origin != getattr(model, "cached_patcher_init", None)):
+        guided = self.guider.model_patcher
+        origin = getattr(guided, "cached_patcher_init", None)  # in newer ComfyUIs a guider may load its model once more
+        if guided.model is not model.model and (origin is None or origin != getattr(model, "cached_patcher_init", None)):
             raise ValueError(
-                f"The GUIDER draws with another model ({model_name(own)}) than the one connected ({model_name(model)}): connect "
-                "the guider's model to this node too, or take the guider off."
+                f"The GUIDER draws with another model ({model_name(guided)}) than the one connected ({model_name(model)}): "
+                "connect the guider's model to this node too, or take the guider off."
             )
-        return own
+        return guided
 
     def names_no_preset(self) -> bool:
         """Whether nothing is left for a preset to say: levels and sampler are connected."""

@@ -37,6 +37,7 @@ from .drafts import schedule_in_words
 from .fingerprints import model_fingerprint
 from .info import Info, with_info
 from .latents import family, fit_channels
+from .memory import WholePatcher
 from .noise import batch_noise
 from .progress import progress
 from .rows import Conditioning, Latent
@@ -85,15 +86,9 @@ class NativeEDM(nn.Module):
         self.coarsest = 2 ** (len({name.split("_")[0] for name in precond.model.enc}) - 1)
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
-        class_labels: Tensor | None = None,
-        **_extra: Any,
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, control: Any = None,
+        transformer_options: dict[str, Any] | None = None, class_labels: Tensor | None = None, **_extra: Any,
+    ) -> Tensor:  # fmt: skip
         """F(x; timesteps, class_labels), wrapped by whatever other packs have put around a network.
 
         Args:
@@ -107,15 +102,9 @@ class NativeEDM(nn.Module):
         return run.execute(x, timesteps, context, control, options, class_labels=class_labels)
 
     def _forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor | None,
-        control: Any,
-        transformer_options: dict[str, Any],
-        class_labels: Tensor | None = None,
-        **_extra: Any,
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None, control: Any, transformer_options: dict[str, Any],
+        class_labels: Tensor | None = None, **_extra: Any,
+    ) -> Tensor:  # fmt: skip
         # Embeddings stay in float32 where the grid is computed in float16, as in ``EDMPrecond``; no augmentation labels.
         labels = None if class_labels is None else class_labels.float()
         f: Tensor = self.model(x, timesteps.float(), labels)
@@ -166,24 +155,6 @@ class EDMModel(comfy.model_base.BaseModel):
             )
 
 
-class _WholePatcher(comfy.model_patcher.ModelPatcher):
-    """Loads and unloads a network as a whole: EDM's blocks reach into their layers for weights, which ComfyUI would leave
-    behind when it loads a network in part. The largest released one takes 1.2 GB.
-    """
-
-    def load(
-        self,
-        device_to: torch.device | None = None,
-        lowvram_model_memory: int = 0,
-        force_patch_weights: bool = False,
-        full_load: bool = False,
-    ) -> None:
-        super().load(device_to, force_patch_weights=force_patch_weights, full_load=True)
-
-    def partially_unload(self, device_to: torch.device, memory_to_free: int = 0, force_patch_weights: bool = False) -> int:
-        return 0  # nothing was freed, so ComfyUI unloads all of it
-
-
 # ----------------------------------------------------------------------------------------------------- loading
 
 # Another class or batch size runs the loader again; while the network is still about, its file is not read again.
@@ -230,7 +201,8 @@ def native_edm(precond: edm.EDMPrecond) -> comfy.model_patcher.ModelPatcher:
     config.set_inference_dtype(torch.float32, torch.float16 if half else None)
     network = NativeEDM(precond.eval().requires_grad_(False)).to(offload)
     model = EDMModel(config, network, device=offload)
-    return _WholePatcher(model, load_device=device, offload_device=offload)
+    # Whole: EDM's blocks reach into their layers for weights, which ComfyUI would leave behind when it loads in part.
+    return WholePatcher(model, load_device=device, offload_device=offload)
 
 
 def _read_network(file: Path) -> edm.EDMPrecond:
@@ -289,15 +261,9 @@ _SEEDS = 1 << 64
 
 
 def draw_sid(
-    model: Any,
-    positive: Conditioning,
-    latent: Latent,
-    seed: int,
-    steps: int = 1,
-    init_sigma: float = INIT_SIGMA,
-    init_timestep: int = INIT_TIMESTEP,
-    callback: Any = None,
-) -> Latent:
+    model: Any, positive: Conditioning, latent: Latent, seed: int, steps: int = 1, init_sigma: float = INIT_SIGMA,
+    init_timestep: int = INIT_TIMESTEP, callback: Any = None,
+) -> Latent:  # fmt: skip
     """SiD's pictures. Each depends on the seed and its place in the batch alone, as the stock samplers' noise does.
 
     Args:

@@ -61,8 +61,8 @@ def _taesd_file(kind: Any) -> str | None:
     name = kind.taesd_decoder_name
     if name is None:
         return None
-    found = next((f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(name)), None)
-    return folder_paths.get_full_path("vae_approx", found) if found else None
+    file = next((f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(name)), None)
+    return folder_paths.get_full_path("vae_approx", file) if file else None
 
 
 @lru_cache(maxsize=2)

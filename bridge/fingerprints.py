@@ -24,17 +24,17 @@ def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
     Of each weight 64 values in even distances are looked at, which takes a fraction of a second for the largest models and
     tells any two that were trained apart. A model in another precision is another model: it draws other pictures.
     """
-    known = _DIGESTS.setdefault(model.model, {})
-    if model.patches_uuid not in known:
+    digests = _DIGESTS.setdefault(model.model, {})
+    if model.patches_uuid not in digests:
         digest = hashlib.sha256(model_name(model).encode())
         for key, (weight, *patches) in sorted(model.get_key_patches().items()):
             digest.update(key.encode())
             _digest(digest, weight[0])
             for patch in patches:
                 _digest(digest, patch)
-        known[model.patches_uuid] = digest.hexdigest()
+        digests[model.patches_uuid] = digest.hexdigest()
     objects = {key: type(value).__name__ for key, value in sorted(model.object_patches.items())}
-    return hashlib.sha256(f"{known[model.patches_uuid]}|{objects}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{digests[model.patches_uuid]}|{objects}".encode()).hexdigest()[:16]
 
 
 def part_fingerprint(part: Any) -> str:

@@ -31,11 +31,11 @@ def stock_sigmas(
     Raises:
         ValueError: ComfyUI has no such sampler or scheduler; a choice that is connected can't be checked any earlier.
     """
-    for what, given, known in (
+    for what, given, choices in (
         ("sampler_name", sampler, comfy.samplers.SAMPLER_NAMES), ("scheduler", scheduler, comfy.samplers.SCHEDULER_NAMES),
     ):  # fmt: skip
-        if isinstance(given, str) and given not in known:
-            raise ValueError(f"{what} is '{given}', which is not one of: {', '.join(known)}.")
+        if isinstance(given, str) and given not in choices:
+            raise ValueError(f"{what} is '{given}', which is not one of: {', '.join(choices)}.")
     stock = comfy.samplers.KSampler(
         model, steps=steps, device=model.load_device, sampler=sampler_name(sampler), scheduler=scheduler, denoise=denoise,
         model_options=model.model_options,
@@ -55,10 +55,10 @@ def stock_guider(
 
 def with_model(guider: Any, model: comfy.model_patcher.ModelPatcher) -> Any:
     """A copy of ``guider`` that draws with ``model``, which is its own model or a clone of it."""
-    own, changed = options_of(guider), copy.copy(guider)
-    shared = own is guider.model_patcher.model_options
+    options, changed = options_of(guider), copy.copy(guider)
+    shared = options is guider.model_patcher.model_options
     changed.model_patcher = model
-    changed.model_options = model.model_options if shared else comfy.model_patcher.create_model_options_clone(own)
+    changed.model_options = model.model_options if shared else comfy.model_patcher.create_model_options_clone(options)
     return changed
 
 
@@ -78,8 +78,8 @@ def sampler_name(sampler: str | comfy.samplers.Sampler) -> str:
     if isinstance(sampler, str):
         return sampler
     function = getattr(sampler, "sampler_function", type(sampler))
-    own = getattr(function, "__name__", type(function).__name__).removeprefix("sample_").removesuffix("_function")
-    return str(getattr(sampler, "apprentice_name", own.replace("unipc", "uni_pc")))
+    short = getattr(function, "__name__", type(function).__name__).removeprefix("sample_").removesuffix("_function")
+    return str(getattr(sampler, "apprentice_name", short.replace("unipc", "uni_pc")))
 
 
 def draws_whole(

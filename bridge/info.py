@@ -68,15 +68,15 @@ def family_of(latent: Latent) -> str:
 
 
 
-def join_info(known: list[Info | None], total: int) -> Info | None:
-    """What is ``known`` of each of a list of batches of drafts, as of one; None unless it is known of each, and of ``total``.
+def join_info(infos: list[Info | None], total: int) -> Info | None:
+    """The infos of a list of batches of drafts, as of one; None unless each has one, and they are of ``total`` pictures.
 
     Raises:
         ValueError: Students or schedules differ.
     """
-    infos = [info for info in known if info is not None]
-    if not infos or len(infos) != len(known) or sum(len(info.nfe) for info in infos) != total:
+    there = [info for info in infos if info is not None]
+    if not there or len(there) != len(infos) or sum(len(info.nfe) for info in there) != total:
         return None
-    if len({(info.student, info.schedule) for info in infos}) > 1:
+    if len({(info.student, info.schedule) for info in there}) > 1:
         raise ValueError("The drafts in the list come from different students or schedules; judge those of one together.")
-    return replace(infos[0], nfe=tuple(cost for info in infos for cost in info.nfe))
+    return replace(there[0], nfe=tuple(cost for info in there for cost in info.nfe))

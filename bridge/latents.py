@@ -58,8 +58,8 @@ _PIXELS = {
 
 def pixels_per_latent(kind: Any) -> int:
     """Pixels that a latent of this latent format stands for, along a side."""
-    known = (_PIXELS[base.__name__] for base in type(kind).__mro__ if base.__name__ in _PIXELS)
-    return int(getattr(kind, "spacial_downscale_ratio", None) or next(known, 8))
+    ratios = (_PIXELS[base.__name__] for base in type(kind).__mro__ if base.__name__ in _PIXELS)
+    return int(getattr(kind, "spacial_downscale_ratio", None) or next(ratios, 8))
 
 
 

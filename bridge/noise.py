@@ -62,16 +62,9 @@ class RowsSampler(comfy.samplers.KSAMPLER):
         self.name, self.shape, self.rows = name, shape, list(rows)
 
     def sample(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor | None = None,
-        denoise_mask: Tensor | None = None,
-        disable_pbar: bool = False,
-    ) -> Tensor:
+        self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
+        latent_image: Tensor | None = None, denoise_mask: Tensor | None = None, disable_pbar: bool = False,
+    ) -> Tensor:  # fmt: skip
         """See ComfyUI's ``KSAMPLER.sample``."""
         whole = torch.empty((self.shape[0], *noise.shape[1:]), dtype=noise.dtype, device=noise.device)
         seed = extra_args.get("seed")
@@ -83,16 +76,9 @@ class RowsSampler(comfy.samplers.KSAMPLER):
         return super().sample(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
 
     def _sample_random_inpaint(
-        self,
-        model_wrap: Any,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        callback: Any,
-        noise: Tensor,
-        latent_image: Tensor | None,
-        denoise_mask: Tensor,
-        disable_pbar: bool,
-    ) -> Tensor:
+        self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
+        latent_image: Tensor | None, denoise_mask: Tensor, disable_pbar: bool,
+    ) -> Tensor:  # fmt: skip
         """``ddim`` under a mask: the noise over the kept part is drawn by shape, so draw the whole batch's."""
         generator = torch.manual_seed(extra_args.get("seed", 41) + 1)
         kept = torch.randn((self.shape[0], *noise.shape[1:]), generator=generator, device="cpu")[self.rows]

@@ -28,12 +28,12 @@ class Prompts:
     """What a joined conditioning was made of.
 
     Attributes:
-        own: Each prompt's own conditioning.
+        singles: Each prompt's own conditioning.
         text: The joined text, by which it is known that nobody has changed it.
         options: The joined options; what a node has put there since goes to every picture.
     """
 
-    own: tuple[Conditioning, ...]
+    singles: tuple[Conditioning, ...]
     text: Tensor
     options: dict[str, Any]
 
@@ -75,10 +75,10 @@ def groups(conditionings: Sequence[Conditioning], rows: Sequence[int]) -> list[l
         ValueError: A node has changed joined texts of different lengths.
     """
     carried = [prompts for c in conditionings for text, options in c if (prompts := _prompts_of(text, options))]
-    found: dict[Any, list[int]] = {}
+    rows_of_form: dict[Any, list[int]] = {}
     for row in rows:
-        found.setdefault(tuple(signature(p.own[row % len(p.own)]) for p in carried), []).append(row)
-    return list(found.values())
+        rows_of_form.setdefault(tuple(signature(p.singles[row % len(p.singles)]) for p in carried), []).append(row)
+    return list(rows_of_form.values())
 
 
 def for_rows(
@@ -94,8 +94,8 @@ def for_rows(
         added = {key: value for key, value in options.items() if key != KEY and value is not prompts.options.get(key)}
         pictures = text.new_zeros(total, 1, 1)  # a text a picture: what was added counts by them
         added = take_conditioning([[pictures, added]], rows, total, ndim, controls)[0][1]
-        own = _rows_of([prompts.own[row % len(prompts.own)] for row in rows])
-        picked += [[own_text, {**own_options, **added}] for own_text, own_options in own]
+        singles = _rows_of([prompts.singles[row % len(prompts.singles)] for row in rows])
+        picked += [[single, {**of_single, **added}] for single, of_single in singles]
     return picked
 
 
@@ -117,8 +117,8 @@ def _rows_of(encoded: Sequence[Conditioning]) -> Conditioning:
         options = dict(entries[0][1])
         for key, value in options.items():
             if isinstance(value, Tensor) and value.ndim > 0:
-                options[key] = torch.cat([own[key] for _text, own in entries])
-        joined.append([torch.cat([text for text, _own in entries]), options])
+                options[key] = torch.cat([each[key] for _text, each in entries])
+        joined.append([torch.cat([text for text, _options in entries]), options])
     return joined
 
 

@@ -39,21 +39,10 @@ def tell_rows(model_options: dict[str, Any], rows: Sequence[int], total: int) ->
 
 
 def sample_rows(
-    model: comfy.model_patcher.ModelPatcher,
-    latent: Latent,
-    rows: Sequence[int],
-    *,
-    noise: Tensor,
-    sigmas: Tensor,
-    sampler: str | comfy.samplers.Sampler,
-    cfg: float,
-    positive: Conditioning,
-    negative: Conditioning,
-    seed: int,
-    pack: int = 0,
-    callback: Any = None,
-    guider: Any = None,
-) -> tuple[Tensor, list[float]]:
+    model: comfy.model_patcher.ModelPatcher, latent: Latent, rows: Sequence[int], *, noise: Tensor, sigmas: Tensor,
+    sampler: str | comfy.samplers.Sampler, cfg: float, positive: Conditioning, negative: Conditioning, seed: int, pack: int = 0,
+    callback: Any = None, guider: Any = None,
+) -> tuple[Tensor, list[float]]:  # fmt: skip
     """Sample the pictures ``rows`` of a batch, each with the noise that it has in the whole batch.
 
     With all rows in one pack this is ComfyUI's SamplerCustomAdvanced on the batch, to the bit. Prompts with texts of
@@ -109,13 +98,13 @@ def _counts_texts(model: comfy.model_patcher.ModelPatcher, conds: dict[str, Cond
 def _conditionings(guider: Any) -> dict[str, Conditioning]:
     """A guider's conditionings by its own names, as nodes pass them."""
     kept = {"cross_attn", "uuid"}
-    found: dict[str, Conditioning] = {}
+    conditionings: dict[str, Conditioning] = {}
     for name, entries in guider.original_conds.items():
-        found[name] = [
+        conditionings[name] = [
             [entry.get("cross_attn"), {k: v for k, v in entry.items() if k not in kept and (k != "model_conds" or v)}]
             for entry in entries
         ]
-    return found
+    return conditionings
 
 
 def _for_rows(

@@ -95,19 +95,19 @@ def improve(
     )  # fmt: skip
     if foreign and vaes and len(drawn):
         drawn = _back_through_pixels(drawn, drafts["samples"], vaes)
-    known = info or Info((), 0, _unknown_source(drafts), 1.0, family_of(drafts) or ("" if foreign else family(model)))
-    return _replaced(drafts, rows, drawn, evaluations, drawing, known, note)
+    origin = info or Info((), 0, _unknown_source(drafts), 1.0, family_of(drafts) or ("" if foreign else family(model)))
+    return _replaced(drafts, rows, drawn, evaluations, drawing, origin, note)
 
 
 def _replaced(
-    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, known: Info, note: str
+    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, origin: Info, note: str
 ) -> Latent:
     samples = drafts["samples"].clone()
     samples[list(rows)] = drawn.to(samples)
     nfe = [0.0] * len(samples)
     for row, count in zip(rows, evaluations, strict=True):
         nfe[row] = count
-    info = Info(tuple(nfe), drawing.seed, known.source, known.denoise, known.family, note)
+    info = Info(tuple(nfe), drawing.seed, origin.source, origin.denoise, origin.family, note)
     return with_info(drafts, samples, info)
 
 

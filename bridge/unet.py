@@ -39,20 +39,14 @@ _MODEL_TYPES = {
 
 
 def build(
-    weights: dict[str, Tensor],
-    found: Structure,
-    name: str,
-    *,
-    guidance: float,
-    weight_dtype: str = "default",
-    prediction: str | None = None,
-    sampling: dict[str, Any] | None = None,
-) -> comfy.model_patcher.ModelPatcher:
+    weights: dict[str, Tensor], structure: Structure, name: str, *, guidance: float, weight_dtype: str = "default",
+    prediction: str | None = None, sampling: dict[str, Any] | None = None,
+) -> comfy.model_patcher.ModelPatcher:  # fmt: skip
     """A MODEL of a U-Net in diffusers' format.
 
     Args:
         weights: Under diffusers' names; emptied, so that they are not held twice.
-        found: Its structure.
+        structure: Its structure.
         name: What to call it in messages.
         guidance: LCM's guidance scale, for a network that has an embedding for it.
         weight_dtype: A key of ``DTYPES``.
@@ -63,20 +57,20 @@ def build(
         StudentError: The weights don't fit the structure.
     """
     refuse_hollow(weights, name)
-    config = _family(found.unet_config)(found.unet_config)
-    config.unet_config.update(found.unet_config)  # the class sets its family's heads; this network may have others
+    config = _family(structure.unet_config)(structure.unet_config)
+    config.unet_config.update(structure.unet_config)  # the class sets its family's heads; this network may have others
     config.sampling_settings.update(sampling or {})
     _set_dtype(config, weights, weight_dtype)
     translated = _translate(weights, config.unet_config)
-    _check_sketch(config, found, translated, name)
+    _check_sketch(config, structure, translated, name)
     model = config.get_model(translated, "")
     if prediction is not None:
         model.model_type = _MODEL_TYPES[prediction]
         model.model_sampling = comfy.model_base.model_sampling(config, model.model_type)
-    if found.size_width != 256 and hasattr(model, "embedder"):
-        model.embedder = openaimodel.Timestep(found.size_width)
-    if found.guidance_width:
-        _add_guidance(model.diffusion_model, guidance, found.guidance_width)
+    if structure.size_width != 256 and hasattr(model, "embedder"):
+        model.embedder = openaimodel.Timestep(structure.size_width)
+    if structure.guidance_width:
+        _add_guidance(model.diffusion_model, guidance, structure.guidance_width)
         translated["time_embed.guidance"] = model.diffusion_model.time_embed.guidance
     offload = comfy.model_management.unet_offload_device()
     model = model.to(offload)
@@ -86,13 +80,9 @@ def build(
 
 
 def load_other(
-    weights: dict[str, Tensor],
-    name: str,
-    *,
-    guidance: float,
-    weight_dtype: str = "default",
+    weights: dict[str, Tensor], name: str, *, guidance: float, weight_dtype: str = "default",
     metadata: dict[str, str] | None = None,
-) -> comfy.model_patcher.ModelPatcher:
+) -> comfy.model_patcher.ModelPatcher:  # fmt: skip
     """A MODEL of anything that ComfyUI's own loader knows: its own layouts, and the transformers that it converts.
 
     A U-Net with guidance that ComfyUI saved (Save Model) keeps its guidance embedding.
@@ -164,27 +154,27 @@ def _check(network: nn.Module, weights: dict[str, Tensor], unet_config: dict[str
                                f"{list(value.shape)}: its config is another network's.")  # fmt: skip
 
 
-def _check_sketch(config: Any, found: Structure, weights: dict[str, Tensor], name: str) -> None:
+def _check_sketch(config: Any, structure: Structure, weights: dict[str, Tensor], name: str) -> None:
     """Build the network without memory, and compare it with what the file holds, before it gets any."""
     with of_limited_size(len(weights)):
         sketch = config.get_model(weights, "", device=torch.device("meta")).diffusion_model
-    own = {key: value for key, value in weights.items() if key != _GUIDANCE["time_embedding.cond_proj.weight"]}
+    unet = {key: value for key, value in weights.items() if key != _GUIDANCE["time_embedding.cond_proj.weight"]}
     cond_proj = weights.get(_GUIDANCE["time_embedding.cond_proj.weight"])
-    if found.guidance_width and (cond_proj is None or cond_proj.shape != (sketch.model_channels, found.guidance_width)):
+    if structure.guidance_width and (cond_proj is None or cond_proj.shape != (sketch.model_channels, structure.guidance_width)):
         raise StudentError(f"{name} lacks the guidance embedding that its config names, or it is of another size.")
-    _check(sketch, own if found.guidance_width else weights, config.unet_config, name)
+    _check(sketch, unet if structure.guidance_width else weights, config.unet_config, name)
 
 
 def _refuse_larger(weights: dict[str, Tensor], name: str, metadata: dict[str, str] | None) -> None:
     """Refuse weights by which ComfyUI would build a network far larger than they are."""
     prefix = comfy.model_detection.unet_prefix_from_state_dict(weights)
-    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)} or weights
+    unet = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)} or weights
     try:
-        config = comfy.model_detection.model_config_from_unet(own, "", metadata=metadata)
+        config = comfy.model_detection.model_config_from_unet(unet, "", metadata=metadata)
         if config is None:  # ComfyUI translates it first, or refuses it
             return
-        with of_limited_size(len(own)):
-            sketch = config.get_model(own, "", device=torch.device("meta"))
+        with of_limited_size(len(unet)):
+            sketch = config.get_model(unet, "", device=torch.device("meta"))
         wanted = sum(value.numel() for value in sketch.diffusion_model.state_dict().values())
     except TooManyParts:
         raise

@@ -206,7 +206,7 @@ class ApprenticeLoadCalibration(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        known = list(folders.known_calibrations())
+        names = list(folders.known_calibrations())
         return io.Schema(
             node_id="ApprenticeLoadCalibration",
             display_name="Load Calibration",
@@ -215,7 +215,7 @@ class ApprenticeLoadCalibration(io.ComfyNode):
             "and SDXL-Turbo with ImageReward.",
             inputs=[
                 io.Combo.Input(
-                    "name", options=known, default=known[0], tooltip="Files in models/calibrations, then those shipped."
+                    "name", options=names, default=names[0], tooltip="Files in models/calibrations, then those shipped."
                 )
             ],
             outputs=[
@@ -227,8 +227,8 @@ class ApprenticeLoadCalibration(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        known = folders.known_calibrations()
-        return not isinstance(name, str) or name in known or f"There is no calibration '{name}'; choose: {', '.join(known)}."
+        listed = folders.known_calibrations()
+        return not isinstance(name, str) or name in listed or f"There is no calibration '{name}'; choose: {', '.join(listed)}."
 
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, **_: Any) -> str:
@@ -238,8 +238,8 @@ class ApprenticeLoadCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        known = folders.known_calibrations()
-        if name not in known:
-            raise ValueError(f"There is no calibration '{name}'; choose: {', '.join(known)}.")
-        result = files.load(known[name])
+        listed = folders.known_calibrations()
+        if name not in listed:
+            raise ValueError(f"There is no calibration '{name}'; choose: {', '.join(listed)}.")
+        result = files.load(listed[name])
         return io.NodeOutput(result, files.report(result))

@@ -100,11 +100,11 @@ def _clip_of(base: str, clip: str, file: str) -> Any:
         ValueError: It isn't there.
     """
     names = [name for name in folders.whole_clips() if name.rpartition(".")[0].rpartition("/")[2] == base]
-    found = folders.whole_clip(clip if clip != AUTO else names[0]) if clip != AUTO or names else None
-    if found is None:
+    path = folders.whole_clip(clip if clip != AUTO else names[0]) if clip != AUTO or names else None
+    if path is None:
         what = f"'{base}', the CLIP that {file} was made from, is not in models/promptkd_clips" if base else "auto finds no CLIP"
         raise ValueError(f"{what}: choose it under clip.")
-    return found
+    return path
 
 
 class ApprenticeClassify(io.ComfyNode):
@@ -133,8 +133,8 @@ class ApprenticeClassify(io.ComfyNode):
 
     @classmethod
     def execute(cls, critic: CriticData, images: Tensor, top: int) -> io.NodeOutput:
-        found = _probabilities(critic, images)
-        best = found.topk(min(top, found.shape[1]), dim=1)
+        probabilities = _probabilities(critic, images)
+        best = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         rows = [
             ", ".join(f"{critic.classes[i]} {100 * p:.0f} %" for p, i in zip(values, places, strict=True))
             for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -232,8 +232,8 @@ def sort_rows(probabilities: Tensor, wanted: list[int], least: float) -> tuple[d
     values, best = probabilities.max(dim=1)
     groups: dict[int, list[int]] = {i: [] for i in wanted}
     rest: list[int] = []
-    for row, (value, found) in enumerate(zip(values.tolist(), best.tolist(), strict=True)):
-        (groups[found] if found in groups and value >= least else rest).append(row)
+    for row, (value, label) in enumerate(zip(values.tolist(), best.tolist(), strict=True)):
+        (groups[label] if label in groups and value >= least else rest).append(row)
     return {i: rows for i, rows in groups.items() if rows}, rest
 
 
@@ -293,10 +293,10 @@ def _check_space(critic: CriticData, teacher: Teacher) -> None:
     Raises:
         ValueError: Its features of the critic's own words are others.
     """
-    known = critic.network.text_features.cpu()
-    if teacher.clip.embed == known.shape[1]:
+    features = critic.network.text_features.cpu()
+    if teacher.clip.embed == features.shape[1]:
         some = teacher.features(critic.classes[:4]).cpu()
-        if (some * known[:4]).sum(1).min() > 0.999:  # half precision differs by less
+        if (some * features[:4]).sum(1).min() > 0.999:  # half precision differs by less
             return
     raise ValueError(
         f"{teacher.name} reads the words of {critic.name} otherwise than the teacher that it was distilled from; connect that "
@@ -332,7 +332,7 @@ class ApprenticeDomainText(io.ComfyNode):
             new = [line for line in dict.fromkeys(folders.lines_of(classes)) if line not in old]
             if not new:
                 raise ValueError("There are no new words; give one a line.")
-            known = critic.network.text_features.cpu()[: len(old)]
-            made = critic.with_classes((*old, *new), torch.cat([known, teacher.features(new).cpu()]))
-        show_text(f"{len(made.classes)} classes")
-        return io.NodeOutput(made)
+            features = critic.network.text_features.cpu()[: len(old)]
+            critic_with_new = critic.with_classes((*old, *new), torch.cat([features, teacher.features(new).cpu()]))
+        show_text(f"{len(critic_with_new.classes)} classes")
+        return io.NodeOutput(critic_with_new)

@@ -88,13 +88,8 @@ class ApprenticeLoadEDM(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        network: str,
-        label: str = class_names.IN_TURN,
-        class_number: int = 0,
-        label_seed: int = 0,
-        batch_size: int = 16,
-    ) -> io.NodeOutput:
+        cls, network: str, label: str = class_names.IN_TURN, class_number: int = 0, label_seed: int = 0, batch_size: int = 16,
+    ) -> io.NodeOutput:  # fmt: skip
         path = folders.model_file(network, folders.EDM)
         if path is None:
             raise ValueError(f"There is no file '{network}' in models/edm.")
@@ -116,9 +111,10 @@ class ApprenticeLoadEDM(io.ComfyNode):
 
 def _names(path: Path, labels: list[int | None], classes: int) -> list[str]:
     """Each picture's class in words: the file's own, where it names its classes, or those that are widely known."""
-    own = parse_texts(read_metadata(path).get("class_names", "[]"), f"The metadata class_names of {path.name}")
+    names = parse_texts(read_metadata(path).get("class_names", "[]"), f"The metadata class_names of {path.name}")
     return [
-        own[which] if which is not None and len(own) == classes else class_names.class_name(which, classes) for which in labels
+        names[which] if which is not None and len(names) == classes else class_names.class_name(which, classes)
+        for which in labels
     ]
 
 
@@ -183,17 +179,9 @@ class ApprenticeSiDSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        latent_image: dict[str, Any],
-        seed: int,
-        steps: int,
-        init_sigma: float = INIT_SIGMA,
-        init_timestep: int = INIT_TIMESTEP,
-        vae: Any = None,
-        columns: int = 0,
-    ) -> io.NodeOutput:
+        cls, model: Any, positive: Any, latent_image: dict[str, Any], seed: int, steps: int, init_sigma: float = INIT_SIGMA,
+        init_timestep: int = INIT_TIMESTEP, vae: Any = None, columns: int = 0,
+    ) -> io.NodeOutput:  # fmt: skip
         drawn = draw_sid(model, positive, latent_image, seed, steps, init_sigma, init_timestep)
         show_text(_levels_in_words(model, steps, init_sigma, init_timestep))
         return io.NodeOutput(drawn, _grid(model, drawn, vae, columns))

@@ -84,8 +84,8 @@ def made_file(kind: str, name: str, what: str) -> Path:
         ValueError: It can't be a file's name.
     """
     listed = [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
-    own = Path(folder_paths.models_dir) / kind
-    folder = own if own in listed else next((folder for folder in listed if folder.name == kind), listed[0])
+    default = Path(folder_paths.models_dir) / kind
+    folder = default if default in listed else next((folder for folder in listed if folder.name == kind), listed[0])
     return folder / f"{check_name(name, what)}.safetensors"
 
 
@@ -141,8 +141,8 @@ def teacher_files() -> list[str]:
 
 def whole_clips() -> list[str]:
     """CLIPs with both towers may lie in ``promptkd_clips`` (with the built-in ones), ``oracles`` and ``clip_vision``."""
-    own = list(folder_paths.get_filename_list(CLIPS))
-    return [*own, *(f for f in clip_files() if f not in own)]
+    pulled = list(folder_paths.get_filename_list(CLIPS))
+    return [*pulled, *(f for f in clip_files() if f not in pulled)]
 
 
 def whole_clip(name: str) -> Path | None:
@@ -169,8 +169,8 @@ def picture_folder(name: str) -> Path:
 def model_file(name: str, *kinds: str) -> Path | None:
     """The full path of a file in the model folders ``kinds``, or None."""
     for kind in kinds:
-        if found := folder_paths.get_full_path(kind, name):
-            return Path(found)
+        if path := folder_paths.get_full_path(kind, name):
+            return Path(path)
     return None
 
 
@@ -188,14 +188,14 @@ def stamp(name: str | None, *kinds: str) -> str:
 def prompt_files() -> list[str]:
     """The bundled prompts, then the .txt and .csv files in ComfyUI's input folder."""
     folder = Path(folder_paths.get_input_directory())
-    found = [path.name for path in folder.glob("*") if path.suffix.lower() in (".txt", ".csv")]
-    return [BUNDLED, *sorted(found)]
+    files = [path.name for path in folder.glob("*") if path.suffix.lower() in (".txt", ".csv")]
+    return [BUNDLED, *sorted(files)]
 
 
 def missing_prompts(choice: str) -> str:
     """What to say of a prompt file that isn't there; nothing of one that is."""
-    known = choice in prompt_files()
-    return "" if known else f"There is no prompt file '{choice}' in ComfyUI's input folder; choose one of those listed."
+    listed = choice in prompt_files()
+    return "" if listed else f"There is no prompt file '{choice}' in ComfyUI's input folder; choose one of those listed."
 
 
 def check_run(name: Any, what: str, prompts: Any) -> str:
@@ -221,8 +221,8 @@ def generation(path: Path) -> int:
     For ``fingerprint_inputs`` of a node that remembers in a file: what the node itself wrote must not make it run again,
     but whoever edits or deletes the file wants to see the effect.
     """
-    known, count = _SEEN.get(path, (digest(path), 0))
-    if digest(path) != known:
+    content, count = _SEEN.get(path, (digest(path), 0))
+    if digest(path) != content:
         count += 1
     _SEEN[path] = (digest(path), count)
     return count

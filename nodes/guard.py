@@ -59,15 +59,15 @@ def relative(text: str) -> str:
 
 def _places() -> Iterator[tuple[str, str]]:
     """ComfyUI's folders and what they are called, the innermost first; where a path is given with links, without them too."""
-    known = {
+    shown_as = {
         folder_paths.get_output_directory(): "output", folder_paths.get_input_directory(): "input",
         folder_paths.get_temp_directory(): "temp", folder_paths.models_dir: "models", folder_paths.base_path: "ComfyUI",
         str(Path(__file__).resolve().parents[1]): "Apprentice",
     }  # fmt: skip
     for kind, (folders, _extensions) in folder_paths.folder_names_and_paths.items():
-        known |= {folder: f"models/{kind}" for folder in folders if folder not in known}
-    known |= {os.path.realpath(folder): shown for folder, shown in known.items()}
-    yield from sorted(known.items(), key=lambda pair: -len(pair[0]))
+        shown_as |= {folder: f"models/{kind}" for folder in folders if folder not in shown_as}
+    shown_as |= {os.path.realpath(folder): shown for folder, shown in shown_as.items()}
+    yield from sorted(shown_as.items(), key=lambda pair: -len(pair[0]))
 
 
 def _make_relative(error: Exception) -> None:

@@ -75,24 +75,16 @@ class ApprenticeJudge(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle: list[OracleBase],
-        images: list[Tensor],
-        prompt: list[str],
-        threshold: list[str],
-        value: list[float],
-        calibration: list[Any] | None = None,
-        drafts: list[dict[str, Any]] | None = None,
-        teacher_nfe: list[float] | None = None,
-        controller: list[str] | None = None,
-        confidence: list[float] | None = None,
-    ) -> io.NodeOutput:
+        cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str], threshold: list[str], value: list[float],
+        calibration: list[Any] | None = None, drafts: list[dict[str, Any]] | None = None,
+        teacher_nfe: list[float] | None = None, controller: list[str] | None = None, confidence: list[float] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score_list(oracle[0], images, prompts)
         fingerprint = oracle[0].fingerprint()
-        known = [info_of(latent) for latent in drafts or []]
-        info = join_info(known, len(pictures))
+        infos = [info_of(latent) for latent in drafts or []]
+        info = join_info(infos, len(pictures))
         if calibration:
             calibration[0].require_oracle(fingerprint, oracle[0].name)
             calibration[0].require_student(info.student if info else "", info.schedule if info else "")
@@ -118,8 +110,8 @@ class ApprenticeJudge(io.ComfyNode):
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
             seed=info.seed if info else None, nfe=info.nfe if info else None,
         )  # fmt: skip
-        if info and len(known) > 1:
-            seeds = [batch.seed for batch in known if batch for _ in batch.nfe]
+        if info and len(infos) > 1:
+            seeds = [batch.seed for batch in infos if batch for _ in batch.nfe]
             verdict = replace(verdict, judgements=tuple(replace(j, seed=s) for j, s in zip(verdict, seeds, strict=True)))
         show_text(summary(verdict))
         return io.NodeOutput(verdict, table(verdict))
@@ -171,16 +163,9 @@ class ApprenticeKeepBetter(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle: OracleBase,
-        verdict: VerdictData,
-        drafts: dict[str, Any],
-        improved: dict[str, Any],
-        draft_images: Tensor,
-        margin: float,
-        improved_images: Tensor | None = None,
-        vae: Any = None,
-    ) -> io.NodeOutput:
+        cls, oracle: OracleBase, verdict: VerdictData, drafts: dict[str, Any], improved: dict[str, Any], draft_images: Tensor,
+        margin: float, improved_images: Tensor | None = None, vae: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
         verdict.require_batch(len(draft_images), "draft_images")
         rows = verdict.rejected
         before, after = info_of(drafts), info_of(improved)

@@ -122,8 +122,8 @@ def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:
         kind = detect(weights, path.name) if kind == AUTO else kind
         options: dict[str, Any] = {}
         if kind.startswith("aesthetic"):
-            found = folders.model_file(_CLIP_L14 if clip == AUTO else clip, folders.ORACLES, "clip_vision")
-            options["clip"] = found
+            tower = folders.model_file(_CLIP_L14 if clip == AUTO else clip, folders.ORACLES, "clip_vision")
+            options["clip"] = tower
         elif kind == "hpsv3":
             options["tokenizer"] = path.with_name(_QWEN_TOKENIZER) if path.with_name(_QWEN_TOKENIZER).is_file() else None
         elif kind.startswith("clip"):
@@ -229,16 +229,9 @@ class ApprenticeBestOf(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle: list[OracleBase],
-        images: list[Tensor],
-        prompt: list[str],
-        count: list[int],
-        per_prompt: list[bool],
-        order: list[str],
-        latents: list[dict[str, Any]] | None = None,
-        masks: list[Tensor] | None = None,
-    ) -> io.NodeOutput:
+        cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str], count: list[int], per_prompt: list[bool],
+        order: list[str], latents: list[dict[str, Any]] | None = None, masks: list[Tensor] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
         if not per_prompt[0] and not oracle[0].comparable_across_prompts and len(set(prompts)) > 1:
@@ -294,15 +287,9 @@ class ApprenticeCombineOracles(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        oracle_a: OracleBase,
-        calibration_a: CalibrationData,
-        oracle_b: OracleBase,
-        calibration_b: CalibrationData,
-        weight_a: float,
-        weight_b: float,
-        combination: str,
-    ) -> io.NodeOutput:
+        cls, oracle_a: OracleBase, calibration_a: CalibrationData, oracle_b: OracleBase, calibration_b: CalibrationData,
+        weight_a: float, weight_b: float, combination: str,
+    ) -> io.NodeOutput:  # fmt: skip
         members = []
         for oracle, calibration, weight in ((oracle_a, calibration_a, weight_a), (oracle_b, calibration_b, weight_b)):
             calibration.require_oracle(oracle.fingerprint())
@@ -342,14 +329,14 @@ class ApprenticeOracleCompare(io.ComfyNode):
         pictures = as_rgb(images)
         prompts = one_prompt_each(prompt, len(pictures))
         scores = score_list(oracle_a[0], images, prompts), score_list(oracle_b[0], images, prompts)
-        found, names = agreement(*scores), (oracle_a[0].name, oracle_b[0].name)
+        agreed, (a, b) = agreement(*scores), (oracle_a[0].name, oracle_b[0].name)
         lines = [
-            f"{names[0]} and {names[1]} on {len(pictures)} pictures: Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}."
+            f"{a} and {b} on {len(pictures)} pictures: Spearman {agreed.spearman:.3f}, Kendall {agreed.kendall:.3f}."
         ]
         lines += [
-            f"#{i}: rank {found.ranks_a[i]:g} and {found.ranks_b[i]:g} (scores {scores[0][i]:.4g} and {scores[1][i]:.4g}), "
+            f"#{i}: rank {agreed.ranks_a[i]:g} and {agreed.ranks_b[i]:g} (scores {scores[0][i]:.4g} and {scores[1][i]:.4g}), "
             f"{' '.join(prompts[i].split())}"
-            for i in found.disagreements()
+            for i in agreed.disagreements()
         ]
         lines += dict.fromkeys(filter(None, (remarks(oracle, pictures, prompts) for oracle in (oracle_a[0], oracle_b[0]))))
-        return io.NodeOutput(comparison_chart(pictures, scores, names, found), "\n".join(lines), found.spearman)
+        return io.NodeOutput(comparison_chart(pictures, scores, (a, b), agreed), "\n".join(lines), agreed.spearman)

@@ -141,8 +141,8 @@ def _date(form: str, now: time.struct_time) -> str:
 
 def _widget(name: str, widget: str, prompt: dict[str, Any], extra: dict[str, Any]) -> Any:
     """The value of a node's widget; the node's name for search and replace goes before its title, as in the front end."""
-    known = (extra.get("workflow") or {}).get("nodes") or []
-    called = {str(node.get("id")): (node.get("properties") or {}).get("Node name for S&R") for node in known}
+    saved_nodes = (extra.get("workflow") or {}).get("nodes") or []
+    called = {str(node.get("id")): (node.get("properties") or {}).get("Node name for S&R") for node in saved_nodes}
     by_name = [node for key, node in prompt.items() if (called.get(key) or node.get("class_type")) == name]
     by_title = [node for node in prompt.values() if (node.get("_meta") or {}).get("title") == name]
     for node in by_name or by_title:

@@ -55,20 +55,9 @@ class ApprenticeStudentSampler(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        positive: Any,
-        negative: Any,
-        latent_image: dict[str, Any],
-        seed: int,
-        preset: str,
-        steps: int,
-        cfg: float,
-        denoise: float,
-        sampler_name: str = "dpmpp_2m",
-        scheduler: str = "karras",
-        **given: Any,
-    ) -> io.NodeOutput:
+        cls, model: Any, positive: Any, negative: Any, latent_image: dict[str, Any], seed: int, preset: str, steps: int,
+        cfg: float, denoise: float, sampler_name: str = "dpmpp_2m", scheduler: str = "karras", **given: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise).connected(**given)
         if preset == AUTO and not drawing.names_no_preset():
             show_text("auto chose {}, as {}.".format(*chosen_preset(model)))
@@ -99,7 +88,18 @@ class ApprenticeFastDecode(io.ComfyNode):
         return io.NodeOutput(fast_decode(model, samples))
 
 
-class ApprenticeTeacherCost(io.ComfyNode):
+class _TeacherNode(io.ComfyNode):
+    """What has ``types.teacher_settings``."""
+
+    @classmethod
+    def validate_inputs(
+        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI."""
+        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
+
+
+class ApprenticeTeacherCost(_TeacherNode):
     """What the teacher will cost, before it is loaded."""
 
     @classmethod
@@ -112,41 +112,22 @@ class ApprenticeTeacherCost(io.ComfyNode):
             "model.",
             inputs=[
                 io.Model.Input("model", tooltip="A model with the teacher's noise levels: the student will do, in one family."),
-                types.strategy(),
-                types.rollback(),
-                types.teacher_steps(),
-                types.cfg("cfg", 2.0, "teacher"),
-                types.sampler_name(),
-                types.scheduler(),
+                *types.teacher_settings(),
                 *types.connected()[:3],
             ],
             outputs=[io.Float.Output("nfe", display_name="nfe", tooltip="Evaluations a picture; for Judge's teacher_nfe.")],
         )
 
     @classmethod
-    def validate_inputs(
-        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
-    ) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
-
-    @classmethod
     def execute(
-        cls,
-        model: Any,
-        strategy: str,
-        rollback: float,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
+        cls, model: Any, strategy: str, rollback: float, steps: int, cfg: float, sampler_name: str, scheduler: str,
         **given: Any,
-    ) -> io.NodeOutput:
+    ) -> io.NodeOutput:  # fmt: skip
         drawing = Drawing(steps, cfg, sampler_name, scheduler, 0).connected(**given)
         return io.NodeOutput(teacher_evaluations(model, strategy, rollback, drawing))
 
 
-class ApprenticeTeacher(io.ComfyNode):
+class ApprenticeTeacher(_TeacherNode):
     """The slow model, for rejected drafts only."""
 
     @classmethod
@@ -163,12 +144,7 @@ class ApprenticeTeacher(io.ComfyNode):
                 io.Model.Input("model", lazy=True, tooltip="The teacher. Loaded only if a draft was rejected."),
                 io.Conditioning.Input("positive", lazy=True, tooltip="What to draw, encoded by the teacher's CLIP."),
                 io.Conditioning.Input("negative", lazy=True, tooltip="What to avoid, encoded by the teacher's CLIP."),
-                types.strategy(),
-                types.rollback(),
-                types.teacher_steps(),
-                types.cfg("cfg", 2.0, "teacher"),
-                types.sampler_name(),
-                types.scheduler(),
+                *types.teacher_settings(),
                 types.seed("Decides the teacher's noise; each picture's depends on its place in the batch alone."),
                 io.Int.Input(
                     "max_batch", default=0, min=0, max=4096, optional=True,
@@ -185,13 +161,6 @@ class ApprenticeTeacher(io.ComfyNode):
                 io.Latent.Output("improved", display_name="improved", tooltip="The whole batch; accepted drafts as they were.")
             ],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None, input_types: Any = None
-    ) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_inputs(cls, input_types, strategy=strategy, sampler_name=sampler_name, scheduler=scheduler)
 
     @classmethod
     def check_lazy_status(cls, verdict: VerdictData, drafts: dict[str, Any], **inputs: Any) -> list[str]:
@@ -216,24 +185,10 @@ class ApprenticeTeacher(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        verdict: VerdictData,
-        drafts: dict[str, Any],
-        strategy: str,
-        rollback: float,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        seed: int,
-        model: Any = None,
-        positive: Any = None,
-        negative: Any = None,
-        max_batch: int = 0,
-        vae: Any = None,
-        teacher_vae: Any = None,
-        **given: Any,
-    ) -> io.NodeOutput:
+        cls, verdict: VerdictData, drafts: dict[str, Any], strategy: str, rollback: float, steps: int, cfg: float,
+        sampler_name: str, scheduler: str, seed: int, model: Any = None, positive: Any = None, negative: Any = None,
+        max_batch: int = 0, vae: Any = None, teacher_vae: Any = None, **given: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         verdict.require_batch(len(drafts["samples"]), "drafts")
         if not verdict.rejected:
             show_text("Nothing was rejected; the teacher was not needed.")

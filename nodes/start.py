@@ -110,23 +110,11 @@ class ApprenticeTiltedStart(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model: list[Any],
-        positive: list[Any],
-        negative: list[Any],
-        latent_image: list[dict[str, Any]],
-        vae: list[Any],
-        oracle: list[OracleBase],
-        prompt: list[str],
-        candidates: list[int],
-        alpha: list[float],
-        seed: list[int],
-        preset: list[str],
-        steps: list[int],
-        cfg: list[float],
-        sampler_name: list[str] | None = None,
+        cls, model: list[Any], positive: list[Any], negative: list[Any], latent_image: list[dict[str, Any]], vae: list[Any],
+        oracle: list[OracleBase], prompt: list[str], candidates: list[int], alpha: list[float], seed: list[int],
+        preset: list[str], steps: list[int], cfg: list[float], sampler_name: list[str] | None = None,
         scheduler: list[str] | None = None,
-    ) -> io.NodeOutput:
+    ) -> io.NodeOutput:  # fmt: skip
         require_tensor(latent_image[0])
         latent = fit_channels(model[0], latent_image[0])
         prompts = one_prompt_each(prompt, len(latent["samples"]))
@@ -144,12 +132,12 @@ class ApprenticeTiltedStart(io.ComfyNode):
         picked = tilted_choice(promised, alpha[0], torch.Generator().manual_seed(seed[0])).tolist()
         whole = {k: batch_noise(latent, seeds[k]) for k in set(picked)}
         noises = torch.stack([whole[k][i] for i, k in enumerate(picked)])
-        report = f"{told(promised, picked, seeds, alpha[0])} {remark}".strip()
+        report = f"{promised_in_words(promised, picked, seeds, alpha[0])} {remark}".strip()
         show_text(report.splitlines()[-1])
         return io.NodeOutput(ChosenNoise(seed[0], noises), report)
 
 
-def told(promised: Tensor, picked: list[int], seeds: list[int], alpha: float) -> str:
+def promised_in_words(promised: Tensor, picked: list[int], seeds: list[int], alpha: float) -> str:
     """A table for people, and what was gained by the drafts."""
     lines = ["| picture | seed | its draft's score | mean of all | best | candidates that count |", "| ---: " * 6 + "|"]
     weights = tilted_weights(promised, alpha)

@@ -31,11 +31,11 @@ BUNDLED = "tiny world sid (bundled)"  # so that there is one to try
 
 def students() -> dict[str, Path]:
     """All that could be a student, by name: files of weights, and folders as diffusers saves them."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for base in (Path(folder) for kind in _KINDS for folder in folder_paths.get_folder_paths(kind)):
         for path in _below(base):
-            found.setdefault(path.relative_to(base).as_posix(), path)
-    return dict(sorted(found.items())) | {BUNDLED: weights.FOLDER / "student_sid.safetensors"}
+            files.setdefault(path.relative_to(base).as_posix(), path)
+    return dict(sorted(files.items())) | {BUNDLED: weights.FOLDER / "student_sid.safetensors"}
 
 
 def _below(base: Path) -> Iterator[Path]:
@@ -119,8 +119,8 @@ class ApprenticeLoadStudent(io.ComfyNode):
         model, chosen = _with_card(model, metadata, files)
         guided = hasattr(getattr(model.model.diffusion_model, "time_embed", None), "guidance")
         size = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
-        told = f"{model_name(model)}, {size:.0f} M parameters" + (f", guidance {guidance:g} built in" if guided else "")
-        show_text(told + (f". {chosen}" if chosen else ""))
+        description = f"{model_name(model)}, {size:.0f} M parameters" + (f", guidance {guidance:g} built in" if guided else "")
+        show_text(description + (f". {chosen}" if chosen else ""))
         return io.NodeOutput(model)
 
 
@@ -139,10 +139,10 @@ def _read_model(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> t
     config = _config(files, metadata)
     if not unets.is_unet(tensors):
         return load_other(tensors, files.name, guidance=guidance, weight_dtype=weight_dtype, metadata=metadata), metadata
-    found = unets.structure({key: tuple(value.shape) for key, value in tensors.items()}, config, files.name)
+    structure = unets.structure({key: tuple(value.shape) for key, value in tensors.items()}, config, files.name)
     scheduler = _read(files.scheduler, files.name)
     built = build(
-        tensors, found, files.name, guidance=guidance, weight_dtype=weight_dtype,
+        tensors, structure, files.name, guidance=guidance, weight_dtype=weight_dtype,
         prediction=unets.prediction(scheduler, files.name), sampling=unets.sampling_settings(scheduler),
     )  # fmt: skip
     return built, metadata
@@ -166,8 +166,8 @@ def _with_card(model: Any, metadata: dict[str, str], files: unets.UNetFiles) -> 
         return model, ""
     titles = [metadata[key] for key in ("modelspec.title", "ss_output_name") if metadata.get(key)]
     scheduler = _read(files.scheduler, files.name).get("_class_name", "")
-    if found := preset_by_name(model, [files.name, *titles]):
-        preset, why = found
+    if recognised := preset_by_name(model, [files.name, *titles]):
+        preset, why = recognised
     elif scheduler in _OWN_SCHEDULERS:
         preset, why = _OWN_SCHEDULERS[scheduler], f"its pipeline has the {scheduler}"
     else:

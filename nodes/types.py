@@ -218,6 +218,11 @@ def scheduler(optional: bool = False) -> io.Combo.Input:
     )
 
 
+def teacher_settings() -> list[Any]:
+    """How the teacher improves a draft."""
+    return [strategy(), rollback(), teacher_steps(), cfg("cfg", 2.0, "teacher"), sampler_name(), scheduler()]
+
+
 def margin() -> io.Float.Input:
     """By how much the teacher must be better."""
     return io.Float.Input(

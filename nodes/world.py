@@ -43,10 +43,10 @@ class ApprenticeTinyWorld(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, student: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        known = loader.students()
-        if not isinstance(student, str) or student in known:
+        students = loader.students()
+        if not isinstance(student, str) or student in students:
             return True
-        return f"The tiny world has no student '{student}'; choose one of: {', '.join(known)}."
+        return f"The tiny world has no student '{student}'; choose one of: {', '.join(students)}."
 
     @classmethod
     def execute(cls, student: str) -> io.NodeOutput:

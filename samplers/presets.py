@@ -113,37 +113,6 @@ PRESETS: dict[str, Preset] = {
 CUSTOM = "custom"  # the artist's own sampler and scheduler
 AUTO = "auto"  # the preset that the model's card names
 
-_ALIASES = {
-    "lcm": "lcm-lora-sd15-sdxl",
-    "lcm-lora": "lcm-lora-sd15-sdxl",
-    "sd-turbo": "sdxl-turbo/stability-first-n",
-    "sdxl-turbo": "sdxl-turbo/stability-first-n",
-    "sd-turbo/trailing": "sdxl-turbo/trailing",
-    "sd-turbo/stability-first-n": "sdxl-turbo/stability-first-n",
-    "lightning": "sdxl-lightning",
-    "sdxl-lightning/x0": "sdxl-lightning-1step/x0",
-    "hyper-sdxl": "hyper-sd",
-    "hyper-sd15": "hyper-sd",
-    "hyper-sdxl/t800": "hyper-sdxl-1step/t800",
-    "dmd2-sdxl": "dmd2",
-    "dmd2/t399": "dmd2-1step/t399",
-    "dmd2-sdxl/t399": "dmd2-1step/t399",
-    "tcd": "tcd-eta0.3",
-    "sid-lsg/t625": "sid-lsg",
-    "flux1-schnell": "flux-schnell",
-    "sd35-large-turbo": "sd35-large-turbo/shift3",
-    "sd35-turbo": "sd35-large-turbo/shift3",
-    "z-image-turbo": "z-image-turbo/shift3",
-    "qwen-image-lightning": "qwen-image-lightning/shift3",
-    "hidream-i1-fast": "hidream-i1-fast/shift3",
-    "hidream-i1-dev": "hidream-i1-dev/shift6",
-    "ernie-image-turbo": "ernie-image-turbo/shift3",
-    "ernie-turbo": "ernie-image-turbo/shift3",
-    "mage-flow-turbo": "mage-flow-turbo/shift6",
-    "boogu-turbo": "boogu-turbo/shift3.16",
-    "wan-lightx2v": "wan22-lightx2v/shift5",
-}
-
 
 def find_preset(name: str, steps: int | None = None) -> tuple[Preset, int]:
     """The preset called ``name`` and the number of steps: asked for, or in the name ("pcm/8step"), or the preset's own.
@@ -157,7 +126,6 @@ def find_preset(name: str, steps: int | None = None) -> tuple[Preset, int]:
         match = re.search(r"[/-](\d+)[- ]?steps?", name)
         base = name[: match.start()] + name[match.end() :] if match else name
         named = int(match[1]) if match else None
-        base = base if base in PRESETS else _ALIASES.get(base, base)
     if base not in PRESETS:
         raise ValueError(f"There is no preset '{name}'; choose one of: {', '.join([*PRESETS, CUSTOM])}.")
     preset = PRESETS[base]
@@ -198,16 +166,16 @@ def preset_sigmas(
     Raises:
         ValueError: Unknown preset, steps or denoise out of range, or a model of another kind.
     """
-    found, count = find_preset(preset, steps)
+    row, count = find_preset(preset, steps)
     if not 0 < denoise <= 1:
         raise ValueError(f"denoise is above 0 and at most 1, not {denoise:g}.")
-    if model_sampling is not None and sampling_kind(model_sampling) != found.kind:
+    if model_sampling is not None and sampling_kind(model_sampling) != row.kind:
         raise ValueError(
-            f"The preset '{preset}' is for {found.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
+            f"The preset '{preset}' is for {row.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
             f"choose the preset that the student was made for, or '{CUSTOM}'."
         )
-    levels = (shifted_flow(found.shift(count, tiles)) if found.shift else found.rule)(count, denoise)
-    if found.kind == "discrete":
+    levels = (shifted_flow(row.shift(count, tiles)) if row.shift else row.rule)(count, denoise)
+    if row.kind == "discrete":
         levels = [timestep_sigma(t, model_sampling) for t in levels]
     return torch.tensor([*levels, 0.0], dtype=torch.float32)
 

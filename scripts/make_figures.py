@@ -1,17 +1,21 @@
-"""Put the figures of ``benchmarks/results/*.json`` and the table of model files into the README; a test holds them equal.
+"""Put the figures of ``benchmarks/results/*.json`` and the table of model files into the docs, and draw the README's plots.
 
-``apprentice bench NAME --json benchmarks/results/NAME.json --plot benchmarks/results/NAME.png``, then this.
+``apprentice bench NAME --json benchmarks/results/NAME.json --plot benchmarks/results/NAME.png``, then this. Between a marker
+``<!-- figures: … -->`` and its ``<!-- end of … -->`` nothing is written by hand; a test holds tables and plots equal to results.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "adaptive.json"
-BEGIN, END = "<!-- figures: benchmarks/results/adaptive.json -->", "<!-- end of figures -->"
+DOCS = ROOT / "docs"
 SHOWN = ("student only", "refine all", "random routing, regenerate", "adaptive refine", "adaptive regenerate", "best of")
 WORDS = {
     "adaptive_minus_random": "adaptive minus random routing",
@@ -182,34 +186,150 @@ def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[s
     return "\n".join(lines)
 
 
+def _read(name: str) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+    return results
+
+
+def _files() -> str:
+    from comfyui_apprentice.weights.catalogue import markdown_table
+
+    return markdown_table()
+
+
+_FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "adaptive": (figures, ("adaptive",)),
+    "oracles": (oracle_figures, ("oracles",)),
+    "sid": (sid_figures, ("sid", "sid-speed")),
+    "promptkd": (promptkd_figures, ("promptkd",)),
+    "control": (control_figures, ("control", "control-toy", "control-memory")),
+    "families": (family_figures, ("families", "families-newest")),
+    "bfloat16": (bfloat16_figures, ("bfloat16",)),
+    "soak": (soak_figures, ("soak",)),
+}
+"""Where it stands in ``docs/results.md`` -> what writes it, and from which results."""
+
+
 def _between(text: str, begin: str, end: str, new: str) -> str:
     before, rest = text.split(begin)
     return f"{before}{begin}\n{new}\n{end}{rest.split(end, 1)[1]}"
 
 
-def filled(readme: str) -> str:
-    """``readme`` with the figures and the table of files in their places."""
-    from comfyui_apprentice.weights.catalogue import markdown_table
+def filled(name: str, text: str) -> str:
+    """The text of ``docs/name`` with everything generated in its place."""
+    if name == "models.md":
+        return _between(text, "<!-- files: weights/catalogue.py -->", "<!-- end of files -->", _files())
+    for table, (write, results) in _FIGURES.items():
+        begin, end = f"<!-- figures: benchmarks/results/{table}.json -->", f"<!-- end of {table} -->"
+        text = _between(text, begin, end, write(*map(_read, results)))
+    return text
 
-    read = lambda name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())  # noqa: E731
-    readme = _between(readme, BEGIN, END, figures(read("adaptive")))
-    begin, end = "<!-- figures: benchmarks/results/oracles.json -->", "<!-- end of oracles -->"
-    readme = _between(readme, begin, end, oracle_figures(read("oracles")))
-    begin, end = "<!-- figures: benchmarks/results/promptkd.json -->", "<!-- end of promptkd -->"
-    readme = _between(readme, begin, end, promptkd_figures(read("promptkd")))
-    begin, end = "<!-- figures: benchmarks/results/control.json -->", "<!-- end of control -->"
-    readme = _between(readme, begin, end, control_figures(read("control"), read("control-toy"), read("control-memory")))
-    sid = sid_figures(read("sid"), read("sid-speed"))
-    readme = _between(readme, "<!-- figures: benchmarks/results/sid.json -->", "<!-- end of sid -->", sid)
-    begin, end = "<!-- figures: benchmarks/results/bfloat16.json -->", "<!-- end of bfloat16 -->"
-    readme = _between(readme, begin, end, bfloat16_figures(read("bfloat16")))
-    begin, end = "<!-- figures: benchmarks/results/soak.json -->", "<!-- end of soak -->"
-    readme = _between(readme, begin, end, soak_figures(read("soak")))
-    begin, end = "<!-- figures: benchmarks/results/families.json -->", "<!-- end of families -->"
-    readme = _between(readme, begin, end, family_figures(read("families"), read("families-newest")))
-    return _between(readme, "<!-- files: weights/catalogue.py -->", "<!-- end of files -->", markdown_table())
+
+Points = dict[str, list[tuple[float, float]]]
+"""Of a plot: name of a line or of a point -> (x, y)."""
+
+
+def adaptive_points() -> Points:
+    """Judge's score over network evaluations."""
+    results = _read("adaptive")
+    rows = {row["method"]: (row["NFE"], row["judge"]) for row in results["rows"]}
+    sweep = results["findings"]["sweeps"]["regenerate, keep better"]
+    teacher = [place for method, place in rows.items() if method.startswith("teacher only") and place[0] >= 14]
+    alone = ("student only", "random routing, regenerate, keep better", "best of 6 drafts")
+    lines = {"teacher only": teacher, "adaptive": [(at["nfe"], at["judge"]) for at in sweep]}
+    return lines | {name: [rows[name]] for name in alone}
+
+
+def sid_points() -> Points:
+    """Frechet distance over network evaluations."""
+    points: Points = {}
+    for row in _read("sid")["rows"]:
+        name = f"teacher, guidance {row['guidance']}" if row["network"] == "teacher" else f"{row['network']} student"
+        if row["Frechet"] < 0.06:
+            points.setdefault(name, []).append((row["NFE"], row["Frechet"]))
+    return points
+
+
+def promptkd_points() -> Points:
+    """Accuracy on base and on novel names, a model each."""
+    return {row["model"]: [(float(row[half].split()[0]), i) for i, half in enumerate(("base", "novel"))]
+            for row in _read("promptkd")["rows"]}  # fmt: skip
+
+
+def control_points() -> Points:
+    """Variety kept over the gain by the judge that nobody was tuned by; the laws of KL that are best, and what tuning gave."""
+    results = _read("control")
+    start, laws = results["findings"]["optimal"]["start"], results["findings"]["optimal"]["laws"]["kl"]
+    best = [(law["judge"] - start["judge"], law["diversity"] / start["diversity"]) for law in laws]
+    points: Points = {"best law, KL": best}
+    for row in results["rows"]:
+        number = lambda key, row=row: float(row[key].split()[0])  # noqa: E731
+        if number("gain"):
+            points[row["law"]] = [(number("gain of it"), number("over before"))]
+    return points
+
+
+PLOTS: dict[str, tuple[Callable[[], Points], str, str]] = {
+    "adaptive": (adaptive_points, "network evaluations a picture", "judge's score"),
+    "sid": (sid_points, "network evaluations a picture", "Frechet distance (judge's features)"),
+    "promptkd": (promptkd_points, "accuracy, %", ""),
+    "control": (control_points, "gain by the unseen judge", "variety, over before"),
+}
+"""Name of ``docs/images/NAME.png`` -> its points, and what the axes are."""
+
+
+def digest(points: Points) -> str:
+    """Of what a plot shows; the picture carries it, so that a plot of other results is noticed."""
+    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
+
+
+def drawn(name: str) -> str:
+    """The digest that the picture carries."""
+    with Image.open(DOCS / "images" / f"{name}.png") as picture:
+        return str(picture.info.get("points"))
+
+
+def _bars(axes: Any, points: Points) -> None:
+    for row, places in enumerate(reversed(points.values())):
+        for value, novel in places:
+            label = ("base names", "novel names")[int(novel)] if row == 0 else None
+            axes.barh(row + 0.2 - 0.4 * novel, value, 0.38, color=("C0", "C1")[int(novel)], label=label)
+    axes.set_yticks(range(len(points)), list(reversed(points)))
+    axes.set_xlim(0, 80)
+
+
+def _lines(axes: Any, points: Points) -> None:
+    for name, places in points.items():
+        style = "-" if len(places) > 8 else "o-" if len(places) > 1 else "o"
+        axes.plot(*zip(*sorted(places), strict=True), style, label=name, markersize=4, linewidth=1.2)
+
+
+def draw(name: str) -> None:
+    """Draw ``docs/images/NAME.png``."""
+    from matplotlib import pyplot
+
+    of, across, up = PLOTS[name]
+    points = of()
+    figure, axes = pyplot.subplots(figsize=(5.6, 3.0), layout="constrained")
+    (_bars if name == "promptkd" else _lines)(axes, points)
+    if name == "sid":
+        axes.set_xscale("log")
+        axes.set_xticks(ticks := (1, 2, 5, 10, 20, 50), [str(tick) for tick in ticks])
+    axes.set(xlabel=across, ylabel=up)
+    axes.legend(fontsize=7)
+    axes.grid(alpha=0.3)
+    figure.savefig(DOCS / "images" / f"{name}.png", dpi=110, metadata={"points": digest(points)})
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """All tables and plots."""
+    for name in ("results.md", "models.md"):
+        path = DOCS / name
+        path.write_text(filled(name, path.read_text(encoding="utf-8")), encoding="utf-8")
+    for name in PLOTS:
+        draw(name)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    main()

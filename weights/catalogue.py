@@ -212,7 +212,7 @@ def size_text(file: ModelFile) -> str:
 
 
 def markdown_table() -> str:
-    """The table for the README: which files, sizes and licences, and how each is pinned."""
+    """The table of ``docs/models.md``: which files, sizes and licences, and how each is pinned."""
     rows = [
         "| file | needed by | size | licence | from | pinned by |",
         "| --- | --- | ---: | --- | --- | --- |",

@@ -9,7 +9,7 @@ from comfyui_apprentice.benchmarks import families
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 
 # Which families have what others lack; a newer ComfyUI may give it to more.
-HAVE = {"references": ("flux", "flux2", "qwen", "schnell", "wan21", "wan22"), "other families": families.PAIRED}
+HAVE = {"references": ("flux", "flux2", "qwen", "schnell"), "other families": families.PAIRED}
 
 
 @pytest.mark.parametrize("check", families.CHECKS)

@@ -103,7 +103,7 @@ def test_every_node_has_tooltips_a_help_page_and_its_words(comfy: Comfy, node_id
     for part in ("required", "optional"):
         for name in info["input"].get(part, {}):
             assert name in page.text, f"the help page of {node_id} doesn't mention {name}"
-    assert f"| `{node_id}` |" in (ROOT / "README.md").read_text(), "the README has a row for every node"
+    assert f"| `{node_id}` |" in (ROOT / "docs" / "nodes.md").read_text(), "the list has a row for every node"
     in_examples = any(f'"{node_id}"' in path.read_text() for path in EXAMPLES)
     assert in_examples, f"{node_id} is in no example workflow"
 

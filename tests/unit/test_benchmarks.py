@@ -1,4 +1,4 @@
-"""The benchmarks' statistics, and that the README says what was measured."""
+"""The benchmarks' statistics, and that the docs say what was measured."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ import pytest
 from comfyui_apprentice.benchmarks.adaptive import Pool, best_of, route, route_at_random, share_for
 from comfyui_apprentice.benchmarks.figures import bootstrap, frechet
 from harness import ROOT
-from make_figures import RESULTS, filled
+from make_figures import DOCS, PLOTS, digest, drawn, filled
 
 
-def test_readme_says_what_was_measured() -> None:
-    readme, results = (ROOT / "README.md").read_text(encoding="utf-8"), json.loads(RESULTS.read_text())
-    assert filled(readme) == readme, "run: python scripts/make_figures.py"
+@pytest.mark.parametrize("name", ["results.md", "models.md"])
+def test_docs_say_what_was_measured(name: str) -> None:
+    text = (DOCS / name).read_text(encoding="utf-8")
+    assert filled(name, text) == text, "run: python scripts/make_figures.py"
+    row = next(line for line in text.splitlines() if line.startswith("| ") and "`" in line)
+    assert filled(name, text.replace(row, "| 1 |")) == text, "what stands between the markers is written anew"
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_show_what_was_measured(name: str) -> None:
+    assert drawn(name) == digest(PLOTS[name][0]()), "run: python scripts/make_figures.py"
+
+
+def test_claims_have_intervals() -> None:
+    results = json.loads((ROOT / "benchmarks" / "results" / "adaptive.json").read_text())
     assert set(results) >= {"machine", "settings", "rows", "claims"}
     for name in (
         "adaptive_minus_random", "adaptive_minus_student", "adaptive_minus_teacher", "adaptive_minus_best_of_n",
