@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
@@ -140,6 +141,39 @@ def refuse_impostors(file: Path) -> None:
         raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
     if file.suffix == ".safetensors" and _LONGEST_HEADER < header <= file.stat().st_size:
         raise UnsafeCheckpoint(f"{file.name} has a header of {header / 1e6:.0f} MB, which no network needs: use another file.")
+
+
+_TORCHS = b"PK\x03\x04", b"\x80\x02"  # how PyTorch's checkpoints begin
+
+
+@contextmanager
+def opened_safetensors(file: Path, remedy: str = AGAIN) -> Iterator[Any]:
+    """A safetensors file as ``safe_open`` opens it.
+
+    Raises:
+        UnsafeCheckpoint: It isn't one, or it is damaged.
+    """
+    with reading(file.name, remedy):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                yield opened
+        except SafetensorError as error:
+            with file.open("rb") as start:
+                is_torchs = start.read(4).startswith(_TORCHS)
+            what = "a PyTorch checkpoint, not safetensors" if is_torchs else "no safetensors file, or is cut short or damaged"
+            remedy = "rename it to .pt and run apprentice convert on it" if is_torchs else remedy
+            raise UnsafeCheckpoint(f"{file.name} is {what}: {remedy}.") from error
+
+
+def read_safetensors(file: Path, remedy: str = AGAIN) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU and memory-mapped, and what it says about itself.
+
+    Raises:
+        UnsafeCheckpoint: It isn't one, or it is damaged.
+    """
+    with opened_safetensors(file, remedy) as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it isn't a mapping
+        return tensors, dict(opened.metadata() or {})
 
 
 NAME_BYTES = 255

@@ -17,10 +17,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..files import UnsafeCheckpoint, parse_json, reading, refuse_impostors
+from ..files import UnsafeCheckpoint, parse_json, read_safetensors, refuse_impostors
 from .budget import MOST_NESTED, MOST_PARTS, Budget, Refused
 from .stack_machine import (
     BUILTINS,
@@ -102,14 +101,7 @@ def read_edm(path: str | os.PathLike[str]) -> Snapshot:
     if file.suffix != ".safetensors":
         return read_snapshot(file)
     refuse_impostors(file)
-    torn = f"{file.name} is no safetensors file, or is cut short or damaged: convert it again."
-    with reading(file.name, "convert it again"):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it isn't a mapping
-        except SafetensorError as error:
-            raise UnsafeCheckpoint(torn) from error
+    tensors, metadata = read_safetensors(file, "convert it again")
     return _recorded_config(metadata, file.name), tensors
 
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import UnsafeCheckpoint, reading, refuse_impostors
+from ..files import UnsafeCheckpoint, read_safetensors, refuse_impostors
 from ..networks.limits import refuse_hollow
 from ..networks.prompted_clip import Projector, PromptTokens, fitted_projector
 from .torch_archive import read_checkpoint
@@ -87,14 +85,7 @@ def read_official(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     """
     file = Path(path)
     refuse_impostors(file)
-    if file.suffix == ".safetensors":
-        with reading(file.name, "convert it again"):
-            try:
-                tensors = load_file(file)
-            except SafetensorError as error:
-                raise UnsafeCheckpoint(f"{file.name} is cut short or damaged: convert it again.") from error
-    else:
-        tensors, _facts = read_checkpoint(file)
+    tensors, _facts = read_safetensors(file, "convert it again") if file.suffix == ".safetensors" else read_checkpoint(file)
     refuse_hollow(tensors, file.name)
     return OfficialCheckpoint(kind_of(tensors, file.name), tensors, file.name)
 
