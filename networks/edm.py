@@ -49,17 +49,9 @@ class EDMPrecond(nn.Module):
     """
 
     def __init__(
-        self,
-        img_resolution: int,
-        img_channels: int,
-        label_dim: int = 0,
-        use_fp16: bool = False,
-        sigma_min: float = 0.0,
-        sigma_max: float = float("inf"),
-        sigma_data: float = 0.5,
-        model_type: str = "DhariwalUNet",
-        **model_kwargs: Any,
-    ) -> None:
+        self, img_resolution: int, img_channels: int, label_dim: int = 0, use_fp16: bool = False, sigma_min: float = 0.0,
+        sigma_max: float = float("inf"), sigma_data: float = 0.5, model_type: str = "DhariwalUNet", **model_kwargs: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         require_choice("model_type", model_type, tuple(_UNETS))
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
@@ -68,13 +60,9 @@ class EDMPrecond(nn.Module):
         self.model = _UNETS[model_type](img_resolution, img_channels, img_channels, label_dim, **model_kwargs)
 
     def forward(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None,
         return_features: bool = False,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Denoise ``x``.
 
         Args:

@@ -110,14 +110,9 @@ class Conv2d(nn.Conv2d):
     resample_filter: Tensor | None
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        kernel: int,
-        init: Init,
-        direction: Resampling | None = None,
+        self, inputs: int, outputs: int, kernel: int, init: Init, direction: Resampling | None = None,
         taps: Sequence[float] = (1, 1),
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(inputs, outputs, kernel, padding=kernel // 2)
         self.direction, self.box = direction, list(taps) == [1, 1]
         self.register_buffer("resample_filter", outer_filter(taps) if direction else None)
@@ -159,13 +154,8 @@ class FusedDownConv2d(Conv2d):
 
 
 def norm_silu_conv(
-    x: Tensor,
-    norm: GroupNorm,
-    conv: Conv2d,
-    modulation: Tensor | None = None,
-    dropout: float = 0.0,
-    gain: float = 1.0,
-) -> Tensor:
+    x: Tensor, norm: GroupNorm, conv: Conv2d, modulation: Tensor | None = None, dropout: float = 0.0, gain: float = 1.0,
+) -> Tensor:  # fmt: skip
     """gain * conv(dropout(silu(norm(x)))), with ``modulation`` [B, 2C] = (scale - 1, shift) after the norm if given."""
     if on_fast_path(x) and conv.direction is None:
         h = _norm_on_fast_path(x, norm, modulation)

@@ -170,13 +170,9 @@ class _UNet(nn.Module):
         return layer(x, embedding)
 
     def forward(
-        self,
-        x: Tensor,
-        noise_labels: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None,
         return_features: bool = False,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Compute F(x; noise_labels, labels).
 
         Args:
@@ -236,25 +232,12 @@ class SongUNet(_UNet):
     """
 
     def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.10,
-        label_dropout: float = 0.0,
-        embedding_type: str = "positional",
-        channel_mult_noise: int = 1,
-        encoder_type: str = "standard",
-        decoder_type: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
-    ) -> None:
+        self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0, augment_dim: int = 0,
+        model_channels: int = 128, channel_mult: Sequence[int] = (1, 2, 2, 2), channel_mult_emb: int = 4,
+        num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,), dropout: float = 0.10, label_dropout: float = 0.0,
+        embedding_type: str = "positional", channel_mult_noise: int = 1, encoder_type: str = "standard",
+        decoder_type: str = "standard", resample_filter: Sequence[float] = (1, 1),
+    ) -> None:  # fmt: skip
         super().__init__(label_dropout)
         require_choice("embedding_type", embedding_type, ("positional", "fourier"))
         require_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
@@ -262,18 +245,10 @@ class SongUNet(_UNet):
         noise, embedding = model_channels * channel_mult_noise, model_channels * channel_mult_emb
         init = Init(xavier=True)
         style = BlockStyle(
-            embedding,
-            dropout,
-            eps=1e-6,
-            skip_scale=math.sqrt(0.5),
-            adaptive=False,
-            head=None,
-            project_resampled=True,
-            taps=resample_filter,
-            init=init,
-            init_last=Init(xavier=True, weight=1e-5),
+            embedding, dropout, eps=1e-6, skip_scale=math.sqrt(0.5), adaptive=False, head=None, project_resampled=True,
+            taps=resample_filter, init=init, init_last=Init(xavier=True, weight=1e-5),
             init_attention=Init(xavier=True, weight=math.sqrt(0.2)),
-        )
+        )  # fmt: skip
         positional = embedding_type == "positional"
         self.map_noise = PositionalEmbedding(noise, endpoint=True) if positional else FourierEmbedding(noise)
         self.map_label = Linear(label_dim, noise, init) if label_dim else None
@@ -302,37 +277,19 @@ class DhariwalUNet(_UNet):
     """
 
     def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.10,
+        self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0, augment_dim: int = 0,
+        model_channels: int = 192, channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4,
+        num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8), dropout: float = 0.10,
         label_dropout: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(label_dropout)
         embedding = model_channels * channel_mult_emb
         init = Init(xavier=False, weight=math.sqrt(1 / 3), bias=math.sqrt(1 / 3))
         zero = Init(xavier=False, weight=0.0)
         style = BlockStyle(
-            embedding,
-            dropout,
-            eps=1e-5,
-            skip_scale=1.0,
-            adaptive=True,
-            head=64,
-            project_resampled=False,
-            taps=(1, 1),
-            init=init,
-            init_last=zero,
-            init_attention=init,
-        )
+            embedding, dropout, eps=1e-5, skip_scale=1.0, adaptive=True, head=64, project_resampled=False, taps=(1, 1),
+            init=init, init_last=zero, init_attention=init,
+        )  # fmt: skip
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, zero, bias=False) if augment_dim else None
         self.map_layer0, self.map_layer1 = Linear(model_channels, embedding, init), Linear(embedding, embedding, init)

@@ -93,16 +93,9 @@ class _Trunk(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int = LATENT_CHANNELS,
-        width: int = 64,
-        deep: int = 128,
-        context: int = 128,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        operations: Any = nn,
-        **_ignored: Any,
-    ) -> None:
+        self, channels: int = LATENT_CHANNELS, width: int = 64, deep: int = 128, context: int = 128,
+        device: torch.device | None = None, dtype: torch.dtype = torch.float32, operations: Any = nn, **_ignored: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         ops, self.dtype = operations, dtype
         self.width = width
@@ -164,14 +157,9 @@ class TinyUNet(_Trunk):
         self.norm_out, self.conv_out = ops.GroupNorm(16, width), ops.Conv2d(width, channels // FOLD**2, 3, padding=1)
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: dict[str, list[Tensor | None]] | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **_ignored: Any,
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control: dict[str, list[Tensor | None]] | None = None,
+        transformer_options: dict[str, Any] | None = None, **_ignored: Any,
+    ) -> Tensor:  # fmt: skip
         """Compute F.
 
         Args:
@@ -200,13 +188,9 @@ class TinyControlNet(_Trunk):
 
     def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
         self.hint = nn.Sequential(
-            nn.PixelUnshuffle(4),
-            ops.Conv2d(48, width, 3, padding=1),
-            nn.SiLU(),
-            ops.Conv2d(width, width, 3, padding=1),
-            nn.SiLU(),
-            ops.Conv2d(width, width, 3, padding=1),
-        )
+            nn.PixelUnshuffle(4), ops.Conv2d(48, width, 3, padding=1), nn.SiLU(), ops.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(), ops.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
         sizes = [width, width, width, deep, deep, deep]
         self.zero = nn.ModuleList(ops.Conv2d(c, c, 1) for c in sizes)
         self.zero_middle = ops.Conv2d(deep, deep, 1)
