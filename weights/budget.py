@@ -13,10 +13,6 @@ MOST_SECONDS = 60.0  # of one core's time: an honest file takes one or two
 MOST_UNFOLDED = 8  # times the file's size; every weight counts twice, a tied one once more for each further name
 _SPARE_BYTES = 1 << 20
 
-# What a network may need: Stable Diffusion 1.5 has 2,200 parts, SDXL 6,000.
-MOST_PARTS = 200_000
-MOST_NESTED = 8
-
 
 class Refused(Exception):  # noqa: N818 - it names what happened to the file
     """Why the file isn't read: the middle of a sentence that begins with its name."""

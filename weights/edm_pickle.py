@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint, parse_json, read_safetensors, refuse_impostors
-from .budget import MOST_NESTED, MOST_PARTS, Budget, Refused
+from ..networks.limits import LONGEST_NAME, MOST_NESTED, MOST_PARTS, MOST_SETTINGS
+from .budget import Budget, Refused
 from .stack_machine import (
     BUILTINS,
     NUMPY,
@@ -58,8 +59,6 @@ _NETWORKS = ("ema", "G", "net")
 _CONFIGS = {"edm": "edm_config", "diffusers": "diffusers_config"}
 _UNCONFIGURED = ("_use_default_values", "_ignore_files")  # diffusers leaves them out of config.json as well
 
-_MOST_SETTINGS = 10_000
-_LONGEST_TEXT = 1_000
 _LARGEST_INTEGER = 1 << 63
 
 
@@ -184,7 +183,7 @@ def _init_arguments(net: Object) -> dict[str, Any]:
 
 def _plain(value: Any, what: str, count: Iterator[int], depth: int = 0) -> Any:
     """``value`` in JSON's own types; ``count`` bounds how often a container may unfold."""
-    if next(count) > _MOST_SETTINGS or depth > MOST_NESTED:
+    if next(count) > MOST_SETTINGS or depth > MOST_NESTED:
         raise Refused(f"has more than a configuration in {what}")
     value = bare(value)
     if isinstance(value, dict):
@@ -251,7 +250,7 @@ def _dict(record: Object, key: str) -> dict[str, Any]:
 
 
 def _short(text: str) -> str:
-    if len(text) > _LONGEST_TEXT or not text.isprintable():
+    if len(text) > LONGEST_NAME or not text.isprintable():
         raise Refused(f"has a text that no network needs ({shown(text)})")
     return text
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint, refuse_impostors
-from .budget import MOST_NESTED, MOST_PARTS, Budget, Refused
+from ..networks.limits import MOST_NESTED, MOST_PARTS
+from .budget import Budget, Refused
 from .stack_machine import ORDERED_DICT, VALUES, Blob, Dictionary, Machine, Name, Object, Table, bare
 from .stored_tensors import STORAGES, TENSORS, Storage, Tensors, View, read_archive, read_legacy, rebuild_tensor
 from .zip_directory import ZIP, entries_of
