@@ -17,7 +17,8 @@ from ..training.distill import Settings as SidSettings
 from ..training.distill import Task as SidTask
 from ..training.distill import distil
 from ..training.loop import Watch
-from ..training.sid import EdmLevels, Players
+from ..training.sid import EdmLevels
+from ..training.sid_iteration import Players
 from ..world.recipe.concepts import held_out_prompts, training_prompts
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .adaptive import TEACHER_STEPS, Pool, mean_of, route, share_for

@@ -31,18 +31,8 @@ from ..precision import autocast, native_bfloat16
 from ..samplers.schedules import INIT_SIGMA
 from ..training.augment import AugmentDraws, augment
 from ..training.loop import Ema
-from ..training.sid import (
-    Draws,
-    Labels,
-    Objective,
-    clean_gradients,
-    edm_players,
-    fake_score_loss,
-    generator_loss,
-    iterate,
-    log_normal_level,
-    noise_level,
-)
+from ..training.sid import Labels, fake_score_loss, generator_loss, log_normal_level, noise_level
+from ..training.sid_iteration import Draws, Objective, clean_gradients, edm_players, iterate
 from .figures import Array, Claim, Figures, print_table
 
 BATCH, RATE, HALF_LIFE, GIB = 32, 1e-5, 500_000, 2**30

@@ -29,7 +29,8 @@ from ..training.distill import Settings, Task, card, distil
 from ..training.loop import Ema, Means, Watch, read_log
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict
 from ..training.run_folder import Differences, RunFolder
-from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
+from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
+from ..training.sid_iteration import Players
 from ..training.target import Target
 from . import folders, types
 from .folders import gather_prompts

@@ -22,7 +22,8 @@ from ...precision import autocast
 from ...samplers.schedules import tiny_world_sigmas
 from ...training.loop import Ema, Learner, Schedule, Watch
 from ...training.loop import run as run_steps
-from ...training.sid import Draws, EdmLevels, Objective, Players, generate, iterate
+from ...training.sid import EdmLevels, generate
+from ...training.sid_iteration import Draws, Objective, Players, iterate
 from .concepts import held_out_prompts
 from .data import sheet
 from .latents import Latents, load_autoencoder
