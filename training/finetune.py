@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..files import save_safetensors_atomically, write_atomically
 from ..weights.checkpoints import read_metadata, read_weights
-from . import control
+from . import control, control_losses
 from .control import Problem, Process, Report
 from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
 from .loop import Ema, Interrupted, Learner, Means, Schedule, Watch, run, step_generator
@@ -411,12 +411,12 @@ def _algorithm(name: str, problem: Problem, steps: control.Steps, batch: int, sp
     """One part's gradients, times ``scale``; all noise is the problem's own."""
     unused = torch.Generator()
     if name == "adjoint_matching":
-        return control.adjoint_step(problem, unused, batch, steps, part=batch, scale=scale)
+        return control_losses.adjoint_step(problem, unused, batch, steps, part=batch, scale=scale)
     if name == "path_kl":
-        return control.path_kl_step(problem, unused, batch, scale)
+        return control_losses.path_kl_step(problem, unused, batch, scale)
     if name == "direct":
-        return control.direct_step(problem, unused, batch, spread, scale)
-    return control.preview_step(problem, unused, batch, scale)
+        return control_losses.direct_step(problem, unused, batch, spread, scale)
+    return control_losses.preview_step(problem, unused, batch, scale)
 
 
 class _Regression:
@@ -450,7 +450,7 @@ class _Regression:
         task, rows = self.task, self.pool["rows"][part]
         problem = task.problem(rows, 1.0)
         pictures, weights = (self.pool[name][part].to(task.device) for name in ("pictures", "weights"))
-        return control.weighted_regression_step(
+        return control_losses.weighted_regression_step(
             problem.tuned, self._drew(problem), task.process, pictures, weights, levels.to(task.device), noise.to(task.device)
         )
 
