@@ -5,7 +5,7 @@ alpha > 0; f in canonical form, f(1) = f'(1) = 0:
 
     (1) q* = argmax over q of E_q[r] - alpha D_f(q || p),  D_f(q || p) = E_p[f(q / p)]
     (2) q* / p = w(r) = (f')^{-1}((r - lambda) / alpha)    clipped at 0 where f'(0) is finite
-    (3) E_p[w] = 1                                         fixes lambda, where lambda + alpha E_p[f*((r - lambda) / alpha)] is least
+    (3) E_p[w] = 1                                         fixes lambda: lambda + alpha E_p[f*((r - lambda) / alpha)] is least
     (4) r' = alpha log w(r)                                the surrogate: the KL problem with r' has the optimum q* too
     (5) alpha f''(1)                                       what a small tilt costs: by it alphas of divergences are comparable
 

@@ -34,7 +34,8 @@ def f_of(name: str) -> Callable[[Tensor], Tensor]:
     order = float(name.removeprefix("alpha:")) if name.startswith("alpha:") else 0.0
     half_chi2, kl = lambda t: (t - 1) ** 2 / 2, lambda t: t * t.log() - t + 1
     return {
-        "kl": kl, "half_chi2": half_chi2, "half_chi2_kl": lambda t: half_chi2(t) + kl(t), "forward_kl": lambda t: -t.log() + t - 1,
+        "kl": kl, "half_chi2": half_chi2, "half_chi2_kl": lambda t: half_chi2(t) + kl(t),
+        "forward_kl": lambda t: -t.log() + t - 1,
         "js2": lambda t: t * t.log() - (t + 1) * ((t + 1) / 2).log(), "jeffreys": lambda t: (t - 1) * t.log(),
     }.get(name, lambda t: (t ** (1 - order) - (1 - order) * t - order) / (order * (order - 1)))  # fmt: skip
 
