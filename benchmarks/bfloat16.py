@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ..precision import autocast
+from ..world.recipe.sampling import World, unit_noise
 from .figures import Claim, Figures, print_table
-from .world import World, unit_noise
 
 CPUS = {"as it is": "", "AVX-512 without bfloat16": "AVX512_CORE", "AVX2": "AVX2"}
 PICTURES = 8

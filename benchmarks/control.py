@@ -23,13 +23,13 @@ from ..training.finetune import Settings, finetune
 from ..training.loop import Ema, Means, Watch
 from ..training.lora import merge
 from ..world.recipe.concepts import training_prompts
+from ..world.recipe.sampling import World
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from . import control_toy as toy
 from .control_loop import loop, redistil
 from .control_start import start_laws
 from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, kept_run, measure, point_of, row_of
 from .figures import Figures, mean_of_seeds, print_table
-from .world import World
 
 matplotlib.use("Agg")
 

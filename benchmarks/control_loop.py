@@ -20,11 +20,11 @@ from ..training.loop import Watch
 from ..training.sid import EdmLevels
 from ..training.sid_iteration import Players
 from ..world.recipe.concepts import held_out_prompts, training_prompts
+from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .adaptive import TEACHER_STEPS, Pool, mean_of, route, share_for
 from .control_world import SHAPE, kept_run
 from .figures import Array, Claim
-from .world import World, unit_noise
 
 Say = Callable[[str], None]
 BUDGET, GUIDANCE = 12.0, 1.5  # evaluations a picture of the loop; of the tuned teacher in SiD

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..networks.tiny_unet import karras_sigmas
 from ..training import control, control_losses
 from ..training.control import Problem, Process
+from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import SIGMA_MAX
 from .control_world import LEAST, TUNED, Tuned
 from .figures import Claim, Figures, print_table
-from .world import World, unit_noise
 
 MIB = 2**20
 

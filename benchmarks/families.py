@@ -294,7 +294,7 @@ def run(say: Callable[[str], None] = print) -> Figures:
     """Check everything in the ComfyUI of ``$COMFYUI_PATH`` and print the table.
 
     Raises:
-        RuntimeError: There is no ComfyUI there.
+        FileNotFoundError: There is no ComfyUI there.
     """
     comfyui_home()
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..world.recipe.concepts import held_out_prompts
+from ..world.recipe.frechet import frechet, reference
+from ..world.recipe.sampling import Drawn, World, unit_noise
 from ..world.weights import DEFAULT_STUDENT, FOLDER, GUIDANCE, read
-from .adaptive import reference
-from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
-from .world import Drawn, World, unit_noise
+from .figures import Array, Claim, Figures, bootstrap, print_table
 
 STUDENT = "sid"
 TEACHER_STEPS = (4, 5, 7, 9, 12, 16, 24)

@@ -260,7 +260,7 @@ def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
     """A process that takes a step of ``variant`` at each call.
 
     Raises:
-        RuntimeError: At a call, if the process has died.
+        ChildProcessError: At a call, if the process has died.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -273,7 +273,7 @@ def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
             here.send(True)
             return here.recv()
         except (EOFError, BrokenPipeError) as error:
-            raise RuntimeError(f"The process of '{variant.name}' has died; is there enough memory?") from error
+            raise ChildProcessError(f"The process of '{variant.name}' has died; is there enough memory?") from error
 
     try:
         yield turn

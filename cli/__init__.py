@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,25 @@ def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> An
         ) from error
 
 
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _report(measure: Callable[[], Any], json: Path | None) -> None:
+    """Measure, and save the figures where that is asked for; what is missing is told in words.
+
+    Raises:
+        typer.BadParameter: A file, a library or a ComfyUI is missing, or an option doesn't fit.
+    """
+    try:
+        with told_in_words():
+            figures = measure()
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(f"'{error.name}' is missing: pip install -e '.[bench]'.") from error
+    if json:
+        figures.save(json)
+
+
 @bench.command()
 def adaptive(
     quick: Annotated[bool, typer.Option("--quick", help="A few minutes on two cores.")] = False,
@@ -58,9 +78,7 @@ def adaptive(
 ) -> None:
     """Student, teacher and adaptive collaboration at equal cost, by a judge that no gate saw."""
     benchmark = _benchmark("adaptive", threads)
-    figures = benchmark.run(quick, plot, lambda text: typer.echo(text, err=True))
-    if json:
-        figures.save(json)
+    _report(lambda: benchmark.run(quick, plot, _say), json)
 
 
 @bench.command()
@@ -72,9 +90,7 @@ def oracles(
 ) -> None:
     """Oracles against their authors' path, and every threshold on an oracle of dialled accuracy."""
     benchmark = _benchmark("oracles", threads, LARGE)
-    figures = benchmark.run(quick, plot, lambda text: typer.echo(text, err=True))
-    if json:
-        figures.save(json)
+    _report(lambda: benchmark.run(quick, plot, _say), json)
 
 
 @bench.command()
@@ -85,12 +101,7 @@ def digits(
 ) -> None:
     """Distil an EDM network of handwritten digits into one step, with three seeds."""
     benchmark = _benchmark("digits", threads)
-    try:
-        figures = benchmark.run(quick, lambda text: typer.echo(text, err=True))
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"'{error.name}' is missing: pip install -e '.[bench]'.") from error
-    if json:
-        figures.save(json)
+    _report(lambda: benchmark.run(quick, _say), json)
 
 
 _PUBLISHED = (
@@ -129,24 +140,15 @@ def promptkd(
 
     Without --data on icons of a vendor that no CLIP here has seen; with it the paper's protocols on photos.
     """
-
-    def say(text: str) -> None:
-        typer.echo(text, err=True)
-
-    try:
-        if data is None:
-            figures = _benchmark("promptkd", threads).run(quick, plot, say)
-        else:
-            photos = _benchmark("promptkd_data", threads, LARGE)
-            if teacher is None or student is None:
-                raise ValueError("--data needs two CLIPs: give --teacher and --student.")
-            figures = photos.run(
-                photos.Task(data, dataset, teacher, student, tokens, shots, seeds, epochs, weight, depth, across), say
-            )
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    if data is None:
+        icons = _benchmark("promptkd", threads)
+        _report(lambda: icons.run(quick, plot, _say), json)
+    elif teacher is None or student is None:
+        raise typer.BadParameter("--data needs two CLIPs: give --teacher and --student.")
+    else:
+        photos = _benchmark("promptkd_data", threads, LARGE)
+        task = (data, dataset, teacher, student, tokens, shots, seeds, epochs, weight, depth, across)
+        _report(lambda: photos.run(photos.Task(*task), _say), json)
 
 
 @bench.command()
@@ -160,14 +162,11 @@ def control(
     threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark, say = _benchmark("control", threads), lambda text: typer.echo(text, err=True)
+    benchmark = _benchmark("control_memory" if memory else "control", threads)
     if memory:
-        figures = _benchmark("control_memory", threads).run(quick, say)
+        _report(lambda: benchmark.run(quick, _say), json)
     else:
-        with told_in_words():
-            figures = benchmark.run_toy(quick, plot, say) if toy else benchmark.run(quick, plot, say, work)
-    if json:
-        figures.save(json)
+        _report(lambda: benchmark.run_toy(quick, plot, _say) if toy else benchmark.run(quick, plot, _say, work), json)
 
 
 @bench.command()
@@ -179,13 +178,8 @@ def sid(
     threads: Threads = None,
 ) -> None:
     """The one-step student of SiD against its teacher and the consistency student; or how fast SiD trains."""
-    say = lambda text: typer.echo(text, err=True)  # noqa: E731
-    try:
-        figures = _benchmark("sid_speed", threads).run(quick, say) if speed else _benchmark("sid", threads).run(quick, plot, say)
-    except (FileNotFoundError, RuntimeError) as error:
-        raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    benchmark = _benchmark("sid_speed" if speed else "sid", threads)
+    _report(lambda: benchmark.run(quick, _say) if speed else benchmark.run(quick, plot, _say), json)
 
 
 @bench.command()
@@ -195,9 +189,8 @@ def bfloat16(
     threads: Threads = None,
 ) -> None:
     """What bfloat16 costs on this CPU, and on it without its newer instructions, over float32."""
-    figures = _benchmark("bfloat16", threads).run(quick, lambda text: typer.echo(text, err=True))
-    if json:
-        figures.save(json)
+    benchmark = _benchmark("bfloat16", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
 
 
 @bench.command()
@@ -206,32 +199,17 @@ def families(
     threads: Threads = None,
 ) -> None:
     """What the pack draws rightly with every family of models, at tiny size, in the ComfyUI in $COMFYUI_PATH."""
-    try:
-        figures = _benchmark("families", threads).run(lambda text: typer.echo(text, err=True))
-    except RuntimeError as error:
-        raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    benchmark = _benchmark("families", threads)
+    _report(lambda: benchmark.run(_say), json)
 
 
 @bench.command()
 def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None) -> None:
     """What Reward Finetune holds in memory for its way back through SDXL's VAE; needs a ComfyUI in $COMFYUI_PATH."""
-    try:
-        figures = _benchmark("decoder_memory").run()
-    except RuntimeError as error:
-        raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _report(_benchmark("decoder_memory").run, json)
 
 
 @bench.command()
 def startup(json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
-    benchmark = _benchmark("startup")
-    try:
-        figures = benchmark.run()
-    except RuntimeError as error:
-        raise typer.BadParameter(str(error)) from error
-    if json:
-        figures.save(json)
+    _report(_benchmark("startup").run, json)

@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...benchmarks.world import World, unit_noise
 from ...files import write_atomically
 from ..weights import FOLDER
 from .concepts import BACKGROUNDS, CONCEPTS, GATE_SETS, STYLES, Prompt, held_out_prompts
 from .data import BACKGROUND_COLOURS, Icons, on_background
+from .sampling import World, unit_noise
 
 COUNT, CELL, LEFT, TOP = 16, 96, 150, 48
 
