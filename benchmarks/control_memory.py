@@ -119,6 +119,6 @@ def parts(tuned: Tuned, batch: int) -> dict[str, float]:
     x, rows, sigma = unit_noise(batch, 0), torch.arange(batch), torch.ones(batch)
     network: Callable[[], Any] = lambda: tuned.denoise(TUNED)(x, sigma, task.labels(rows)).sum().backward()  # noqa: E731
     judge: Callable[[], Any] = lambda: control_losses.reward_gradient(lambda y: task.reward(y, rows), x)  # noqa: E731
-    found = {"network": round(Held().measure(network) / MIB, 1), "decoder and oracle": round(Held().measure(judge) / MIB, 1)}
+    mib = {"network": round(Held().measure(network) / MIB, 1), "decoder and oracle": round(Held().measure(judge) / MIB, 1)}
     tuned.lora.zero_grad(set_to_none=True)
-    return found
+    return mib
