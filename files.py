@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
@@ -59,9 +60,9 @@ def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
     except OSError as error:
         raise UnreadableFile(f"{name} can't be read ({error.strerror or 'the system refused'}).") from error
     except Exception as error:  # damaged files fail in as many ways as there are libraries that read them
-        told = str(error)
-        if type(error) is ValueError and told.endswith("."):  # a sentence of our own
-            raise UnreadableFile(told if name in told else f"{name}: {told}") from error
+        message = str(error)
+        if type(error) is ValueError and message.endswith("."):  # a sentence of our own
+            raise UnreadableFile(message if name in message else f"{name}: {message}") from error
         raise UnreadableFile(f"{name} is damaged or another kind of file ({_why(error)}): {remedy}.") from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # how libraries in Rust fail
@@ -71,8 +72,8 @@ def reading(name: str, remedy: str = AGAIN) -> Iterator[None]:
 
 def _why(error: BaseException) -> str:
     """The start of an error's first line, or what it is called, fit for a sentence."""
-    told = "".join(letter if letter.isprintable() else " " for letter in str(error)[:200]).strip().rstrip(".")
-    return told if told and not isinstance(error, KeyError) else f"{type(error).__name__} {told}".strip()
+    message = "".join(letter if letter.isprintable() else " " for letter in str(error)[:200]).strip().rstrip(".")
+    return message if message and not isinstance(error, KeyError) else f"{type(error).__name__} {message}".strip()
 
 
 def parse_json(text: str | bytes, name: str, remedy: str = AGAIN) -> Any:
@@ -94,10 +95,10 @@ def parse_texts(text: str, name: str, remedy: str = AGAIN) -> tuple[str, ...]:
     Raises:
         UnreadableFile: It is something else.
     """
-    found = parse_json(text, name, remedy)
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+    texts = parse_json(text, name, remedy)
+    if not isinstance(texts, list) or not all(isinstance(item, str) for item in texts):
         raise UnreadableFile(f"{name} is no list of texts: {remedy}.")
-    return tuple(found)
+    return tuple(texts)
 
 
 _LONGEST_JSON = 64 << 20
@@ -140,6 +141,39 @@ def refuse_impostors(file: Path) -> None:
         raise UnsafeCheckpoint(f"{file.name} is a Git LFS pointer, which names the weights without holding them: {again}.")
     if file.suffix == ".safetensors" and _LONGEST_HEADER < header <= file.stat().st_size:
         raise UnsafeCheckpoint(f"{file.name} has a header of {header / 1e6:.0f} MB, which no network needs: use another file.")
+
+
+_TORCHS = b"PK\x03\x04", b"\x80\x02"  # how PyTorch's checkpoints begin
+
+
+@contextmanager
+def opened_safetensors(file: Path, remedy: str = AGAIN) -> Iterator[Any]:
+    """A safetensors file as ``safe_open`` opens it.
+
+    Raises:
+        UnsafeCheckpoint: It isn't one, or it is damaged.
+    """
+    with reading(file.name, remedy):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                yield opened
+        except SafetensorError as error:
+            with file.open("rb") as start:
+                is_torchs = start.read(4).startswith(_TORCHS)
+            what = "a PyTorch checkpoint, not safetensors" if is_torchs else "no safetensors file, or is cut short or damaged"
+            remedy = "rename it to .pt and run apprentice convert on it" if is_torchs else remedy
+            raise UnsafeCheckpoint(f"{file.name} is {what}: {remedy}.") from error
+
+
+def read_safetensors(file: Path, remedy: str = AGAIN) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU and memory-mapped, and what it says about itself.
+
+    Raises:
+        UnsafeCheckpoint: It isn't one, or it is damaged.
+    """
+    with opened_safetensors(file, remedy) as opened:
+        tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it isn't a mapping
+        return tensors, dict(opened.metadata() or {})
 
 
 NAME_BYTES = 255
@@ -211,8 +245,8 @@ def sweep(folder: Path, only: str = "", own: bool = False) -> None:
     """
     with suppress(OSError):  # what can't be looked at or deleted stays
         for entry in folder.iterdir():
-            found = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
-            if found and ((own and int(found[1]) == os.getpid()) or not _alive(int(found[1]))):
+            part = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
+            if part and ((own and int(part[1]) == os.getpid()) or not _alive(int(part[1]))):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
                 else:

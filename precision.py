@@ -46,8 +46,8 @@ def _on_the_cpu(dtype: torch.dtype) -> bool:
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if platform.machine().lower() not in _X86 or capabilities is None:
         return True
-    found = capabilities()
-    return any(found.get(name) for name in _X86_INSTRUCTIONS[dtype])
+    flags = capabilities()
+    return any(flags.get(name) for name in _X86_INSTRUCTIONS[dtype])
 
 
 @contextmanager

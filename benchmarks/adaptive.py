@@ -98,7 +98,7 @@ class Measured:
 
 def _steps_below(world: World, rollback: float, nfe: float) -> int:
     """The length of a whole schedule of which about ``nfe`` evaluations are below ``rollback``."""
-    from ..networks.tiny_unet import karras_sigmas
+    from ..networks.preconditioning import karras_sigmas
     from ..samplers.schedules import refine_sigmas
     from ..world.weights import SIGMA_MAX, SIGMA_MIN
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..networks.tiny_unet import karras_sigmas
+from ..networks.preconditioning import karras_sigmas
 from ..training import control, control_losses
 from ..training.control import Problem, Process
 from ..world.recipe.sampling import World, unit_noise

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.tiny_unet import karras_sigmas
+from ..networks.preconditioning import karras_sigmas
 from ..oracles.tiny import TinyWorldOracle
 from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas

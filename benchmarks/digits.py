@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from ..files import save_safetensors_atomically
 from ..networks.edm import EDMPrecond
-from ..networks.tiny_unet import heun, karras_sigmas
+from ..networks.preconditioning import karras_sigmas
+from ..networks.tiny_unet import heun
 from ..training.distill import Settings, distil
 from ..training.edm_task import build_network, edm_task
 from ..training.loop import Schedule, Watch

@@ -187,9 +187,9 @@ def peak_memory(kind: str, ours: bool, batch: int) -> float:
     answer = context.Queue()
     process = context.Process(target=_peak, args=(kind, ours, batch, answer))
     process.start()
-    found = float(answer.get(timeout=600))
+    peak = float(answer.get(timeout=600))
     process.join()
-    return found
+    return peak
 
 
 # ------------------------------------------------------------------------------------------------------ gates
@@ -228,24 +228,24 @@ def dialled(quality: Array, accuracy: float, rng: np.random.Generator) -> Array:
 
 def gates(p: Pictures, accuracy: float, repeats: int = 20) -> list[dict[str, Any]]:
     """Every mode, set to send half of the drafts to the teacher, or to promise at most ``ALPHA`` worse ones."""
-    found: dict[str, list[tuple[float, float, float]]] = {}
+    outcomes: dict[str, list[tuple[float, float, float]]] = {}
     half = len(p.prompts) // 2
     for repeat in range(repeats):
         rng = np.random.default_rng(repeat)
         both = dialled(np.concatenate([p.draft, p.teacher]), accuracy, rng)
         draft, teacher = both[: len(p.draft)], both[len(p.draft) :]
-        known = Calibration(
+        calibration = Calibration(
             tuple(draft[half:].tolist()), "dialled", prompts=tuple(p.prompts[half:]),
             teacher_scores=tuple(teacher[half:].tolist()),
         )  # fmt: skip
         for mode in MODES:
-            accepted = _accepted(mode, draft[:half].tolist(), p.prompts[:half], known, p.nfe)
+            accepted = _accepted(mode, draft[:half].tolist(), p.prompts[:half], calibration, p.nfe)
             quality = np.where(accepted, p.draft[:half], p.teacher[:half])
             worse = (p.draft[:half] < p.teacher[:half])[accepted].mean() if accepted.any() else 0.0
             gain = quality.mean() - p.draft[:half].mean()
-            found.setdefault(mode, []).append((float((~accepted).mean()), float(gain), float(worse)))
+            outcomes.setdefault(mode, []).append((float((~accepted).mean()), float(gain), float(worse)))
     rows = []
-    for mode, values in found.items():
+    for mode, values in outcomes.items():
         share, gain, worse = np.mean(values, axis=0)
         rows.append({
             "threshold": mode, "accuracy": accuracy, "share to the teacher": float(share),
@@ -254,10 +254,10 @@ def gates(p: Pictures, accuracy: float, repeats: int = 20) -> list[dict[str, Any
     return rows
 
 
-def _accepted(mode: str, scores: list[float], prompts: list[str], known: Calibration, nfe: tuple[float, float]) -> Array:
+def _accepted(mode: str, scores: list[float], prompts: list[str], calibration: Calibration, nfe: tuple[float, float]) -> Array:
     """Who passes, judged in groups as they would come."""
     values = {
-        "absolute": float(np.median(known.scores)), "worst share": TARGET, "percentile": 100 * TARGET,
+        "absolute": float(np.median(calibration.scores)), "worst share": TARGET, "percentile": 100 * TARGET,
         "budget": nfe[0] + TARGET * nfe[1], "expected gain": 0.0, "running": TARGET, "guaranteed": ALPHA,
     }  # fmt: skip
     accepted: list[bool] = []
@@ -270,7 +270,7 @@ def _accepted(mode: str, scores: list[float], prompts: list[str], known: Calibra
         else:
             needs = mode in ("percentile", "guaranteed")
             situation = Situation(asked, confidence=CONFIDENCE)
-            gate = gate_scores(part, mode, values[mode], known if needs else None, nfe[0], nfe[1], situation)
+            gate = gate_scores(part, mode, values[mode], calibration if needs else None, nfe[0], nfe[1], situation)
         accepted += gate.accepted
     return np.array(accepted)
 
@@ -336,9 +336,9 @@ def draw_plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), constrained_layout=True)
     for mode in MODES:
-        own = [r for r in rows if r["threshold"] == mode]
+        series = [r for r in rows if r["threshold"] == mode]
         for axis, key in zip(axes, ("gain (judge)", "share to the teacher", "accepted worse than teacher"), strict=True):
-            axis.plot([r["accuracy"] for r in own], [r[key] for r in own], "o-", ms=4, label=mode)
+            axis.plot([r["accuracy"] for r in series], [r[key] for r in series], "o-", ms=4, label=mode)
             axis.set(xlabel="accuracy of the oracle", title=key)
             axis.grid(alpha=0.2)
     axes[2].axhline(ALPHA, color="0.6", ls=":")

@@ -1,4 +1,4 @@
-"""How fast and how lean one training step of SiD is, beside the same step written plainly.
+"""How fast and how lean one training step of SiD is, beside the same step written plainly: the published loop.
 
 The step is that of the official CIFAR-10 run on a network small enough for a CPU: DDPM++ of 32 channels at 32x32, three
 networks, both halves, both of Adam's steps and the moving average, in one thread (``--threads`` says otherwise). Every
@@ -9,7 +9,6 @@ work on the machine slows all of them alike, and what is compared is the ratio w
 from __future__ import annotations
 
 import copy
-import math
 import multiprocessing
 import resource
 import sys
@@ -23,10 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from ..networks.edm import Conv2d, EDMPrecond, Resample, UNetBlock, build_edm
+from ..networks.edm import EDMPrecond, build_edm
 from ..precision import autocast, native_bfloat16
 from ..samplers.schedules import INIT_SIGMA
 from ..training.augment import AugmentDraws, augment
@@ -70,93 +68,27 @@ VARIANTS = (
 # ------------------------------------------------------------------------------------- the step, written plainly
 
 
-def plain_denoise(network: EDMPrecond, x: Tensor, sigma: Tensor, augment_labels: Tensor | None = None) -> Tensor:
-    """D(x; sigma) from the parameters of ``network``, by the textbook: one operation after the other, channels first.
-
-    For DDPM++ in evaluation mode and without classes.
-    """
-    variance = sigma**2 + network.sigma_data**2
-    f = plain_unet(network.model, x / variance.sqrt(), sigma.flatten().log() / 4, augment_labels)
-    return x * (network.sigma_data**2 / variance) + f * (sigma * network.sigma_data / variance.sqrt())
-
-
-def plain_unet(unet: Any, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None) -> Tensor:
-    """F of DDPM++."""
-    embedding = unet.embed(noise_labels, None, augment_labels)
-    skips = []
-    for layer in unet.enc.values():
-        x = plain_block(layer, x, embedding) if isinstance(layer, UNetBlock) else plain_conv(layer, x)
-        skips.append(x)
-    for name, layer in unet.dec.items():
-        if name.endswith("_aux_norm"):
-            x = F.silu(plain_norm(layer, x))
-        elif name.endswith("_aux_conv"):
-            x = plain_conv(layer, x)
-        else:
-            x = plain_block(layer, torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
-    return x
-
-
-def plain_block(block: UNetBlock, x: Tensor, embedding: Tensor) -> Tensor:
-    """A residual block, and attention by two products where it has it."""
-    h = plain_conv(block.conv0, F.silu(plain_norm(block.norm0, x)))
-    h = h + block.affine(embedding)[:, :, None, None]
-    h = plain_conv(block.conv1, F.silu(plain_norm(block.norm1, h)))
-    x = (h + (x if block.skip is None else plain_conv(block.skip, x))) * block.style.skip_scale
-    return plain_attention(block, x) if block.heads else x
-
-
-def plain_attention(block: UNetBlock, x: Tensor) -> Tensor:
-    """Softmax of q k over the root of the width, times v."""
-    b, c, height, width = x.shape
-    head = c // block.heads
-    qkv = plain_conv(block.qkv, plain_norm(block.norm2, x)).reshape(b * block.heads, head, 3, height * width)
-    q, k, v = qkv.unbind(2)
-    weights = torch.einsum("ncq,nck->nqk", q, k / math.sqrt(head)).softmax(dim=2)
-    attended = torch.einsum("nqk,nck->ncq", weights, v).reshape(b, c, height, width)
-    return (plain_conv(block.proj, attended) + x) * block.style.skip_scale
-
-
-def plain_conv(layer: nn.Module, x: Tensor) -> Tensor:
-    """Resample by a strided convolution of each channel where the layer resamples, then convolve."""
-    assert isinstance(layer, (Conv2d, Resample))
-    if layer.direction:
-        assert layer.resample_filter is not None
-        kernel, channels = layer.resample_filter.expand(x.shape[1], -1, -1, -1), x.shape[1]
-        padding = (kernel.shape[-1] - 1) // 2
-        if layer.direction == "down":
-            x = F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
-        else:
-            x = F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
-    return F.conv2d(x, layer.weight, layer.bias, padding=layer.weight.shape[-1] // 2) if isinstance(layer, Conv2d) else x
-
-
-def plain_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
-    """The group norm."""
-    return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-
-
 def plain_step(nets: Networks, for_fake: Draws, for_generator: Draws) -> None:
     """One iteration as published (Algorithm 1 and the official loop): whole batches, all three graphs kept until the end."""
     start = torch.full((len(for_fake), 1, 1, 1), INIT_SIGMA)
     # The fake score.
     _only(nets.fake, nets)
     nets.fake_optimiser.zero_grad(set_to_none=True)
-    images = plain_denoise(nets.generator, INIT_SIGMA * for_fake.z, start)
+    images = nets.generator(INIT_SIGMA * for_fake.z, start)
     assert for_fake.augment is not None
     images, augment_labels = augment(images, for_fake.augment, Objective.augment)
     sigma = log_normal_level(for_fake.level)
-    denoised = plain_denoise(nets.fake, images + sigma * for_fake.noise, sigma, augment_labels)
+    denoised = nets.fake(images + sigma * for_fake.noise, sigma, None, augment_labels)
     (fake_score_loss(images, denoised, sigma).sum() / len(images)).backward()
     clean_gradients(nets.fake.parameters())
     nets.fake_optimiser.step()
     # The generator.
     _only(nets.generator, nets)
     nets.generator_optimiser.zero_grad(set_to_none=True)
-    images = plain_denoise(nets.generator, INIT_SIGMA * for_generator.z, start)
+    images = nets.generator(INIT_SIGMA * for_generator.z, start)
     sigma = noise_level(for_generator.level)
     x = images + sigma * for_generator.noise
-    y_real, y_fake = plain_denoise(nets.teacher, x, sigma), plain_denoise(nets.fake, x, sigma)
+    y_real, y_fake = nets.teacher(x, sigma), nets.fake(x, sigma)
     (generator_loss(images, y_real, y_fake).sum() * (100 / len(images))).backward()
     clean_gradients(nets.generator.parameters())
     nets.generator_optimiser.step()
@@ -284,7 +216,7 @@ def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
 
 def measure(variants: Sequence[Variant], turns: int, say: Callable[[str], None]) -> dict[Variant, list[Turn]]:
     """Steps of all variants by turns. The first turn warms up and is left out, but for its peak, which is the process's."""
-    found: dict[Variant, list[Turn]] = {variant: [] for variant in variants}
+    measured: dict[Variant, list[Turn]] = {variant: [] for variant in variants}
     with ExitStack() as stack:
         take = {variant: stack.enter_context(running(variant)) for variant in variants}
         for number in range(turns + 1):
@@ -292,8 +224,8 @@ def measure(variants: Sequence[Variant], turns: int, say: Callable[[str], None])
             for variant in variants:
                 took = take[variant]()
                 if number:
-                    found[variant].append(took)
-    return found
+                    measured[variant].append(took)
+    return measured
 
 
 # ------------------------------------------------------------------------------------------------------ figures
@@ -312,23 +244,23 @@ def row(variant: Variant, turns: Sequence[Turn], plain: Sequence[Turn], batch: i
     }  # fmt: skip
 
 
-def compare(found: dict[Variant, list[Turn]], batch: int = BATCH) -> Figures:
+def compare(measured: dict[Variant, list[Turn]], batch: int = BATCH) -> Figures:
     """The table, and the claims for the fastest of our steps in float32."""
-    plain = found[PLAIN]
-    ours = [v for v in found if not v.plain and not v.bfloat16]
-    best = min(ours, key=lambda v: float(np.median([t.cpu for t in found[v]])))
+    plain = measured[PLAIN]
+    ours = [v for v in measured if not v.plain and not v.bfloat16]
+    best = min(ours, key=lambda v: float(np.median([t.cpu for t in measured[v]])))
     figures = Figures("sid_speed", {
         "config": CONFIG, "batch": batch, "turns": len(plain), "threads": torch.get_num_threads(), "precision": "float32",
         "step": best.name,
         "augmentation": Objective.augment, "official": OFFICIAL, "peak": "of the process, in GiB (2^30 bytes)",
     })  # fmt: skip
-    figures.rows = [row(variant, turns, plain, batch) for variant, turns in found.items()]
-    seconds = np.array([t.cpu for t in found[best]]) / batch
-    peak = found[best][-1].peak
+    figures.rows = [row(variant, turns, plain, batch) for variant, turns in measured.items()]
+    seconds = np.array([t.cpu for t in measured[best]]) / batch
+    peak = measured[best][-1].peak
     figures.claims = {
         "sid_cpu_seconds_per_image": _spread(seconds),
         "sid_peak_gb": Claim(peak / GIB, peak / GIB, peak / GIB),
-        "sid_speed_ratio_to_plain": _spread(np.array([p.cpu / t.cpu for p, t in zip(plain, found[best], strict=True)])),
+        "sid_speed_ratio_to_plain": _spread(np.array([p.cpu / t.cpu for p, t in zip(plain, measured[best], strict=True)])),
         "sid_memory_ratio_to_plain": Claim(*[peak / plain[-1].peak] * 3),
     }
     return figures

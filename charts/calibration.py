@@ -25,10 +25,10 @@ def chart(calibration: Calibration) -> Tensor:
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     pen = ImageDraw.Draw(picture)
     pen.text((MARGIN, 10), _title(calibration), INK, font(13))
-    known = [*drafts, *teachers, *marks.values()]
-    if known:
-        room = (max(known) - min(known)) * 0.04 or 0.5
-        low, high = min(known) - room, max(known) + room
+    values = [*drafts, *teachers, *marks.values()]
+    if values:
+        room = (max(values) - min(values)) * 0.04 or 0.5
+        low, high = min(values) - room, max(values) + room
         bars = [np.histogram(scores, BINS, (low, high))[0].tolist() for scores in (drafts, teachers)]
         most = max(max(counts) for counts in bars)
         _bars(pen, bars[0], most, COLOURS[ACCEPTED], filled=True)

@@ -18,7 +18,7 @@ ACCENT = (190, 60, 50)
 
 
 def comparison_chart(
-    images: Sequence[Tensor], scores: tuple[Sequence[float], Sequence[float]], names: tuple[str, str], found: Agreement
+    images: Sequence[Tensor], scores: tuple[Sequence[float], Sequence[float]], names: tuple[str, str], agreement: Agreement
 ) -> Tensor:
     """The chart [1, H, W, 3] in 0..1: a scatter plot of thumbnails at the left, the largest disagreements at the right.
 
@@ -27,10 +27,11 @@ def comparison_chart(
         scores: Each oracle's scores, one a picture.
         names: The oracles' names.
     """
-    odd = found.disagreements(3)
+    odd = agreement.disagreements(3)
     sheet = Image.new("RGB", (PLOT + 2 * (PICTURE + 3 * GAP), PLOT + EDGE), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, 10), f"Spearman {found.spearman:.3f}, Kendall {found.kendall:.3f}, {len(images)} pictures", INK, font(15))
+    title = f"Spearman {agreement.spearman:.3f}, Kendall {agreement.kendall:.3f}, {len(images)} pictures"
+    pen.text((GAP, 10), title, INK, font(15))
     _axes(pen, names)
     places = _places(scores)
     # The disagreements last, so that they lie on top.
@@ -40,7 +41,7 @@ def comparison_chart(
         sheet.paste(small, (x - DOT // 2, y - DOT // 2))
         box = (x - DOT // 2 - 2, y - DOT // 2 - 2, x + DOT // 2 + 1, y + DOT // 2 + 1)
         pen.rectangle(box, outline=ACCENT if i in odd else FAINT, width=2)
-    _disagreements(sheet, pen, images, scores, names, found, odd)
+    _disagreements(sheet, pen, images, scores, names, agreement, odd)
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 
 
@@ -57,15 +58,15 @@ def _places(scores: tuple[Sequence[float], Sequence[float]]) -> dict[int, tuple[
     """Where each picture that both scored lies in the plot."""
     both = [i for i, pair in enumerate(zip(*scores, strict=True)) if all(math.isfinite(s) for s in pair)]
     low, high = EDGE + DOT, PLOT - DOT // 2 - 6
-    found = {}
+    places = {}
     for i in both:
         parts = []
         for values in scores:
-            known = [values[j] for j in both]
-            spread = max(known) - min(known)
-            parts.append((values[i] - min(known)) / spread if spread else 0.5)
-        found[i] = (round(low + parts[0] * (high - low)), round(high - parts[1] * (high - low)))
-    return found
+            scored = [values[j] for j in both]
+            spread = max(scored) - min(scored)
+            parts.append((values[i] - min(scored)) / spread if spread else 0.5)
+        places[i] = (round(low + parts[0] * (high - low)), round(high - parts[1] * (high - low)))
+    return places
 
 
 def _disagreements(
@@ -74,7 +75,7 @@ def _disagreements(
     images: Sequence[Tensor],
     scores: tuple[Sequence[float], Sequence[float]],
     names: tuple[str, str],
-    found: Agreement,
+    agreement: Agreement,
     odd: Sequence[int],
 ) -> None:
     left = PLOT + 2 * GAP
@@ -86,7 +87,7 @@ def _disagreements(
         pen.rectangle((left - 2, top - 2, left + picture.width + 1, top + picture.height + 1), outline=ACCENT, width=2)
         x = left + PICTURE + GAP
         pen.text((x, top), f"#{i}", INK, font(15))
-        for line, (name, values, ranks) in enumerate(zip(names, scores, (found.ranks_a, found.ranks_b), strict=True)):
+        for line, (name, values, ranks) in enumerate(zip(names, scores, (agreement.ranks_a, agreement.ranks_b), strict=True)):
             y = top + 28 + 56 * line
             pen.text((x, y), shortened(name, PICTURE + GAP, font(12)), FAINT, font(12))
             pen.text((x, y + 18), f"{values[i]:.3g}", INK, font(14))

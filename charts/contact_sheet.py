@@ -117,8 +117,8 @@ def histogram(verdict: Verdict, width: int, height: int, bins: int = 24) -> Imag
     pen.line((left, bottom, right, bottom), FAINT)
     if not scores:
         return chart
-    known = [*scores, threshold] if math.isfinite(threshold) else scores
-    low, high = min(known), max(known)
+    values = [*scores, threshold] if math.isfinite(threshold) else scores
+    low, high = min(values), max(values)
     room = (high - low) * 0.04 or 0.5
     low, high = low - room, high + room
     counts, _ = np.histogram(scores, bins, (low, high))

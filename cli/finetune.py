@@ -138,7 +138,7 @@ def _task(network: Any, judge: Oracle, lines: tuple[str, ...], steps: int, devic
     import torch
     from torch.nn import functional as F
 
-    from ..networks.tiny_unet import karras_sigmas
+    from ..networks.preconditioning import karras_sigmas
     from ..training.control import Process
     from ..training.finetune import Task
     from ..training.sid import edm_denoise

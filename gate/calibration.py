@@ -135,9 +135,9 @@ class Calibration:
             if self.teacher_scores and math.isfinite(self.teacher_scores[i]):
                 teachers.setdefault(prompt, []).append(self.teacher_scores[i])
         return {
-            prompt: Baseline(len(found), _mean(found), _mean(teachers[prompt]) if prompt in teachers else None)
-            for prompt, found in drafts.items()
-            if len(found) >= 2
+            prompt: Baseline(len(scores), _mean(scores), _mean(teachers[prompt]) if prompt in teachers else None)
+            for prompt, scores in drafts.items()
+            if len(scores) >= 2
         }
 
     def pairs(self) -> tuple[list[float], list[float]]:
@@ -200,10 +200,10 @@ class Calibration:
         Raises:
             ValueError: They would not be of one distribution; the sentence names everything that differs.
         """
-        found = differences(self, other)
-        if found:
+        changes = differences(self, other)
+        if changes:
             raise ValueError(
-                f"The calibration '{self.name}' was made with {'; and with '.join(found)}; choose another name, or delete the "
+                f"The calibration '{self.name}' was made with {'; and with '.join(changes)}; choose another name, or delete the "
                 f"file to start again."
             )
 

@@ -64,8 +64,8 @@ class State:
             return -math.inf
         if self.level >= 1:
             return math.inf
-        known = self.recent if len(self.recent) >= FEW else (*self.recent, *(s for s in others if math.isfinite(s)))
-        return quantile(known, self.level) if known else -math.inf
+        scores = self.recent if len(self.recent) >= FEW else (*self.recent, *(s for s in others if math.isfinite(s)))
+        return quantile(scores, self.level) if scores else -math.inf
 
 
 def step(state: State, scores: Sequence[float], keys: Sequence[str], target: float) -> tuple[State, Gate]:

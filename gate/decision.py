@@ -127,14 +127,14 @@ def _gate_alone(
     share = {"worst share": value, "percentile": value / 100}.get(mode, 0.0)
     if not 0 < share < 1 or (mode == "percentile" and calibration is not None):
         return None
-    known = calibration is not None and (situation.comparable or set(situation.prompts) <= set(calibration.baselines()))
-    if known:
+    comparable = calibration is not None and (situation.comparable or set(situation.prompts) <= set(calibration.baselines()))
+    if comparable:
         gate = gate_scores(scores, "percentile", 100 * share, calibration, situation=situation)
     elif situation.controller is not None and situation.comparable:
         gate = gate_scores(scores, "running", share, situation=situation)
     else:
         return None
-    of = "the calibration's scores" if known else "the single pictures judged so far"
+    of = "the calibration's scores" if comparable else "the single pictures judged so far"
     return replace(gate, note=f"A share of one picture would be all or nothing, so it is {share:g} of {of}. {gate.note}".strip())
 
 
@@ -156,18 +156,18 @@ def _gate_by_gain(scores: Sequence[float], gain: float, calibration: Calibration
     A prompt that the calibration lacks, or all without one, is compared with the mean of the batch's other drafts of it.
     """
     prompts = situation.prompts
-    known = calibration.baselines() if calibration is not None else {}
-    if all(p in known and known[p].teacher_mean is not None for p in prompts) and prompts:
-        means = [float(known[p].teacher_mean or 0.0) for p in prompts]
+    calibrated = calibration.baselines() if calibration is not None else {}
+    if all(p in calibrated and calibrated[p].teacher_mean is not None for p in prompts) and prompts:
+        means = [float(calibrated[p].teacher_mean or 0.0) for p in prompts]
         return replace(expected_gain(scores, means, gain), note="The gain is over the teacher's average for the prompt.")
-    baselines = [known[p].mean if p in known else _mean_of_others(i, scores, prompts) for i, p in enumerate(prompts)]
+    baselines = [calibrated[p].mean if p in calibrated else _mean_of_others(i, scores, prompts) for i, p in enumerate(prompts)]
     missing = next((p for p, baseline in zip(prompts, baselines, strict=True) if math.isnan(baseline)), None)
     if missing is not None:
         raise ValueError(
             f"There is no baseline for the prompt '{missing}': calibrate with this prompt and at least two drafts a prompt, or "
             f"draw at least two drafts of it in this batch."
         )
-    source = "calibration's" if all(p in known for p in prompts) else "batch's own"
+    source = "calibration's" if all(p in calibrated for p in prompts) else "batch's own"
     return replace(expected_gain(scores, baselines, gain), note=f"The gain is over the {source} average draft of the prompt.")
 
 
@@ -198,22 +198,22 @@ def _baselines_for_incomparable(mode: str, calibration: Calibration | None, situ
             f"Scores of {name} mean something else for every prompt, so one threshold for several prompts would mean nothing: "
             f"choose 'expected gain', or an oracle that is comparable across prompts, instead of '{mode}'."
         )
-    known = calibration.baselines() if calibration is not None else {}
-    missing = next((prompt for prompt in situation.prompts if prompt not in known), None)
+    baselines = calibration.baselines() if calibration is not None else {}
+    missing = next((prompt for prompt in situation.prompts if prompt not in baselines), None)
     if missing is not None:
         raise ValueError(
             f"Scores of {name} mean something else for every prompt, and there is no baseline for '{missing}': connect a "
             f"calibration that holds this prompt with at least two drafts a prompt, or judge pictures of one prompt at a time."
         )
-    return [known[prompt].mean for prompt in situation.prompts]
+    return [baselines[prompt].mean for prompt in situation.prompts]
 
 
 def _relative(calibration: Calibration | None) -> Calibration | None:
     """The calibration's scores with each prompt's baseline taken off; prompts without one are left out."""
     if calibration is None:
         return None
-    known = calibration.baselines()
-    rows = [(s - known[p].mean, p) for s, p in zip(calibration.scores, calibration.prompts, strict=True) if p in known]
+    baselines = calibration.baselines()
+    rows = [(s - baselines[p].mean, p) for s, p in zip(calibration.scores, calibration.prompts, strict=True) if p in baselines]
     scores, prompts = tuple(score for score, _ in rows), tuple(prompt for _, prompt in rows)
     return replace(calibration, scores=scores, prompts=prompts, teacher_scores=())
 

@@ -36,12 +36,12 @@ def read_record(path: Path, kind: str, version: int, remedy: str) -> dict[str, A
 def _checked(content: Any, path: Path, kind: str, version: int, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != kind:
         raise UnreadableFile(f"'{path.name}' is another kind of file: its format should be '{kind}'; choose another file.")
-    found = content.get("version")
-    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise damaged(path, f"its version should be a number from 1, not {repr(found)[:20]}", remedy)
-    if found > version:
+    written = content.get("version")
+    if not isinstance(written, int) or isinstance(written, bool) or written < 1:
+        raise damaged(path, f"its version should be a number from 1, not {repr(written)[:20]}", remedy)
+    if written > version:
         raise UnreadableFile(
-            f"'{path.name}' was written by a newer Apprentice (version {found}, this one reads up to {version}); "
+            f"'{path.name}' was written by a newer Apprentice (version {written}, this one reads up to {version}); "
             f"update Apprentice, or {remedy}."
         )
     return content

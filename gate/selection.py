@@ -18,11 +18,11 @@ def best_of(scores: Sequence[float], count: int, groups: Sequence[str] | None = 
     if count < 1:
         raise ValueError(f"Best-of picks 1 picture or more, not {count}.")
     labels = [""] * len(scores) if groups is None else groups
-    found = []
+    best = []
     for wanted in dict.fromkeys(labels):
         rows = [i for i, label in enumerate(labels) if label == wanted]
-        found += sorted(rows, key=lambda i: (math.isnan(scores[i]), -scores[i] if not math.isnan(scores[i]) else 0, i))[:count]
-    return found
+        best += sorted(rows, key=lambda i: (math.isnan(scores[i]), -scores[i] if not math.isnan(scores[i]) else 0, i))[:count]
+    return best
 
 
 @dataclass(frozen=True)

@@ -263,17 +263,12 @@ def _descend(scores: list[float], worse_above: list[int], start: int, alpha: flo
 @lru_cache(maxsize=65536)
 def _most_worse(m: int, alpha: float, level: float) -> int:
     """The largest k with P(Bin(m, alpha) <= k) <= level; -1 if there is none."""
+    from scipy.stats import binom  # which takes a second to import, and only a promise needs it
+
     if alpha <= 0:
         return -1
-    total, k = 0.0, 0
-    while k <= m:
-        total += math.exp(
-            math.lgamma(m + 1) - math.lgamma(k + 1) - math.lgamma(m - k + 1) + k * math.log(alpha) + (m - k) * math.log1p(-alpha)
-        )
-        if total > level:
-            break
-        k += 1
-    return k - 1
+    least = int(binom.ppf(level, m, alpha))  # the smallest k that reaches the level
+    return least if binom.cdf(least, m, alpha) <= level else least - 1
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -285,6 +280,7 @@ def quantile(values: Sequence[float], q: float) -> float:
     ordered = sorted(v for v in values if math.isfinite(v))
     if not ordered:
         raise ValueError("There is no finite score to take a percentile of; calibrate again.")
+    # Not numpy.quantile, which rounds differently: the last digit decides about a picture that scores exactly this.
     place = q * (len(ordered) - 1)
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)

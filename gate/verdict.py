@@ -80,8 +80,8 @@ class Verdict:
     @property
     def mean_nfe(self) -> float | None:
         """Average network evaluations a picture, where all are known."""
-        known = [j.nfe for j in self.judgements if j.nfe is not None]
-        return sum(known) / len(known) if known and len(known) == len(self) else None
+        costs = [j.nfe for j in self.judgements if j.nfe is not None]
+        return sum(costs) / len(costs) if costs and len(costs) == len(self) else None
 
     def with_judgements(self, judgements: Sequence[Judgement]) -> Verdict:
         """The same verdict over other judgements."""

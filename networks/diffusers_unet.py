@@ -138,8 +138,8 @@ def read_json(text: str | bytes, what: str) -> dict[str, Any]:
 
 def is_unet(keys: Iterable[str]) -> bool:
     """Whether weights of these names are a U-Net's, or a piece of one, in diffusers' format."""
-    found = set(keys)
-    return "conv_in.weight" in found and any(key.startswith("down_blocks.0.") for key in found)
+    names = set(keys)
+    return "conv_in.weight" in names and any(key.startswith("down_blocks.0.") for key in names)
 
 
 def build_skeleton(config: Mapping[str, Any], name: str, weights: int = _USUAL_WEIGHTS) -> nn.Module:
@@ -171,10 +171,10 @@ def build_skeleton(config: Mapping[str, Any], name: str, weights: int = _USUAL_W
 
 
 def _refuse_others(config: Mapping[str, Any], name: str) -> None:
-    for key, known in _BUILT_IN.items():
-        if config.get(key, known[0]) not in known:
+    for key, supported in _BUILT_IN.items():
+        if config.get(key, supported[0]) not in supported:
             raise StudentError(f"{name}'s U-Net has {key} = {config[key]!r}, which ComfyUI's U-Net can't compute "
-                               f"(it knows {' and '.join(map(repr, known))}).")  # fmt: skip
+                               f"(it knows {' and '.join(map(repr, supported))}).")  # fmt: skip
     for block in (*config["down_block_types"], *config["up_block_types"]):
         if block not in _BLOCKS:
             raise StudentError(f"{name}'s U-Net has blocks of the kind {block}, which ComfyUI's U-Net doesn't have.")
@@ -194,13 +194,13 @@ def prediction(scheduler: Mapping[str, Any], name: str) -> str | None:
 
 def sampling_settings(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     """The scheduler's noise levels as ComfyUI's ``sampling_settings``; empty where it names none that ComfyUI knows."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     schedule = _BETAS.get(scheduler.get("beta_schedule", ""))
     if schedule and {"beta_start", "beta_end"} <= scheduler.keys():
-        found = {"beta_schedule": schedule, "linear_start": scheduler["beta_start"], "linear_end": scheduler["beta_end"]}
+        settings = {"beta_schedule": schedule, "linear_start": scheduler["beta_start"], "linear_end": scheduler["beta_end"]}
     if scheduler.get("rescale_betas_zero_snr"):
-        found["zsnr"] = True
-    return found
+        settings["zsnr"] = True
+    return settings
 
 
 # ------------------------------------------------------------------------------------------------- structure
@@ -233,12 +233,12 @@ def structure(shapes: Shapes, config: Mapping[str, Any] | None, name: str) -> St
         StudentError: It is not a whole U-Net, or not one that ComfyUI's U-Net can compute.
     """
     if config is None:
-        found = _Shape(shapes, name)
-        return Structure(found.unet_config() | _usual_heads(found), found.guidance_width())
+        shape = _Shape(shapes, name)
+        return Structure(shape.unet_config() | _usual_heads(shape), shape.guidance_width())
     skeleton: Any = build_skeleton(config, name, max(len(shapes), _USUAL_WEIGHTS))
-    found = _Shape({key: tuple(value.shape) for key, value in skeleton.state_dict().items()}, name)
+    shape = _Shape({key: tuple(value.shape) for key, value in skeleton.state_dict().items()}, name)
     full: Mapping[str, Any] = skeleton.config
-    unet_config = found.unet_config() | _heads(skeleton, name)
+    unet_config = shape.unet_config() | _heads(skeleton, name)
     if full.get("upcast_attention"):
         unet_config["attn_precision"] = torch.float32
     only_cross = full.get("only_cross_attention", False)
@@ -246,7 +246,7 @@ def structure(shapes: Shapes, config: Mapping[str, Any] | None, name: str) -> St
         raise StudentError(f"{name}'s U-Net has no self-attention at all, which ComfyUI's U-Net can't compute.")
     if only_cross and any(only_cross):
         unet_config["disable_self_attentions"] = list(only_cross)
-    return Structure(unet_config, found.guidance_width(), full.get("addition_time_embed_dim") or 256)
+    return Structure(unet_config, shape.guidance_width(), full.get("addition_time_embed_dim") or 256)
 
 
 class _Shape:
@@ -280,10 +280,10 @@ class _Shape:
         Raises:
             StudentError: There is none.
         """
-        found = min((key for key in self.shapes if key.endswith(".attn2.to_k.weight")), default=None)
-        if found is None:
+        query = min((key for key in self.shapes if key.endswith(".attn2.to_k.weight")), default=None)
+        if query is None:
             raise StudentError(f"{self.name} is a U-Net without cross-attention: only networks that draw from text work here.")
-        return found.split(".transformer_blocks.")[0]
+        return query.split(".transformer_blocks.")[0]
 
     def unet_config(self) -> dict[str, Any]:
         """Arguments of ComfyUI's ``UNetModel``, but for the attention heads."""
@@ -333,13 +333,13 @@ def _heads(skeleton: nn.Module, name: str) -> dict[str, Any]:
     raise StudentError(f"{name}'s U-Net varies both number and width of its attention heads, which ComfyUI's can't.")
 
 
-def _usual_heads(found: _Shape) -> dict[str, Any]:
+def _usual_heads(shape: _Shape) -> dict[str, Any]:
     """By family: SD 1.x has 8 heads at every level; SD 2.x and SDXL have heads of 64 channels."""
-    attention = found.attention()
-    if len(found.shape(f"{attention}.proj_in.weight")) == 4:
+    attention = shape.attention()
+    if len(shape.shape(f"{attention}.proj_in.weight")) == 4:
         return {"num_heads": 8, "num_head_channels": -1}
-    if found.shape(f"{attention}.proj_in.weight")[0] % 64:
-        raise StudentError(f"{found.name} has no config, and its U-Net is of an unknown family: put its {CONFIG} beside it, "
+    if shape.shape(f"{attention}.proj_in.weight")[0] % 64:
+        raise StudentError(f"{shape.name} has no config, and its U-Net is of an unknown family: put its {CONFIG} beside it, "
                            f"both in a folder, the weights as {WEIGHTS}.safetensors.")  # fmt: skip
     return {"num_heads": -1, "num_head_channels": 64}
 

@@ -17,9 +17,11 @@ from torch.nn.modules import module as registry
 
 from ..files import UnsafeCheckpoint
 
-_PARTS_A_WEIGHT, _SPARE_PARTS, _MOST_PARTS = 6, 2_000, 200_000  # published networks have about two parts a weight
-_LARGEST_NUMBER, _MOST_SETTINGS = 1_000_000, 10_000  # in a configuration; vocabularies have up to 260,000 words
-_LONGEST_NAME = 1_000
+_PARTS_A_WEIGHT, _SPARE_PARTS = 6, 2_000  # published networks have about two parts a weight
+MOST_PARTS = 200_000  # Stable Diffusion 1.5 has 2,200, SDXL 6,000
+_LARGEST_NUMBER, MOST_SETTINGS = 1_000_000, 10_000  # in a configuration; vocabularies have up to 260,000 words
+MOST_NESTED = 8
+LONGEST_NAME = 1_000
 _SPARE_BUFFERS = 64 << 20  # masks and frequencies that a network makes itself; CLIP's take 24 kB
 
 
@@ -39,7 +41,7 @@ def of_limited_size(weights: int, device: AbstractContextManager[Any] | None = N
     Raises:
         TooManyParts: As soon as there are more, however many the settings ask for.
     """
-    left, thread = min(_PARTS_A_WEIGHT * weights + _SPARE_PARTS, _MOST_PARTS), threading.get_ident()
+    left, thread = min(_PARTS_A_WEIGHT * weights + _SPARE_PARTS, MOST_PARTS), threading.get_ident()
 
     def count(_module: nn.Module, _name: str, _part: object) -> None:
         nonlocal left
@@ -64,7 +66,7 @@ def refuse_hollow(weights: Mapping[str, Tensor], name: str) -> None:
     Raises:
         UnsafeCheckpoint: There is one.
     """
-    if any(len(key) > _LONGEST_NAME for key in weights):
+    if any(len(key) > LONGEST_NAME for key in weights):
         raise UnsafeCheckpoint(f"{name} has a weight whose name is longer than any network's: use another file.")
     hollow = next((key for key, value in weights.items() if not value.numel() and any(value.shape)), None)
     if hollow is not None:
@@ -85,7 +87,7 @@ def refuse_immodest(settings: Any, name: str) -> None:
             waiting += value.values()
         elif isinstance(value, list | tuple):
             waiting += value
-        if len(waiting) > _MOST_SETTINGS or seen > _MOST_SETTINGS:
+        if len(waiting) > MOST_SETTINGS or seen > MOST_SETTINGS:
             raise UnsafeCheckpoint(f"{name} has more settings in its configuration than any network: use another file.")
         if isinstance(value, int | float) and _LARGEST_NUMBER < abs(value) < float("inf"):
             raise UnsafeCheckpoint(f"{name} has a larger number in its configuration than any network: use another file.")
@@ -97,9 +99,9 @@ def refuse_oversized(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         TooManyParts: They would.
     """
-    own = sum(value.numel() * value.element_size() for key, value in sketch.named_buffers() if key not in weights)
-    if own > _SPARE_BUFFERS + sum(value.numel() * value.element_size() for value in weights.values()):
-        raise TooManyParts(f"its settings ask for {own / 1e9:.0f} GB beside its weights")
+    buffers = sum(value.numel() * value.element_size() for key, value in sketch.named_buffers() if key not in weights)
+    if buffers > _SPARE_BUFFERS + sum(value.numel() * value.element_size() for value in weights.values()):
+        raise TooManyParts(f"its settings ask for {buffers / 1e9:.0f} GB beside its weights")
 
 
 def same_shapes(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -108,8 +110,8 @@ def same_shapes(sketch: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: They aren't.
     """
-    own = {key: value.shape for key, value in sketch.state_dict().items()}
-    if own != {key: value.shape for key, value in weights.items()}:
+    shapes = {key: value.shape for key, value in sketch.state_dict().items()}
+    if shapes != {key: value.shape for key, value in weights.items()}:
         raise ValueError("its weights don't fit each other")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .tiny_text import TinyTextEncoder, _Block
+from .tiny_text import Block, TinyTextEncoder
 
 
 class TinyImageTower(nn.Module):
@@ -26,7 +26,7 @@ class TinyImageTower(nn.Module):
             ops.Conv2d(width // 2, width, 3, stride=2, padding=1),
         )
         self.position = nn.Parameter(torch.randn(64, width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, width // 32, ops) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, width // 32, ops) for _ in range(layers))
         self.norm, self.project = ops.LayerNorm(width), ops.Linear(width, embed)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class WordTokenizer:
         return ids.masked_fill(ids == END, len(self.words))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """A pre-norm transformer block with bidirectional attention; padding is masked."""
 
     def __init__(self, width: int, heads: int, ops: Any) -> None:
@@ -89,7 +89,7 @@ class TinyTextEncoder(nn.Module):
         self.width = width
         self.token_embedding = ops.Embedding(vocabulary, width)
         self.position = nn.Parameter(torch.randn(MAX_TOKENS, width) * 0.02)
-        self.blocks = nn.ModuleList(_Block(width, heads, ops) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, ops) for _ in range(layers))
         self.norm = ops.LayerNorm(width)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .preconditioning import denoised, noise_label, scaled_input
 from .tiny_autoencoder import FOLD, LATENT_CHANNELS
 
 
@@ -80,10 +81,23 @@ class Stage(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """What U-Net and ControlNet share: the embedding and the way down."""
+    """What U-Net and ControlNet share: the embedding and the way down.
 
-    def __init__(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
+    Args:
+        channels: Latent channels.
+        width: Channels on the fine grid; a multiple of 32.
+        deep: Channels on the coarse grid; a multiple of 32.
+        context: Width of the word vectors.
+        dtype: What ComfyUI computes in; kept for its model classes.
+        operations: ``torch.nn``, or ComfyUI's ``comfy.ops`` class, which adds LoRA and offloading.
+    """
+
+    def __init__(
+        self, channels: int = LATENT_CHANNELS, width: int = 64, deep: int = 128, context: int = 128,
+        device: torch.device | None = None, dtype: torch.dtype = torch.float32, operations: Any = nn, **_ignored: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
+        ops, self.dtype = operations, dtype
         self.width = width
         self.embedding = 4 * width
         self.noise1, self.noise2 = ops.Linear(width, self.embedding), ops.Linear(self.embedding, self.embedding)
@@ -102,6 +116,11 @@ class _Trunk(nn.Module):
         self.middle = nn.ModuleList(
             [Stage(deep, deep, e, context, "cells", ops), Stage(deep, deep, e, context, "", ops)]
         )
+        self._finish(channels, width, deep, context, ops)
+
+    def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
+        """Make what follows the way down."""
+        raise NotImplementedError
 
     def embed(self, timesteps: Tensor, context: Tensor) -> Tensor:
         """Noise level and the summary of the prompt in one vector [B, 4 width]."""
@@ -120,31 +139,10 @@ class _Trunk(nn.Module):
 
 
 class TinyUNet(_Trunk):
-    """F(c_in x; c_noise, words).
+    """F(c_in x; c_noise, words)."""
 
-    Args:
-        channels: Latent channels.
-        width: Channels on the fine grid; a multiple of 32.
-        deep: Channels on the coarse grid; a multiple of 32.
-        context: Width of the word vectors.
-        dtype: What ComfyUI computes in; kept for its model classes.
-        operations: ``torch.nn``, or ComfyUI's ``comfy.ops`` class, which adds LoRA and offloading.
-    """
-
-    def __init__(
-        self,
-        channels: int = LATENT_CHANNELS,
-        width: int = 64,
-        deep: int = 128,
-        context: int = 128,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        operations: Any = nn,
-        **_ignored: Any,
-    ) -> None:
-        super().__init__(channels, width, deep, context, operations)
-        ops, e = operations, self.embedding
-        self.dtype = dtype
+    def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
+        e = self.embedding
         self.up = nn.ModuleList(
             [
                 Stage(2 * deep, deep, e, context, "cells", ops),
@@ -159,14 +157,9 @@ class TinyUNet(_Trunk):
         self.norm_out, self.conv_out = ops.GroupNorm(16, width), ops.Conv2d(width, channels // FOLD**2, 3, padding=1)
 
     def forward(
-        self,
-        x: Tensor,
-        timesteps: Tensor,
-        context: Tensor,
-        control: dict[str, list[Tensor | None]] | None = None,
-        transformer_options: dict[str, Any] | None = None,
-        **_ignored: Any,
-    ) -> Tensor:
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control: dict[str, list[Tensor | None]] | None = None,
+        transformer_options: dict[str, Any] | None = None, **_ignored: Any,
+    ) -> Tensor:  # fmt: skip
         """Compute F.
 
         Args:
@@ -193,36 +186,19 @@ class TinyControlNet(_Trunk):
     The hint is [B, 3, 8H, 8W] in 0..1: white lines on black, as edge detectors give them.
     """
 
-    def __init__(
-        self,
-        channels: int = LATENT_CHANNELS,
-        width: int = 64,
-        deep: int = 128,
-        context: int = 128,
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-        operations: Any = nn,
-        **_ignored: Any,
-    ) -> None:
-        super().__init__(channels, width, deep, context, operations)
-        ops = operations
-        self.dtype = dtype
+    def _finish(self, channels: int, width: int, deep: int, context: int, ops: Any) -> None:
         self.hint = nn.Sequential(
-            nn.PixelUnshuffle(4),
-            ops.Conv2d(48, width, 3, padding=1),
-            nn.SiLU(),
-            ops.Conv2d(width, width, 3, padding=1),
-            nn.SiLU(),
-            ops.Conv2d(width, width, 3, padding=1),
-        )
+            nn.PixelUnshuffle(4), ops.Conv2d(48, width, 3, padding=1), nn.SiLU(), ops.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(), ops.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
         sizes = [width, width, width, deep, deep, deep]
         self.zero = nn.ModuleList(ops.Conv2d(c, c, 1) for c in sizes)
         self.zero_middle = ops.Conv2d(deep, deep, 1)
 
     def start_at(self, unet: TinyUNet) -> None:
         """Copy the trunk of ``unet`` and silence every output, so that training starts from the unchanged U-Net."""
-        own = self.state_dict()
-        self.load_state_dict({**own, **{k: v for k, v in unet.state_dict().items() if k in own}})
+        state = self.state_dict()
+        self.load_state_dict({**state, **{k: v for k, v in unet.state_dict().items() if k in state}})
         for layer in (*self.zero, self.zero_middle, self.hint[-1]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -257,16 +233,8 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, context: Tensor, **extra: Any) -> Tensor:
         """Denoise ``x`` [B, C, H, W] at ``sigma`` [B]."""
         s = sigma.view(-1, 1, 1, 1)
-        total = (s**2 + self.sigma_data**2).sqrt()
-        f = self.network(x / total, sigma.log() / 4, context, **extra)
-        return x * (self.sigma_data / total) ** 2 + f.float() * (s * self.sigma_data / total)
-
-
-def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """EDM eq. 5: ``steps`` noise levels from ``sigma_max`` to ``sigma_min``, then 0."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)]).float()
+        f = self.network(scaled_input(x, s, self.sigma_data), noise_label(sigma), context, **extra)
+        return denoised(x, f.float(), s, self.sigma_data)
 
 
 def heun(

@@ -290,10 +290,10 @@ class ApprenticeCombineOracles(io.ComfyNode):
         cls, oracle_a: OracleBase, calibration_a: CalibrationData, oracle_b: OracleBase, calibration_b: CalibrationData,
         weight_a: float, weight_b: float, combination: str,
     ) -> io.NodeOutput:  # fmt: skip
-        members = [
-            Member.calibrated(oracle_a, weight_a, calibration_a),
-            Member.calibrated(oracle_b, weight_b, calibration_b),
-        ]
+        members = []
+        for oracle, calibration, weight in ((oracle_a, calibration_a, weight_a), (oracle_b, calibration_b, weight_b)):
+            calibration.require_oracle(oracle.fingerprint())
+            members.append(Member.calibrated(oracle, weight, calibration.scores))
         return io.NodeOutput(Ensemble(members, combination))
 
 

@@ -68,14 +68,14 @@ class Oracle(ABC):
 
         Worked out once: the weights are frozen, and the same in float16 as before.
         """
-        known: str | None = self.__dict__.get("_fingerprint")
-        if known is None:
+        fingerprint: str | None = self.__dict__.get("_fingerprint")
+        if fingerprint is None:
             digest = hashlib.sha256(f"{type(self).__name__}|{self.name}".encode())
             for key, value in sorted(self.network.state_dict().items()):
                 digest.update(key.encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-            known = self.__dict__["_fingerprint"] = digest.hexdigest()[:16]
-        return known
+            fingerprint = self.__dict__["_fingerprint"] = digest.hexdigest()[:16]
+        return fingerprint
 
 
 class TwoTowerOracle(Oracle):

@@ -67,13 +67,13 @@ def _load(file: Path, quick_gelu: bool | None) -> ClipFile:
         return ClipFile(file.stem, network, clip_tokens)
     if not {"text_projection", "ln_final.weight", "token_embedding.weight", "visual.proj"} <= weights.keys():
         raise ValueError(f"{file.name} is not a CLIP with a ViT and a text tower in open_clip's layout; choose another file.")
-    own = is_openai(weights) if quick_gelu is None else quick_gelu
+    openai = is_openai(weights) if quick_gelu is None else quick_gelu
     config = parse_json(metadata["open_clip"], f"The metadata open_clip of {file.name}") if "open_clip" in metadata else None
     if config is not None and not isinstance(config, dict):
         raise UnreadableFile(f"The metadata open_clip of {file.name} are no configuration: choose another file.")
     refuse_immodest(config, file.name)
     kept = {key: value for key, value in weights.items() if key not in _SIZES}
-    network = build_open_clip(kept, file.name, config=config, quick_gelu=own)
+    network = build_open_clip(kept, file.name, config=config, quick_gelu=openai)
     templates = parse_texts(metadata.get("templates", "[]"), f"The metadata templates of {file.name}")
     words = len(weights["token_embedding.weight"])
     return ClipFile(file.stem, network, _tokenizer(metadata, int(network.context_length), words, file.name), templates)

@@ -45,9 +45,9 @@ class OpenClipOracle(TwoTowerOracle):
         size = self.network.visual.image_size
         self.size: int = size[0] if isinstance(size, (tuple, list)) else size
         # What the model says of its own preprocessing; CLIP's where it says nothing.
-        own = getattr(self.network.visual, "preprocess_cfg", {}) or {}
-        self.squash = own.get("resize_mode") == "squash"
-        self.statistics = {key: tuple(own[key]) for key in ("mean", "std") if key in own}
+        preprocessing = getattr(self.network.visual, "preprocess_cfg", {}) or {}
+        self.squash = preprocessing.get("resize_mode") == "squash"
+        self.statistics = {key: tuple(preprocessing[key]) for key in ("mean", "std") if key in preprocessing}
 
     def pixels(self, images: Tensor) -> Tensor:
         """Preprocessed pictures [B, 3, S, S]: open_clip's evaluation transform."""

@@ -6,12 +6,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high, median_low
 
 import torch
 from torch import Tensor, nn
 
-from ..gate.calibration import Calibration
-from ..gate.thresholds import quantile
 from .base import Oracle
 
 WEIGHTED, VOTE = "weighted", "vote"
@@ -35,20 +34,21 @@ class Member:
     median: float
 
     @classmethod
-    def calibrated(cls, oracle: Oracle, weight: float, calibration: Calibration) -> Member:
-        """A member whose scale is that of ``calibration``.
+    def calibrated(cls, oracle: Oracle, weight: float, calibration: Sequence[float]) -> Member:
+        """A member whose scale is that of ``calibration``, the oracle's scores of many drafts; NaN doesn't count.
 
         Raises:
-            ValueError: The calibration is another oracle's, or holds fewer than two different scores.
+            ValueError: There are fewer than two different scores.
         """
-        calibration.require_oracle(oracle.fingerprint())
-        scores = torch.tensor([s for s in calibration.scores if math.isfinite(s)], dtype=torch.float64)
+        finite = [score for score in calibration if math.isfinite(score)]
+        scores = torch.tensor(finite, dtype=torch.float64)
         if len(scores) < 2 or scores.std() == 0:
             raise ValueError(
                 f"The calibration of {oracle.name} holds no two different scores, so its scale is unknown; calibrate with more "
                 f"prompts."
             )
-        return cls(oracle, weight, float(scores.mean()), float(scores.std()), quantile(scores.tolist(), 0.5))
+        low, high = median_low(finite), median_high(finite)
+        return cls(oracle, weight, float(scores.mean()), float(scores.std()), low + (high - low) / 2)
 
     def z(self, scores: Tensor) -> Tensor:
         """How many deviations above the mean."""
@@ -109,11 +109,11 @@ class Ensemble(Oracle):
         """The ensemble's scores [B] of the members' [members, B]; a NaN of any member makes NaN."""
         weights = scores.new_tensor([m.weight for m in self.members])[:, None]
         if self.combination == WEIGHTED:
-            said = torch.stack([m.z(s) for m, s in zip(self.members, scores, strict=True)])
+            opinions = torch.stack([m.z(s) for m, s in zip(self.members, scores, strict=True)])
         else:
             votes = torch.stack([(s >= m.median).float() for m, s in zip(self.members, scores, strict=True)])
-            said = torch.where(scores.isnan(), scores, votes)
-        return (weights * said).sum(0) / weights.sum()
+            opinions = torch.where(scores.isnan(), scores, votes)
+        return (weights * opinions).sum(0) / weights.sum()
 
     def disagreement(self, scores: Tensor) -> Tensor:
         """The weighted standard deviation [B] of the members' z-scores: 0 where all say the same."""
@@ -125,9 +125,9 @@ class Ensemble(Oracle):
     def uncertainty(self, images: Tensor, prompts: list[str]) -> Tensor:
         """``disagreement`` [B], float32 on the CPU, of pictures [B, H, W, 3] in 0..1, in batches of bounded size."""
         device = next(self.network.parameters()).device
-        found = [torch.zeros(0)]
+        disagreements = [torch.zeros(0)]
         with torch.no_grad():
             for start in range(0, len(images), self.batch):
                 part = slice(start, start + self.batch)
-                found.append(self.disagreement(self.member_scores(images[part].to(device), prompts[part])).cpu())
-        return torch.cat(found)
+                disagreements.append(self.disagreement(self.member_scores(images[part].to(device), prompts[part])).cpu())
+        return torch.cat(disagreements)

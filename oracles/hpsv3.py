@@ -91,16 +91,16 @@ class HPSv3Network(nn.Module):
 
 def to_transformers(weights: Weights) -> dict[str, Tensor]:
     """The checkpoint's names, of transformers before 4.52, under those of today's ``Qwen2VLModel``."""
-    found = {}
+    converted = {}
     for key, value in weights.items():
         key = key.removeprefix("model.") if key.startswith(("model.language_model.", "model.visual.")) else key
         if key.startswith("model."):
             key = "language_model." + key.removeprefix("model.")
         if not key.startswith(("lm_head.", "rm_head.")):
-            found[f"model.{key}"] = value
+            converted[f"model.{key}"] = value
         elif key.startswith("rm_head."):
-            found[key] = value.float()
-    return found
+            converted[key] = value.float()
+    return converted
 
 
 def qwen_config(weights: Weights) -> dict[str, Any]:

@@ -78,13 +78,13 @@ class ImageRewardNetwork(nn.Module):
 
 def to_transformers(weights: Weights) -> dict[str, Tensor]:
     """The authors' state dict under the names of ``ImageRewardNetwork``."""
-    found = {}
+    converted = {}
     for key, value in below(weights, "blip.visual_encoder.").items():
         for theirs, ours in _VISION_NAMES:
             key = key.replace(theirs, ours)
-        found["vision." + ("post_layernorm." + key.removeprefix("norm.") if key.startswith("norm.") else key)] = value
-    found |= {f"text.{key}": value for key, value in below(weights, "blip.text_encoder.").items()}
-    return found | {f"mlp.{key}": value for key, value in below(weights, "mlp.layers.").items()}
+        converted["vision." + ("post_layernorm." + key.removeprefix("norm.") if key.startswith("norm.") else key)] = value
+    converted |= {f"text.{key}": value for key, value in below(weights, "blip.text_encoder.").items()}
+    return converted | {f"mlp.{key}": value for key, value in below(weights, "mlp.layers.").items()}
 
 
 class ImageReward(Oracle):

@@ -98,11 +98,11 @@ class Critic:
             ValueError: None does.
         """
         words = f" {plain(text)} "
-        found = [i for i, name in enumerate(self.classes) if f" {plain(name)} " in words]
-        if not found:
+        named = [i for i, name in enumerate(self.classes) if f" {plain(name)} " in words]
+        if not named:
             some = ", ".join(self.classes[:5]) + (", …" if len(self.classes) > 5 else "")
             raise ValueError(f"'{text}' names none of the {len(self.classes)} classes that {self.name} knows ({some}).")
-        return max(found, key=lambda i: (len(plain(self.classes[i])), -i))
+        return max(named, key=lambda i: (len(plain(self.classes[i])), -i))
 
 
 def plain(text: str) -> str:
@@ -179,17 +179,17 @@ def load_critic(path: str | os.PathLike[str], clip: Any) -> Critic:
 def _load(file: Path, clip: Any) -> Critic:
     about, tensors = _about(file), read_weights(file)
     refuse_hollow(tensors, file.name)
-    found = tower_hash(clip.visual)
-    if found != about["base_sha256"]:
+    picture_tower = tower_hash(clip.visual)
+    if picture_tower != about["base_sha256"]:
         raise ValueError(
             f"{file.name} was made from '{about['base']}' (picture tower {about['base_sha256'][:8]}), and this is another model "
-            f"({found[:8]}); choose the CLIP that it was made from."
+            f"({picture_tower[:8]}); choose the CLIP that it was made from."
         )
     tokens, projector, text, scale = _parts(tensors, file.name)
     classes, texts = (parse_texts(about[key], f"The metadata {key} of {file.name}") for key in ("classes", "texts"))
     _check_words(classes, text, projector.conv1[3].out_channels)  # type: ignore[arg-type]
     student = PromptedStudent(clip.visual, tokens, projector, scale)
-    return Critic(file.stem, CriticNetwork(student, text), classes, texts, about["base"], found)
+    return Critic(file.stem, CriticNetwork(student, text), classes, texts, about["base"], picture_tower)
 
 
 def _about(file: Path) -> dict[str, str]:

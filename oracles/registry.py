@@ -57,8 +57,8 @@ def find_kind(name: str) -> str:
     Raises:
         ValueError: There is no such oracle.
     """
-    known = {_plain(key): key for key in KINDS} | _OTHER_NAMES
-    if (key := known.get(_plain(name))) is None:
+    keys = {_plain(key): key for key in KINDS} | _OTHER_NAMES
+    if (key := keys.get(_plain(name))) is None:
         raise ValueError(f"There is no oracle '{name}'; choose one of: {', '.join(KINDS)}.")
     return key
 

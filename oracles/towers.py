@@ -30,19 +30,19 @@ def load_exactly(make: Callable[[], nn.Module], weights: Weights, what: str) -> 
     with reading(what, "choose another file or oracle"):
         refuse_hollow(weights, what)
         network = build_to_fit(make, weights, lambda sketch: _compare(sketch, weights, what))
-        own = network.state_dict()
-        given = {key: value.to(own[key].dtype) for key, value in weights.items() if key in own}
+        state = network.state_dict()
+        given = {key: value.to(state[key].dtype) for key, value in weights.items() if key in state}
         network.load_state_dict(given, strict=False)
         return network.eval().requires_grad_(False)
 
 
 def _compare(network: nn.Module, weights: Weights, what: str) -> None:
-    own = network.state_dict()
+    state = network.state_dict()
     # Buffers that old versions of the libraries saved; the network makes them itself.
-    given = {key: value for key, value in weights.items() if key in own or not key.endswith(_MADE)}
-    missing = sorted(own.keys() - given.keys() - {key for key in own if key.endswith(_MADE)})
-    unknown = sorted(given.keys() - own.keys())
-    wrong = sorted(key for key in own.keys() & given.keys() if own[key].shape != given[key].shape)
+    given = {key: value for key, value in weights.items() if key in state or not key.endswith(_MADE)}
+    missing = sorted(state.keys() - given.keys() - {key for key in state if key.endswith(_MADE)})
+    unknown = sorted(given.keys() - state.keys())
+    wrong = sorted(key for key in state.keys() & given.keys() if state[key].shape != given[key].shape)
     for keys, why in ((missing, "lack"), (unknown, "hold, without a place for it,"), (wrong, "have in another shape")):
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
@@ -246,10 +246,10 @@ def build_hf_clip(weights: Weights, what: str, config: dict[str, Any] | None = N
     sizes = hf_clip_config(weights)
     given = plain_sizes(config or {}, what)
     for part in ("text", "vision"):
-        own = sizes[f"{part}_config"]
-        own |= {"hidden_act": activation, "eos_token_id": 49407} if part == "text" else {"hidden_act": activation}
-        own |= given.get(f"{part}_config") or given.get(part) or {}
-        own["projection_dim"] = sizes["projection_dim"]
+        tower = sizes[f"{part}_config"]
+        tower |= {"hidden_act": activation, "eos_token_id": 49407} if part == "text" else {"hidden_act": activation}
+        tower |= given.get(f"{part}_config") or given.get(part) or {}
+        tower["projection_dim"] = sizes["projection_dim"]
     return load_exactly(lambda: CLIPModel(CLIPConfig(**sizes)), weights, what)
 
 
@@ -267,20 +267,20 @@ _LAYER_NAMES = (
 
 def _layers_to_open_clip(tower: Weights) -> dict[str, Tensor]:
     """The transformer's layers; open_clip keeps query, key and value in one matrix."""
-    found = {}
+    converted = {}
     for i in range(count_layers(tower, r"^encoder\.layers\.(\d+)\.")):
         source, block = f"encoder.layers.{i}", f"transformer.resblocks.{i}"
         for kind in ("weight", "bias"):
             parts = [tower[f"{source}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
-            found[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
-            found |= {f"{block}.{ours}.{kind}": tower[f"{source}.{theirs}.{kind}"] for theirs, ours in _LAYER_NAMES}
-    return found
+            converted[f"{block}.attn.in_proj_{kind}"] = torch.cat(parts)
+            converted |= {f"{block}.{ours}.{kind}": tower[f"{source}.{theirs}.{kind}"] for theirs, ours in _LAYER_NAMES}
+    return converted
 
 
 def hf_vision_to_open_clip(weights: Weights) -> dict[str, Tensor]:
     """transformers' CLIP picture tower (``vision_model.*``, ``visual_projection``) under open_clip's ``visual.*`` names."""
     vision = below(weights, "vision_model.")
-    found = {
+    converted = {
         "class_embedding": vision["embeddings.class_embedding"],
         "positional_embedding": vision["embeddings.position_embedding.weight"],
         "conv1.weight": vision["embeddings.patch_embedding.weight"],
@@ -288,9 +288,9 @@ def hf_vision_to_open_clip(weights: Weights) -> dict[str, Tensor]:
         **_layers_to_open_clip(vision),
     }
     for kind in ("weight", "bias"):
-        found[f"ln_pre.{kind}"] = vision[f"pre_layrnorm.{kind}"]  # transformers' own spelling
-        found[f"ln_post.{kind}"] = vision[f"post_layernorm.{kind}"]
-    return {f"visual.{key}": value for key, value in found.items()}
+        converted[f"ln_pre.{kind}"] = vision[f"pre_layrnorm.{kind}"]  # transformers' own spelling
+        converted[f"ln_post.{kind}"] = vision[f"post_layernorm.{kind}"]
+    return {f"visual.{key}": value for key, value in converted.items()}
 
 
 def hf_to_open_clip(weights: Weights) -> dict[str, Tensor]:

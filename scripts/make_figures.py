@@ -56,8 +56,8 @@ def oracle_figures(results: dict[str, Any]) -> str:
     lines.append("| --- |" + " ---: | ---: |" * len(shown))
     dial = results["findings"]["thresholds"]
     for mode in dict.fromkeys(r["threshold"] for r in dial):
-        own = [next(r for r in dial if r["threshold"] == mode and r["accuracy"] == a) for a in shown]
-        cells = [f"{r['gain (judge)']:.2f} | {r['share to the teacher']:.0%}" for r in own]
+        of_mode = [next(r for r in dial if r["threshold"] == mode and r["accuracy"] == a) for a in shown]
+        cells = [f"{r['gain (judge)']:.2f} | {r['share to the teacher']:.0%}" for r in of_mode]
         lines.append(f"| {mode} | " + " | ".join(cells) + " |")
     claim = results["claims"]["fast_look_rank_correlation"]
     lines += ["", f"Rank correlation of scores on the linear preview with those on the full picture "
@@ -116,10 +116,10 @@ def soak_figures(results: dict[str, Any]) -> str:
     """What one ComfyUI held between many runs."""
     rows = [{name: f"{value:.0f}" if name != "what" else value for name, value in row.items()} for row in results["rows"]]
     kinds, slope = results["findings"]["kinds"], results["claims"]["mb_per_thousand_runs"]
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1]))
+    runs = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda pair: -pair[1]))
     return "\n".join([
         *_table(rows), "",
-        f"{results['settings']['runs']:,} runs ({told}); {slope['value']:.0f} MB a thousand runs ({slope['lo']:.0f} to "
+        f"{results['settings']['runs']:,} runs ({runs}); {slope['value']:.0f} MB a thousand runs ({slope['lo']:.0f} to "
         f"{slope['hi']:.0f}); the reference picture was the same to the bit at {results['findings']['the same']} of "
         f"{results['findings']['looks']} looks.",
     ])  # fmt: skip
@@ -170,11 +170,11 @@ CONTROL_WORDS = {
 
 def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[str, Any]) -> str:
     """The tiny world's laws, the loop, the toy, memory, and the claims."""
-    found = results["findings"]
+    findings = results["findings"]
     tables = {
         "Networks tuned, on prompts that no training showed; gains and ratios against what they were:": results["rows"],
-        "The loop closed, student judged, tuned, and drafting again:": found["loop"],
-        "The start tuned instead of the network (the teacher, guided, without fresh noise):": found["start"],
+        "The loop closed, student judged, tuned, and drafting again:": findings["loop"],
+        "The start tuned instead of the network (the teacher, guided, without fresh noise):": findings["start"],
         "The 1-D mixture against its exact law, alpha 0.5:": toy["rows"],
         "What is held for backward passes, on the tiny world's U-Net (LoRA of rank 16, four pictures):": memory["rows"],
     }

@@ -16,7 +16,7 @@ TARGET = Path(__file__).resolve().parents[1] / "locales" / "en" / "nodeDefs.json
 
 def locale(object_info: dict[str, Any]) -> dict[str, Any]:
     """Titles, descriptions, labels and tooltips of our nodes, as the front end wants them."""
-    found = {}
+    texts = {}
     for node_id, info in sorted(object_info.items()):
         if not node_id.startswith("Apprentice"):
             continue
@@ -28,10 +28,10 @@ def locale(object_info: dict[str, Any]) -> dict[str, Any]:
         outputs = {
             str(i): {"name": name, "tooltip": info["output_tooltips"][i]} for i, name in enumerate(info["output_name"])
         }
-        found[node_id] = {"display_name": info["display_name"], "description": info["description"], "inputs": inputs}
+        texts[node_id] = {"display_name": info["display_name"], "description": info["description"], "inputs": inputs}
         if outputs:
-            found[node_id]["outputs"] = outputs
-    return found
+            texts[node_id]["outputs"] = outputs
+    return texts
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ def bundled_prompts() -> list[str]:
     """Two hundred prompts: every concept, in a style and on a background that training showed, in a fixed order."""
     rng = random.Random(0)
     shuffled = rng.sample(sorted(CONCEPTS), len(CONCEPTS))
-    found: dict[str, None] = {}
-    while len(found) < COUNT:
-        concept = shuffled[len(found) % len(shuffled)]
+    prompts: dict[str, None] = {}
+    while len(prompts) < COUNT:
+        concept = shuffled[len(prompts) % len(shuffled)]
         style, background = rng.choice([(s, b) for s in STYLES for b in BACKGROUNDS if not is_held_out(concept, s, b)])
-        found[Prompt(concept, style, background).text()] = None
-    return list(found)
+        prompts[Prompt(concept, style, background).text()] = None
+    return list(prompts)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ from test_contract import SNAPSHOT, broken_promises, ours, signature  # noqa: E4
 def main() -> None:
     """Both files."""
     with tempfile.TemporaryDirectory() as folder, comfyui(Path(folder)) as server:
-        found = ours(server)
-    new = {name: signature(info) for name, info in found.items()}
+        nodes = ours(server)
+    new = {name: signature(info) for name, info in nodes.items()}
     if broken := broken_promises(json.loads(SNAPSHOT.read_text()), new):
         sys.exit("Saved workflows would break:\n" + "\n".join(broken))
     SNAPSHOT.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
-    TARGET.write_text(json.dumps(locale(found), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    TARGET.write_text(json.dumps(locale(nodes), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
     """
     if "nodes" not in workflow:
         return workflow
-    known = {node["id"]: node for node in workflow["nodes"]}
-    links = {link[0]: _origin(link, known, workflow["links"]) for link in workflow["links"]}
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: _origin(link, nodes, workflow["links"]) for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:
         if node["type"] in ("Note", "MarkdownNote") or node.get("mode", 0) in (MUTED, BYPASSED):
@@ -67,19 +67,19 @@ def _fits(a: str, b: str) -> bool:
 
 def _widgets(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     values = iter(node.get("widgets_values") or [])
-    found: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     for name, spec in {**schema.get("required", {}), **schema.get("optional", {})}.items():
         options = spec[1] if len(spec) > 1 else {}
         if not (isinstance(spec[0], list) or spec[0] in WIDGETS) or options.get("forceInput"):
             continue
         try:
-            found[name] = next(values)
+            inputs[name] = next(values)
         except StopIteration:
             break
         if options.get("control_after_generate") or (spec[0] == "INT" and name in ("seed", "noise_seed")):
             following = list(values)
             values = iter(following[1:] if following and following[0] in CONTROLS else following)
-    return found
+    return inputs
 
 
 class Server:

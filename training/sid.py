@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..networks.preconditioning import karras_sigma
 from ..samplers.schedules import INIT_SIGMA
 
 SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
@@ -54,8 +55,7 @@ def noise_level(u: Tensor, tmax: float = 800) -> Tensor:
         sigma, of the shape of ``u``.
     """
     t = u * tmax / 1000
-    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
-    return (high + (1 - t) * (low - high)) ** RHO
+    return karras_sigma(1 - t, SIGMA_MIN, SIGMA_MAX, RHO)
 
 
 def log_normal_level(rnd_normal: Tensor, p_mean: float = -1.2, p_std: float = 1.2) -> Tensor:

@@ -198,10 +198,10 @@ def files_of(oracle: str) -> list[ModelFile]:
     Raises:
         ValueError: There is no such name; the message lists those there are.
     """
-    found = [file for file in FILES if oracle in file.oracles]
-    if not found:
+    files = [file for file in FILES if oracle in file.oracles]
+    if not files:
         raise ValueError(f"There is no oracle called {oracle!r}: choose among {', '.join(names())}.")
-    return found
+    return files
 
 
 def size_text(file: ModelFile) -> str:

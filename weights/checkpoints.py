@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files import UnsafeCheckpoint as UnsafeCheckpoint  # whoever reads weights meets it here
-from ..files import reading, refuse_impostors, save_safetensors_atomically
+from ..files import opened_safetensors, read_safetensors, refuse_impostors, save_safetensors_atomically
 from .edm_pickle import read_snapshot, snapshot_metadata
 from .promptkd_checkpoint import is_official_name, kind_of
 from .torch_archive import is_script, read_checkpoint, read_script, read_tree
@@ -29,7 +28,6 @@ SNAPSHOT = ".pkl"
 """How the name of an EDM, SiD or SiD-LSG snapshot ends, which holds a whole network."""
 
 _NESTINGS = ("state_dict", "model_state_dict", "model")
-_TORCHS = b"PK\x03\x04", b"\x80\x02"
 _AGAIN = "delete it and fetch the weights again (apprentice models pull)"
 
 
@@ -48,7 +46,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     file = Path(path)
     refuse_impostors(file)
     if file.suffix == ".safetensors":
-        return _read_safetensors(file)
+        return read_safetensors(file, _AGAIN)[0]
     if is_official_name(file):
         return read_checkpoint(file)[0]
     if file.suffix in PICKLED and is_script(file):
@@ -69,12 +67,8 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     refuse_impostors(file)
     if file.suffix != ".safetensors":
         return {}
-    with reading(file.name, _AGAIN):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return dict(opened.metadata() or {})
-        except SafetensorError as error:
-            raise UnsafeCheckpoint(_no_safetensors(file)) from error
+    with opened_safetensors(file, _AGAIN) as opened:
+        return dict(opened.metadata() or {})
 
 
 def to_safetensors(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:
@@ -117,22 +111,6 @@ def sha256(path: str | os.PathLike[str], progress: Callable[[int], object] | Non
             if progress:
                 progress(len(piece))
     return digest.hexdigest()
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    with reading(file.name, _AGAIN):
-        try:
-            return load_file(file, device="cpu")
-        except SafetensorError as error:
-            raise UnsafeCheckpoint(_no_safetensors(file)) from error
-
-
-def _no_safetensors(file: Path) -> str:
-    with file.open("rb") as opened:
-        start = opened.read(4)
-    if start.startswith(_TORCHS):
-        return f"{file.name} is a PyTorch checkpoint, not safetensors: rename it to .pt and run apprentice convert on it."
-    return f"{file.name} is cut short or damaged: {_AGAIN}."
 
 
 def _plain_tensors(value: Any, name: str) -> dict[str, Tensor]:

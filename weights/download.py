@@ -177,12 +177,12 @@ def _locate(file: ModelFile, pin: Pin, endpoint: str | None) -> _Remote:
     hub = _hub()
     # Only the commit of "main" is taken from the first answer: the second one is for that very commit.
     revision = pin.revision or _ask(hub, file, "main", endpoint).commit_hash
-    found = _ask(hub, file, revision, endpoint)
-    if not found.commit_hash or (pin.revision and found.commit_hash != pin.revision):
+    metadata = _ask(hub, file, revision, endpoint)
+    if not metadata.commit_hash or (pin.revision and metadata.commit_hash != pin.revision):
         raise DownloadError(
-            f"{_host(found.location)} does not serve {file.local} at the pinned commit: check the endpoint (HF_ENDPOINT)."
+            f"{_host(metadata.location)} does not serve {file.local} at the pinned commit: check the endpoint (HF_ENDPOINT)."
         )
-    declared = found.etag or ""
+    declared = metadata.etag or ""
     if pin.sha256 and len(declared) == 64 and declared != pin.sha256:
         raise DownloadError(
             f"{file.repo} now declares another SHA-256 for {file.filename} ({declared[:8]}…) than the pinned one "
@@ -192,9 +192,9 @@ def _locate(file: ModelFile, pin: Pin, endpoint: str | None) -> _Remote:
         raise DownloadError(
             f"{file.local} cannot be fetched: it is not pinned yet, and the server declares no hash to check it by."
         )
-    own = _host(found.location) == _host(hub.hf_hub_url(file.repo, file.filename, endpoint=endpoint))
-    headers = hub.utils.build_hf_headers(token=None if own else False)  # the token is for the hub, not for its storage
-    return _Remote(found.location, headers, found.commit_hash, found.size or pin.size, pin.sha256 or declared)
+    on_hub = _host(metadata.location) == _host(hub.hf_hub_url(file.repo, file.filename, endpoint=endpoint))
+    headers = hub.utils.build_hf_headers(token=None if on_hub else False)  # the token is for the hub, not for its storage
+    return _Remote(metadata.location, headers, metadata.commit_hash, metadata.size or pin.size, pin.sha256 or declared)
 
 
 def _ask(hub: ModuleType, file: ModelFile, revision: str, endpoint: str | None) -> Any:

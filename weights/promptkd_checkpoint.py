@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import UnsafeCheckpoint, reading, refuse_impostors
+from ..files import UnsafeCheckpoint, read_safetensors, refuse_impostors
 from ..networks.limits import refuse_hollow
 from ..networks.prompted_clip import Projector, PromptTokens, fitted_projector
 from .torch_archive import read_checkpoint
@@ -41,16 +39,16 @@ class OfficialCheckpoint:
         Raises:
             UnsafeCheckpoint: A block's are missing or of another shape: they would be random.
         """
-        found = {int(m[2]): value for key, value in self.tensors.items() if (m := _LATER.match(key)) and m[1] == tower}
+        blocks = {int(m[2]): value for key, value in self.tensors.items() if (m := _LATER.match(key)) and m[1] == tower}
         if (first := self.tensors.get(_FIRST[tower])) is not None:
-            found[0] = first
-        if not found:
+            blocks[0] = first
+        if not blocks:
             return None
-        missing = next(i for i in range(len(found) + 1) if i not in found)
-        if missing < len(found):
+        missing = next(i for i in range(len(blocks) + 1) if i not in blocks)
+        if missing < len(blocks):
             raise UnsafeCheckpoint(f"{self.name} lacks the prompt tokens of the {tower} tower's block {missing}: fetch it again.")
         try:
-            return PromptTokens([found[i].float() for i in range(len(found))])
+            return PromptTokens([blocks[i].float() for i in range(len(blocks))])
         except ValueError as error:
             raise UnsafeCheckpoint(f"{self.name} has prompt tokens of the {tower} tower that differ in shape.") from error
 
@@ -87,14 +85,7 @@ def read_official(path: str | os.PathLike[str]) -> OfficialCheckpoint:
     """
     file = Path(path)
     refuse_impostors(file)
-    if file.suffix == ".safetensors":
-        with reading(file.name, "convert it again"):
-            try:
-                tensors = load_file(file)
-            except SafetensorError as error:
-                raise UnsafeCheckpoint(f"{file.name} is cut short or damaged: convert it again.") from error
-    else:
-        tensors, _facts = read_checkpoint(file)
+    tensors, _facts = read_safetensors(file, "convert it again") if file.suffix == ".safetensors" else read_checkpoint(file)
     refuse_hollow(tensors, file.name)
     return OfficialCheckpoint(kind_of(tensors, file.name), tensors, file.name)
 

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from .budget import Budget, Refused
 
-_END, _FAR_END, _FAR_PLACE, _ENTRY, _LOCAL = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2", b"PK\3\4"
+_END, _FAR_END, _FAR_PLACE, _ENTRY = b"PK\5\6", b"PK\6\6", b"PK\6\7", b"PK\1\2"
+ZIP = b"PK\3\4"
+"""How an entry begins, and so an archive."""
+
 _LONGEST_COMMENT = 65_535
 _16, _32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 1
@@ -33,7 +36,7 @@ class Entry:
         Raises:
             EOFError: They aren't all in the archive.
         """
-        if data[self.header : self.header + 4] != _LOCAL:
+        if data[self.header : self.header + 4] != ZIP:
             raise EOFError("an entry of the archive isn't where its directory says")
         name, extra = struct.unpack_from("<HH", data, self.header + 26)
         start: int = self.header + 30 + name + extra
@@ -56,7 +59,7 @@ def entries_of(data: Data, budget: Budget) -> dict[str, Entry]:
     """
     count, place = _directory(data)
     budget.step(count)
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for _ in range(count):
         if data[place : place + 4] != _ENTRY:
             raise EOFError("the archive's directory is cut short")
@@ -66,13 +69,13 @@ def entries_of(data: Data, budget: Budget) -> dict[str, Entry]:
         after = place + 46 + name
         key = data[place + 46 : after].decode()
         length, packed, header = _far(data[after : after + extra], length, packed, header)
-        if key in found:
+        if key in entries:
             raise Refused("is an archive that PyTorch did not write")
-        found[key] = Entry(header, length, method == 0 and not flags & _ENCRYPTED and packed == length)
+        entries[key] = Entry(header, length, method == 0 and not flags & _ENCRYPTED and packed == length)
         place = after + extra + comment
-    if sum(entry.length for entry in found.values() if entry.stored) > len(data):
+    if sum(entry.length for entry in entries.values() if entry.stored) > len(data):
         raise Refused("is an archive that PyTorch did not write")
-    return found
+    return entries
 
 
 def _directory(data: Data) -> tuple[int, int]:

@@ -125,7 +125,8 @@ def test_the_preset_decides_the_level_where_there_is_no_card() -> None:
     sampling = model.get_model_object("model_sampling")
     with pytest.raises(ValueError, match="'auto' needs a model with a card"):
         direct(model)
-    for preset, timestep, scaled in (("sid-lsg", 625, False), ("dmd2-1step/t399", 399, True), ("sdxl-turbo/trailing", 999, False)):
+    cases = ("sid-lsg", 625, False), ("dmd2-1step/t399", 399, True), ("sdxl-turbo/trailing", 999, False)
+    for preset, timestep, scaled in cases:
         level, levels = direct(model, preset)
         sigma = timestep_sigma(timestep, sampling)
         assert levels == [pytest.approx(sigma), 0.0]

@@ -12,7 +12,7 @@ import requests
 import torch
 from comfyui_apprentice.networks.class_names import CIFAR10
 from comfyui_apprentice.networks.edm import EDMPrecond, build_edm
-from comfyui_apprentice.networks.tiny_unet import karras_sigmas
+from comfyui_apprentice.networks.preconditioning import karras_sigmas
 from comfyui_apprentice.weights.edm_pickle import read_edm, snapshot_metadata
 from harness import ANSWER_SECONDS, Comfy, Graph, GraphError, Node
 from safetensors.torch import load_file, save_file

@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.files import UnsafeCheckpoint
-from comfyui_apprentice.weights.edm_pickle import _Tensors, read_edm, read_snapshot, snapshot_metadata
+from comfyui_apprentice.weights.edm_pickle import read_edm, read_snapshot, snapshot_metadata
+from comfyui_apprentice.weights.stored_tensors import Tensors
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -181,8 +182,8 @@ def test_the_averaged_network_is_preferred_and_the_rest_is_left_in_the_file(path
     held = {name: network() if name == key else other for name in reversed(keys[keys.index(key) :])}
     path.write_bytes(pickle.dumps({**held, "augment_pipe": None, "optimizer": other, "table": np.arange(3.0)}))
     made: list[Any] = []
-    elements = _Tensors._elements
-    monkeypatch.setattr(_Tensors, "_elements", lambda self, storage: (made.append(storage), elements(self, storage))[1])
+    elements = Tensors._elements
+    monkeypatch.setattr(Tensors, "_elements", lambda self, storage: (made.append(storage), elements(self, storage))[1])
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("PyTorch's own reader saw it"))
     assert_same(read_snapshot(path)[1], {"model.weight": torch.ones(2, 3)})
     assert len(made) == 1
@@ -582,7 +583,7 @@ BIG = 1 << 62
     (0, (1,) * 100, (1,) * 100),
 ])  # fmt: skip
 def test_a_view_past_its_memory_is_refused_before_anything_is_made(path, offset, size, stride, monkeypatch):
-    monkeypatch.setattr(_Tensors, "take", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(Tensors, "take", lambda *_: pytest.fail("it was loaded"))
     view = tensor(storage(ONES), offset, size, stride)
     for held in (snapshot_of(view), snapshot_of(unused=view)):
         path.write_bytes(held)
@@ -629,7 +630,7 @@ def claims(elements: int, held: bytes = b"\0" * 16, length: int | None = None, k
     b"chostile_module\nanything\n.",
 ])  # fmt: skip
 def test_a_tensors_memory_must_be_what_it_claims_before_it_is_loaded(path, memory, monkeypatch):
-    monkeypatch.setattr(_Tensors, "take", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(Tensors, "take", lambda *_: pytest.fail("it was loaded"))
     for held in (snapshot_of(tensor(storage(memory), size=(1,))), snapshot_of(unused=storage(memory))):
         path.write_bytes(held)
         sentence(path)
@@ -662,7 +663,7 @@ def rezipped(change: Any) -> bytes:
 def test_an_archive_within_must_hold_what_it_claims(path, change, monkeypatch):
     path.write_bytes(snapshot_of(tensor(storage(rezipped(lambda _, held: (held, zipfile.ZIP_STORED))), size=(1000,))))
     assert_same(read_snapshot(path)[1], {"w": torch.ones(1000)})
-    monkeypatch.setattr(_Tensors, "take", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(Tensors, "take", lambda *_: pytest.fail("it was loaded"))
     path.write_bytes(snapshot_of(tensor(storage(rezipped(change)), size=(1000,))))
     sentence(path)
     path.write_bytes(snapshot_of(tensor(storage(rezipped(change)[:-30]), size=(1000,))))

@@ -126,7 +126,7 @@ def test_deflated_data_pkl_of_3_megabytes_is_not_unpacked(tmp_path: Path) -> Non
     inner = (tmp_path / "a.pt").read_bytes()
     held = b"ctorch.storage\n_load_from_bytes\n(B" + struct.pack("<I", len(inner)) + inner + b"tR."
     (tmp_path / "a.pkl").write_bytes(b"\x80\x03" + held)
-    assert "does not write" in refused(tmp_path / "a.pkl", read_snapshot)
+    assert "did not write" in refused(tmp_path / "a.pkl", read_snapshot)
 
 
 def test_zero_strides_of_568_bytes_are_not_converted(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from comfyui_apprentice.networks.preconditioning import karras_sigmas
 from comfyui_apprentice.networks.tiny_autoencoder import TinyAutoencoder
 from comfyui_apprentice.networks.tiny_text import END, MAX_TOKENS, START, UNKNOWN, Vocabulary
-from comfyui_apprentice.networks.tiny_unet import Denoiser, TinyControlNet, TinyUNet, heun, karras_sigmas
+from comfyui_apprentice.networks.tiny_unet import Denoiser, TinyControlNet, TinyUNet, heun
 from comfyui_apprentice.world.weights import FOLDER, load_autoencoder, load_oracle, load_text, load_unet, students
 
 

@@ -68,7 +68,7 @@ def test_adversarial_iteration_mixes_both_losses_half_and_half() -> None:
     images = sid.generate(players.generator, draws.z, draws.labels)
     sigma = sid.noise_level(draws.level)
     x = images + sigma * draws.noise
-    logits = nets["fake"].encode(x, sigma, draws.labels).mean(1)
+    logits = nets["fake"](x, sigma, draws.labels, return_features=True)[1].mean(1)
     weight = (images - nets["teacher"](x, sigma, draws.labels)).abs().mean((1, 2, 3))
     against = (torch.nn.functional.softplus(-logits).mean() / weight).sum() * images[0].numel() * 0.01
     assert mixed.item() == pytest.approx((0.5 * plain + 0.5 * against).item(), rel=1e-5)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...networks.tiny_unet import Denoiser, TinyControlNet
+from ...networks.preconditioning import karras_sigmas, noise_label, scaled_input
+from ...networks.tiny_unet import Denoiser, TinyControlNet, heun
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
 from ...training.sid import edm_weight
@@ -42,8 +43,7 @@ def run(work: Path) -> None:
     denoiser = Denoiser(teacher.unet)
 
     def guided(x: Tensor, sigma: Tensor, context: Tensor, hint: Tensor, net: TinyControlNet) -> Tensor:
-        scale = (sigma**2 + SIGMA_DATA**2).sqrt().view(-1, 1, 1, 1)
-        residuals = net(x / scale, hint, sigma.log() / 4, context)
+        residuals = net(scaled_input(x, sigma.view(-1, 1, 1, 1), SIGMA_DATA), hint, noise_label(sigma), context)
         return denoiser(x, sigma, context, control=residuals)
 
     def loss(generator: torch.Generator, size: int) -> Tensor:
@@ -59,7 +59,6 @@ def run(work: Path) -> None:
         return (weight * (denoised.float() - pictures).square().mean((1, 2, 3))).mean()
 
     def samples(ema: Ema, pictures: int) -> None:
-        from ...networks.tiny_unet import heun, karras_sigmas
 
         net = TinyControlNet().eval()
         net.load_state_dict(ema.shadow)

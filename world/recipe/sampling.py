@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...networks.tiny_unet import Denoiser, karras_sigmas
+from ...networks.preconditioning import karras_sigmas
+from ...networks.tiny_unet import Denoiser
 from ...precision import autocast
 from ...samplers.schedules import refine_sigmas, tiny_world_sigmas
 from ..weights import DEFAULT_STUDENT, GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...networks.tiny_unet import Denoiser, TinyUNet, karras_sigmas
+from ...networks.preconditioning import karras_sigmas
+from ...networks.tiny_unet import Denoiser, TinyUNet
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
 from ..weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN

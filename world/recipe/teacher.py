@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...networks.preconditioning import karras_sigmas
 from ...networks.tiny_text import TinyTextEncoder
-from ...networks.tiny_unet import Denoiser, TinyUNet, heun, karras_sigmas
+from ...networks.tiny_unet import Denoiser, TinyUNet, heun
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
 from ...training.sid import edm_weight
