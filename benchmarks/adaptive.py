@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..samplers.adaptive import adaptive_collaboration, regenerate
 from ..world.recipe.concepts import held_out_prompts
-from ..world.weights import read
-from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
-from .world import World, unit_noise
+from ..world.recipe.frechet import frechet, reference
+from ..world.recipe.sampling import World, unit_noise
+from .figures import Array, Claim, Figures, bootstrap, print_table
 
 STUDENT_STEPS = 2
 TEACHER_STEPS = 9  # of the teacher that improves: where more steps no longer pay; 18 evaluations with guidance
@@ -206,12 +206,6 @@ def frechet_ratio(m: Measured, adaptive: Pool, teacher: Pool) -> Claim:
         return frechet(adaptive.features[rows], mean, covariance) / frechet(teacher.features[rows], mean, covariance)
 
     return bootstrap(ratio, len(m.prompts), draws=200)
-
-
-def reference() -> tuple[Array, Array]:
-    """Mean and covariance of the judge's features over the real pictures."""
-    tensors, _ = read("reference")
-    return tensors["mean"].double().numpy(), tensors["covariance"].double().numpy()
 
 
 def diversity(m: Measured, pool: Pool) -> float:

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ..precision import autocast
+from ..world.recipe.sampling import World, unit_noise
 from .figures import Claim, Figures, print_table
-from .world import World, unit_noise
 
 CPUS = {"as it is": "", "AVX-512 without bfloat16": "AVX512_CORE", "AVX2": "AVX2"}
 PICTURES = 8
@@ -43,7 +43,7 @@ def calls() -> dict[str, Callable[[], object]]:
 @torch.inference_mode()
 def ratios(call: Callable[[], object], repeats: int) -> list[float]:
     """bfloat16 over float32, a pair of calls at a time, after one pair that warms up."""
-    found = []
+    slower = []
     for _ in range(repeats + 1):
         taken = []
         for low in (True, False):
@@ -51,8 +51,8 @@ def ratios(call: Callable[[], object], repeats: int) -> list[float]:
             with autocast(low):
                 call()
             taken.append(max(time.process_time() - start, 1e-6))
-        found.append(taken[0] / taken[1])
-    return found[1:]
+        slower.append(taken[0] / taken[1])
+    return slower[1:]
 
 
 def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
@@ -66,9 +66,9 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
             [sys.executable, "-m", __name__, str(repeats), str(torch.get_num_threads())], env={**os.environ, **limited},
             cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        found: dict[str, Any] = json.loads(done.stdout)
+        slowdowns: dict[str, Any] = json.loads(done.stdout)
         row: dict[str, Any] = {"CPU": name}
-        for what, values in found.items():
+        for what, values in slowdowns.items():
             claim = Claim(float(np.median(values)), min(values), max(values))
             row[what] = f"{claim.value:.2f} ({claim.lo:.2f} to {claim.hi:.2f})"
             figures.claims[f"bfloat16_{what.lower().replace('-', '')}_{(instructions or 'here').lower()}"] = claim
@@ -81,8 +81,8 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
 def main() -> None:
     """``python -m comfyui_apprentice.benchmarks.bfloat16 REPEATS THREADS``: one row, as JSON."""
     torch.set_num_threads(int(sys.argv[2]))
-    found = {name: ratios(call, int(sys.argv[1])) for name, call in calls().items()}
-    print(json.dumps(found))
+    slowdowns = {name: ratios(call, int(sys.argv[1])) for name, call in calls().items()}
+    print(json.dumps(slowdowns))
 
 
 if __name__ == "__main__":

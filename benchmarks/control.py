@@ -24,13 +24,13 @@ from ..training.finetune_task import Settings
 from ..training.loop import Means, Watch
 from ..training.lora import merge
 from ..world.recipe.concepts import training_prompts
+from ..world.recipe.sampling import World
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from . import control_toy as toy
 from .control_loop import loop, redistil
 from .control_start import start_laws
 from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, kept_run, measure, point_of, row_of
 from .figures import Figures, mean_of_seeds, print_table
-from .world import World
 
 matplotlib.use("Agg")
 
@@ -72,23 +72,23 @@ def run_toy(quick: bool, plot: Path, say: Say) -> Figures:
     seeds, updates = (1, 300) if quick else (3, 2000)
     figures = Figures("control-toy", {"alpha": ALPHA, "seeds": seeds, "updates": updates})
     for name in ("kl", "half_chi2"):
-        found: dict[str, list[float]] = {"W1": [], "P(x>0)": [], "E r": [], "CPU seconds": []}
+        measures: dict[str, list[float]] = {"W1": [], "P(x>0)": [], "E r": [], "CPU seconds": []}
         for seed in range(seeds):
             outcome = toy.solve(ALPHA, name, updates=updates, seed=seed)
             x = outcome.samples
             values = (toy.wasserstein(x, ALPHA, name), float((x > 0).float().mean()), float(toy.reward(x[:, None]).mean()))
-            for key, value in zip(found, (*values, outcome.seconds), strict=True):
-                found[key].append(value)
+            for key, value in zip(measures, (*values, outcome.seconds), strict=True):
+                measures[key].append(value)
             say(f"toy, {name}, seed {seed}: W1 {values[0]:.4f} in {outcome.seconds:.0f} CPU seconds")
         exact = toy.exact_quantiles(ALPHA, name, 50_000).float()
         truth = {"P(x>0)": float((exact > 0).float().mean()), "E r": float(toy.reward(exact[:, None]).mean())}
         row: dict[str, Any] = {"divergence": name, "seeds": seeds}
-        for key, values_of in found.items():
+        for key, values_of in measures.items():
             row[key] = str(mean_of_seeds(values_of)) + (f" (exact {truth[key]:.3f})" if key in truth else "")
         figures.rows.append(row)
         if name == "kl":
             figures.claims["toy_w1"], figures.claims["toy_cpu_seconds"] = (
-                mean_of_seeds(found[key]) for key in ("W1", "CPU seconds")
+                mean_of_seeds(measures[key]) for key in ("W1", "CPU seconds")
             )
     figures.findings["frontier"] = toy_frontier()
     print_table(figures.rows)
@@ -124,16 +124,16 @@ def toy_frontier(points: int = 14) -> dict[str, list[tuple[float, float]]]:
 
 def ways(plan: Plan) -> dict[str, Settings]:
     """How the teacher is tuned: as it should be, by the same law's other algorithm at several prices, and by weights."""
-    own = Settings(
+    adjoint = Settings(
         value=ALPHA, updates=plan.updates, batch=plan.batch, base_draws=2, learning_rate=1e-3, count=6, last=2, ema_half_life=500
     )
-    path = replace(own, algorithm="path_kl", updates=plan.others)
+    path = replace(adjoint, algorithm="path_kl", updates=plan.others)
     weighted = Settings(
         algorithm="weighted_regression", strength="target reward gain", value=1.0, updates=plan.updates, batch=4 * plan.batch,
         learning_rate=1e-3, base_draws=plan.pool, pool=plan.pool, rounds=2, ema_half_life=2000,
     )  # fmt: skip
     return {
-        f"adjoint matching, alpha {ALPHA:g}": own,
+        f"adjoint matching, alpha {ALPHA:g}": adjoint,
         PATH: replace(path, value=ALPHA),
         f"path KL, alpha {4 * ALPHA:g}": replace(path, value=4 * ALPHA),
         "path KL, no price, twice the rate": replace(path, value=1e-3, learning_rate=2 * path.learning_rate),
@@ -143,11 +143,11 @@ def ways(plan: Plan) -> dict[str, Settings]:
 
 def student_ways(plan: Plan) -> dict[str, Settings]:
     """How the student is tuned in its one step."""
-    own = Settings(
+    direct = Settings(
         algorithm="direct", value=0.1, updates=plan.others, batch=2 * plan.batch, base_draws=2, learning_rate=1e-3,
         ema_half_life=500,
     )  # fmt: skip
-    return {f"student, direct, alpha {own.value:g}": own, "student, direct, no price": replace(own, value=1e-6)}
+    return {f"student, direct, alpha {direct.value:g}": direct, "student, direct, no price": replace(direct, value=1e-6)}
 
 
 def tune(
@@ -166,8 +166,8 @@ def tune(
     along: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
     def look(step: int) -> None:
-        found = measure(tuned.world, drawn_by(tuned, TUNED if step else None), prompts_along, 2)
-        along[:] = [entry for entry in along if entry["update"] < step] + [{"update": step, **point_of(found)}]
+        pools = measure(tuned.world, drawn_by(tuned, TUNED if step else None), prompts_along, 2)
+        along[:] = [entry for entry in along if entry["update"] < step] + [{"update": step, **point_of(pools)}]
         write_atomically(file, lambda part: part.write_text(json.dumps(along), encoding="utf-8"))
 
     def after_step(step: int, _average: Any) -> None:
@@ -241,7 +241,7 @@ def optimal(world: World, plan: Plan, say: Say) -> dict[str, Any]:
 
 def tune_all(figures: Figures, plan: Plan, of_student: bool, wanted: str, folder: Path, say: Say) -> TinyUNet:
     """Tune the teacher or the student in every way; rows, findings, claims of the first way. The network of ``wanted``."""
-    found, before, prefix = None, None, "student_" if of_student else ""
+    network, before, prefix = None, None, "student_" if of_student else ""
     for name, settings in (student_ways if of_student else ways)(plan).items():
         tuned = Tuned(World(), 16, 0, of_student)
         first = before is None
@@ -256,9 +256,9 @@ def tune_all(figures: Figures, plan: Plan, of_student: bool, wanted: str, folder
         if first:
             figures.claims |= {prefix + claim: value for claim, value in changed.items()}
         if name == wanted:
-            found = merged(tuned, of_student)
-    assert found is not None
-    return found
+            network = merged(tuned, of_student)
+    assert network is not None
+    return network
 
 
 def draw_toy(frontier: dict[str, list[tuple[float, float]]], path: Path) -> None:

@@ -11,19 +11,20 @@ import torch
 from torch import Tensor
 
 from ..networks.tiny_unet import Denoiser, TinyUNet
-from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas
 from ..training.distill import Settings as SidSettings
 from ..training.distill import Task as SidTask
 from ..training.distill import distil
 from ..training.loop import Watch
-from ..training.sid import EdmLevels, Players
+from ..training.sid import EdmLevels
+from ..training.sid_iteration import Players
 from ..world.recipe.concepts import held_out_prompts, training_prompts
+from ..world.recipe.sampling import World, unit_noise
+from ..world.recipe.sid import denoiser
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .adaptive import TEACHER_STEPS, Pool, mean_of, route, share_for
 from .control_world import SHAPE, kept_run
 from .figures import Array, Claim
-from .world import World, unit_noise
 
 Say = Callable[[str], None]
 BUDGET, GUIDANCE = 12.0, 1.5  # evaluations a picture of the loop; of the tuned teacher in SiD
@@ -39,16 +40,6 @@ def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: 
     prompts = [p.text() for p in training_prompts(512, seed=4)]
     with torch.no_grad():
         contexts, empty = world.context(prompts), world.context([""])
-
-    def denoiser(network: TinyUNet) -> Callable[[Tensor, Tensor, Any], Tensor]:
-        around = Denoiser(network)
-
-        def denoise(x: Tensor, sigma: Tensor, context: Any) -> Tensor:
-            with autocast():
-                denoised: Tensor = around(x, sigma.flatten(), context)
-            return denoised.float()
-
-        return denoise
 
     for network in (generator, fake):
         network.requires_grad_(True)
@@ -96,17 +87,17 @@ def loop(world: World, taught: dict[str, TinyUNet], prompts: int) -> tuple[list[
     }
     old, first = drafts["before"], next(iter(taught))
     threshold, share = float(np.median(old.gate)), share_for(BUDGET, old, teacher)
-    routed = {name: route(found, teacher, share, keep_better=True) for name, found in drafts.items()}
-    rejected: dict[str, Array] = {name: (found.gate < threshold).astype(np.float64) for name, found in drafts.items()}
+    routed = {name: route(draft, teacher, share, keep_better=True) for name, draft in drafts.items()}
+    rejected: dict[str, Array] = {name: (draft.gate < threshold).astype(np.float64) for name, draft in drafts.items()}
     rows: list[dict[str, Any]] = [
         {
-            "student": name, "its own score (oracle)": round(float(found.gate.mean()), 3),
-            "its own score (judge)": round(float(found.quality.mean()), 3),
+            "student": name, "its own score (oracle)": round(float(draft.gate.mean()), 3),
+            "its own score (judge)": round(float(draft.quality.mean()), 3),
             "rejected at the old median": f"{float(rejected[name].mean()):.0%}",
             f"adaptive, {BUDGET:g} evaluations (judge)": round(float(routed[name].quality.mean()), 3),
             "minus before": str(mean_of(routed[name].quality - routed["before"].quality)),
         }
-        for name, found in drafts.items()
+        for name, draft in drafts.items()
     ]  # fmt: skip
     return rows, {
         "loop_quality_gain": mean_of(routed[first].quality - routed["before"].quality),

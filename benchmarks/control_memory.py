@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..networks.preconditioning import karras_sigmas
-from ..training import control
+from ..training import control, control_losses
 from ..training.control import Problem, Process
+from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import SIGMA_MAX
 from .control_world import LEAST, TUNED, Tuned
 from .figures import Claim, Figures, print_table
-from .world import World, unit_noise
 
 MIB = 2**20
 
@@ -63,13 +63,13 @@ def calls(problem: Problem, batch: int) -> dict[str, Callable[[], object]]:
         levels = torch.arange(batch) % len(control.noisy_steps(process))
         pictures, ones = unit_noise(batch, 0), torch.ones(batch)
         noise = unit_noise(batch, 1)
-        control.weighted_regression_step(problem.tuned, problem.base, process, pictures, ones, levels, noise).backward()
+        control_losses.weighted_regression_step(problem.tuned, problem.base, process, pictures, ones, levels, noise).backward()
 
     steps = control.chosen_steps(process, 6, 2, rng)
     return {
-        "adjoint_matching": partial(control.adjoint_step, problem, rng, batch, steps, part=batch),
-        "path_kl": partial(control.path_kl_step, problem, rng, batch),
-        "preview": partial(control.preview_step, problem, rng, batch),
+        "adjoint_matching": partial(control_losses.adjoint_step, problem, rng, batch, steps, part=batch),
+        "path_kl": partial(control_losses.path_kl_step, problem, rng, batch),
+        "preview": partial(control_losses.preview_step, problem, rng, batch),
         "weighted_regression": weighted,
         "plain backpropagation": partial(through_everything, problem, rng, batch),
     }
@@ -118,7 +118,7 @@ def parts(tuned: Tuned, batch: int) -> dict[str, float]:
     task = tuned.task(["panda", "pizza", "rose", "car"], tuned.world.oracle)
     x, rows, sigma = unit_noise(batch, 0), torch.arange(batch), torch.ones(batch)
     network: Callable[[], Any] = lambda: tuned.denoise(TUNED)(x, sigma, task.labels(rows)).sum().backward()  # noqa: E731
-    judge: Callable[[], Any] = lambda: control.reward_gradient(lambda y: task.reward(y, rows), x)  # noqa: E731
-    found = {"network": round(Held().measure(network) / MIB, 1), "decoder and oracle": round(Held().measure(judge) / MIB, 1)}
+    judge: Callable[[], Any] = lambda: control_losses.reward_gradient(lambda y: task.reward(y, rows), x)  # noqa: E731
+    mib = {"network": round(Held().measure(network) / MIB, 1), "decoder and oracle": round(Held().measure(judge) / MIB, 1)}
     tuned.lora.zero_grad(set_to_none=True)
-    return found
+    return mib

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..training.control import tilted_choice
+from ..world.recipe.sampling import World, unit_noise
 from .control_world import against, measure, row_of
 from .figures import Claim
-from .world import World, unit_noise
 
 CANDIDATES, TEACHER_STEPS = 8, 12
 ALPHAS = (0.3, 3.0, 1.0, 0.01)

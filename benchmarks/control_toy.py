@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..training.control import Problem, Process, adjoint_matching
+from ..training.control import Problem, Process, chosen_steps
+from ..training.control_losses import draw_targets, regress
 from ..training.fdivergence import solve_dual, surrogate_reward
 
 WEIGHTS, MEANS, STDS = torch.tensor([0.7, 0.3]), torch.tensor([-2.0, 2.0]), torch.tensor([0.6, 0.5])
@@ -82,6 +83,38 @@ def exact_quantiles(alpha: float, divergence: str, count: int) -> Tensor:
 def wasserstein(samples: Tensor, alpha: float, divergence: str) -> float:
     """W1 between samples [N] and the exact optimum."""
     return float((samples.double().sort().values - exact_quantiles(alpha, divergence, len(samples))).abs().mean())
+
+
+def adjoint_matching(
+    problem: Problem, parameters: list[Tensor], updates: int, batch: int, rate: float, generator: torch.Generator, *,
+    passes: int = 1, averaged: float = 0.0,
+) -> None:  # fmt: skip
+    """Adjoint Matching (arXiv 2409.08861) at all steps, by Adam, its rate falling as a cosine.
+
+    Args:
+        updates: Rounds of ``batch`` fresh draws.
+        passes: Adam's steps a round, each on another part of the draws' rows: more than one where networks are cheaper than
+            draws.
+        averaged: Part of the run, at its end, whose parameters are averaged; the mean is what is left.
+    """
+    mean, first = [p.detach().clone() for p in parameters], updates - round(averaged * updates)
+    optimiser = torch.optim.Adam(parameters, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
+    for number in range(updates):
+        targets, _rewards = draw_targets(problem, generator, batch, chosen_steps(problem.process, 0, 0, generator))
+        order = torch.randperm(len(targets), generator=generator)
+        for rows in order.chunk(passes):
+            optimiser.zero_grad(set_to_none=True)
+            regress(problem, targets.rows(rows), batch * len(rows) / len(order))
+            optimiser.step()
+        schedule.step()
+        if number >= first:
+            for total, parameter in zip(mean, parameters, strict=True):
+                total.lerp_(parameter.detach(), 1 / (number - first + 1))
+    if averaged:
+        with torch.no_grad():
+            for total, parameter in zip(mean, parameters, strict=True):
+                parameter.copy_(total)
 
 
 def solve(

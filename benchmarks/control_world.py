@@ -22,10 +22,10 @@ from ..training.finetune_task import Task
 from ..training.lora import Adapters
 from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts
+from ..world.recipe.frechet import frechet, reference
+from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import SIGMA_MAX
-from .adaptive import reference
-from .figures import Array, Claim, bootstrap, frechet
-from .world import World, unit_noise
+from .figures import Array, Claim, bootstrap
 
 STEPS, LEAST = 10, 0.15  # of the process, and its lowest noise
 SHAPE = (32, 8, 8)

@@ -42,7 +42,7 @@ def run(sides: Sequence[int] = SIDES) -> Figures:
     """GiB for each way and side, printed as a table.
 
     Raises:
-        RuntimeError: There is no ComfyUI in ``$COMFYUI_PATH``.
+        FileNotFoundError: There is no ComfyUI in ``$COMFYUI_PATH``.
     """
     comfyui_home()
     tiny.start()

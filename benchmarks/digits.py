@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,62 +20,30 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..files import save_safetensors_atomically
-from ..networks.edm import EDMPrecond, build_edm
+from ..networks.edm import EDMPrecond
 from ..networks.preconditioning import karras_sigmas
 from ..networks.tiny_unet import heun
 from ..training.distill import Settings, distil
 from ..training.edm_task import build_network, edm_task
-from ..training.loop import Schedule, Watch, train
+from ..training.loop import Schedule, Watch
 from ..training.run_folder import RunFolder
-from ..training.sid import SIGMA_MAX, SIGMA_MIN, add_noise, edm_denoise, fake_score_loss, generate, log_normal_level
+from ..training.sid import SIGMA_MAX, SIGMA_MIN, edm_denoise, generate
 from ..weights.edm_pickle import Snapshot, read_edm, snapshot_metadata
-from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
+from ..world.recipe.digits import CLASSES, CONFIG, SETTINGS, SIZE, digits, train_edm
+from ..world.recipe.frechet import frechet
+from .figures import Array, Claim, Figures, bootstrap, print_table
 
-CLASSES, SIZE = 10, 8
-CONFIG: dict[str, Any] = {
-    "_class_name": "EDMPrecond", "model_type": "SongUNet", "img_resolution": SIZE, "img_channels": 1, "label_dim": CLASSES,
-    "model_channels": 16, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.0,
-}  # fmt: skip
 TEACHER = Schedule(pictures=160_000, batch=64, learning_rate=2e-3, decay=0.6)
-
-
-def digits() -> tuple[Tensor, Tensor]:
-    """The data set: pictures [1797, 1, 8, 8] in -1..1, and their classes [1797].
-
-    Raises:
-        ModuleNotFoundError: scikit-learn is missing.
-    """
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    return torch.from_numpy(found.images).float()[:, None] / 8 - 1, torch.from_numpy(found.target).long()
 
 
 # ------------------------------------------------------------------------------------------------- the teacher
 
 
 def train_teacher(folder: RunFolder, classes: bool = True, watch: Watch | None = None, schedule: Schedule = TEACHER) -> Snapshot:
-    """An EDM network trained on the digits (EDM, Table 1), which ``folder`` resumes.
-
-    Args:
-        classes: By class; otherwise unconditional.
-
-    Returns:
-        Its configuration and weights, as ``read_edm`` gives them.
-    """
-    config = CONFIG | {"label_dim": CLASSES if classes else 0}
+    """An EDM network of the digits, which ``folder`` resumes; unconditional without ``classes``."""
     images, targets = digits()
-    labels = F.one_hot(targets, CLASSES).float()
-    torch.manual_seed(0)
-    network = build_edm(config)
-
-    def loss(rng: torch.Generator, batch: int) -> Tensor:
-        rows = torch.randint(len(images), (batch,), generator=rng)
-        sigma = log_normal_level(torch.randn(batch, 1, 1, 1, generator=rng))
-        x = add_noise(images[rows], sigma, torch.randn(batch, *images.shape[1:], generator=rng))
-        return fake_score_loss(images[rows], network(x, sigma, labels[rows] if classes else None), sigma).mean()
-
-    return config, train(network, loss, schedule, folder, watch=watch).shadow
+    labels = F.one_hot(targets, CLASSES).float() if classes else None
+    return train_edm(CONFIG | {"label_dim": CLASSES if classes else 0}, images, labels, schedule, folder, watch=watch)
 
 
 def save_teacher(teacher: Snapshot, path: Path) -> None:
@@ -137,9 +104,6 @@ def _noise(count: int, seed: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------- the distillation
-
-SETTINGS = Settings(batch=64, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, decay=0.5)
-"""Learning rates a hundred times those of the published runs, which suit networks five hundred times as large."""
 
 DRAWN = 2000
 EVALUATION_SEED = 123
@@ -202,8 +166,8 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
         for seed in range(SEEDS):
             say(f"seed {seed}: {iterations} iterations of {SETTINGS.batch} pictures")
             watch = Watch(lambda step, _, means: say(f"  step {step} {means}"))
-            found = measure(teacher, distil_digits(teacher, RunFolder(Path(folder) / str(seed)), iterations, seed, watch))
-            figures.rows.append({"seed": seed, **asdict(found), "factor": found.factor})
+            distances = measure(teacher, distil_digits(teacher, RunFolder(Path(folder) / str(seed)), iterations, seed, watch))
+            figures.rows.append({"seed": seed, **asdict(distances), "factor": distances.factor})
     for name in ("factor", "undistilled", "student", "teacher"):
         figures.claims[f"digits_{name}"] = _over_seeds([row[name] for row in figures.rows])
     print_table(figures.rows)

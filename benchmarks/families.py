@@ -78,10 +78,10 @@ class Case:
 
         with torch.inference_mode():
             drafts = {**self.drafts, **latent}
-            found = improve(
+            redrawn = improve(
                 teacher or self.teacher, positive or self.positive, self.negative, drafts, rows, strategy, 0.6, self.drawing()
             )
-        return found["samples"]
+        return redrawn["samples"]
 
     def stock(self, model: Any, cfg: float = CFG, **latent: Any) -> Tensor:
         """The stock KSampler on the same inputs."""
@@ -106,9 +106,9 @@ def part(case: Case) -> str:
     """Each picture redrawn alone is the one of the whole batch; the others stay drafts."""
     whole = case.stock(case.teacher)
     for row in EVERYONE:
-        found = case.improved([row], "regenerate")
+        drawn = case.improved([row], "regenerate")
         others = [i for i in EVERYONE if i != row]
-        if wrong := close(found[row], whole[row]) or same(found[others], case.drafts["samples"][others]):
+        if wrong := close(drawn[row], whole[row]) or same(drawn[others], case.drafts["samples"][others]):
             return wrong
     return ""
 
@@ -147,8 +147,8 @@ def masked(case: Case) -> str:
     for row in EVERYONE:
         mask[row, : latent.shape[-2] * (row + 1) // PICTURES] = 1
     whole = case.stock(case.teacher, noise_mask=mask)
-    found = case.improved(EVERYONE, "regenerate", noise_mask=mask)
-    return same(found, whole) or close(case.improved([1], "regenerate", noise_mask=mask)[1], whole[1])
+    drawn = case.improved(EVERYONE, "regenerate", noise_mask=mask)
+    return same(drawn, whole) or close(case.improved([1], "regenerate", noise_mask=mask)[1], whole[1])
 
 
 def prompts(case: Case) -> str:
@@ -174,8 +174,8 @@ def evaluations(case: Case) -> str:
 
     count = tiny.Count()
     case.improved([0, 2], "regenerate", count.on(case.teacher))
-    told = teacher_evaluations(case.teacher, "regenerate", 0.6, case.drawing())
-    return "" if count.rows == 2 * told else f"{told:g} told, {count.rows / 2:g} counted"
+    foreseen = teacher_evaluations(case.teacher, "regenerate", 0.6, case.drawing())
+    return "" if count.rows == 2 * foreseen else f"{foreseen:g} told, {count.rows / 2:g} counted"
 
 
 def presets(case: Case) -> str:
@@ -226,10 +226,10 @@ def other_families(case: Case) -> str:
             continue
         vaes, drafts = (vae(name), vae(case.family)), Case(name).drafts
         with torch.inference_mode():
-            found = improve(
+            drawn = improve(
                 case.teacher, case.positive, case.negative, drafts, [2], "refine", 0.6, case.drawing(), vaes=vaes
             )["samples"]  # fmt: skip
-        wrong = close(found[2], _by_pictures(case, name, drafts["samples"], vaes)) or same(found[:2], drafts["samples"][:2])
+        wrong = close(drawn[2], _by_pictures(case, name, drafts["samples"], vaes)) or same(drawn[:2], drafts["samples"][:2])
         if wrong:
             return f"{name}: {wrong}"
     return ""
@@ -251,15 +251,15 @@ def _by_pictures(case: Case, student: str, drafts: Tensor, vaes: tuple[Any, Any]
 def distilled(case: Case) -> str:
     """SiD Distill makes a LoRA that the stock loader takes whole, and hands out what the file draws."""
     with training.folders() as folder:
-        made, _curve, _samples, file = training.distil(case.teacher, case.family).result
-        return training.lora_wrong(case.teacher, made, case.family, folder / "loras" / file)
+        student, _curve, _samples, file = training.distil(case.teacher, case.family).result
+        return training.lora_wrong(case.teacher, student, case.family, folder / "loras" / file)
 
 
 def tuned(case: Case) -> str:
     """So does Reward Finetune, by adjoint matching."""
     with training.folders() as folder:
-        made, _run, file, _report = training.tune(case.teacher, case.family).result
-        return training.lora_wrong(case.teacher, made, case.family, folder / "loras" / file)
+        model, _run, file, _report = training.tune(case.teacher, case.family).result
+        return training.lora_wrong(case.teacher, model, case.family, folder / "loras" / file)
 
 
 CHECKS: dict[str, Callable[[Case], str]] = {
@@ -269,16 +269,16 @@ CHECKS: dict[str, Callable[[Case], str]] = {
 }  # fmt: skip
 
 
-def same(found: Tensor, expected: Tensor) -> str:
+def same(drawn: Tensor, expected: Tensor) -> str:
     """Why they differ in a bit; "" if they don't."""
-    if found.shape != expected.shape:
-        return f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    return "" if torch.equal(found, expected) else f"off by {float((found - expected).abs().max()):.2g}"
+    if drawn.shape != expected.shape:
+        return f"shape {tuple(drawn.shape)} instead of {tuple(expected.shape)}"
+    return "" if torch.equal(drawn, expected) else f"off by {float((drawn - expected).abs().max()):.2g}"
 
 
-def close(found: Tensor, expected: Tensor) -> str:
+def close(drawn: Tensor, expected: Tensor) -> str:
     """Why they differ by more than rounding; "" if they don't."""
-    off = float((found - expected).abs().max() / expected.abs().max())
+    off = float((drawn - expected).abs().max() / expected.abs().max())
     return "" if off <= ROUNDING else f"off by {off:.2g} of the largest"
 
 
@@ -294,7 +294,7 @@ def run(say: Callable[[str], None] = print) -> Figures:
     """Check everything in the ComfyUI of ``$COMFYUI_PATH`` and print the table.
 
     Raises:
-        RuntimeError: There is no ComfyUI there.
+        FileNotFoundError: There is no ComfyUI there.
     """
     comfyui_home()
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -305,10 +305,10 @@ def run(say: Callable[[str], None] = print) -> Figures:
     wrong: list[str] = []
     for family in tiny.FAMILIES:
         say(family)
-        found = {check: checked(family, check) for check in CHECKS}
-        told = {check: why if why == NOTHING else "no" if why else "yes" for check, why in found.items()}
-        figures.rows.append({"family": family, **told})
-        wrong += [f"{family}, {check}: {why}" for check, why in found.items() if why not in ("", NOTHING)]
+        outcomes = {check: checked(family, check) for check in CHECKS}
+        verdicts = {check: why if why == NOTHING else "no" if why else "yes" for check, why in outcomes.items()}
+        figures.rows.append({"family": family, **verdicts})
+        wrong += [f"{family}, {check}: {why}" for check, why in outcomes.items() if why not in ("", NOTHING)]
     figures.findings["wrong"] = wrong
     cells = [row[check] for row in figures.rows for check in CHECKS if row[check] != NOTHING]
     right = cells.count("yes") / len(cells)

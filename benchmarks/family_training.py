@@ -134,7 +134,7 @@ def drawn(model: Any, family: str) -> Tensor:
     return tiny.stock(model, tiny.empty(family, 2), tiny.text(family, 2), tiny.text(family, 1, seed=9), seed=3)
 
 
-def lora_wrong(model: Any, made: Any, family: str, file: Path) -> str:
+def lora_wrong(model: Any, student: Any, family: str, file: Path) -> str:
     """Why a LoRA of ``model`` is not what it should be; "" if it is."""
     import comfy.lora
     import comfy.sd
@@ -149,7 +149,7 @@ def lora_wrong(model: Any, made: Any, family: str, file: Path) -> str:
     if stuck > layers // 4:
         return f"no gradient reaches {stuck} of {layers} layers"
     loaded = comfy.sd.load_lora_for_models(model, None, tensors, 1.0, 0.0)[0]
-    out, again = drawn(made, family), drawn(loaded, family)
+    out, again = drawn(student, family), drawn(loaded, family)
     if not bool(out.isfinite().all()) or torch.equal(out, drawn(model, family)):
         return "the LoRA changes nothing, or everything to NaN"
     return "" if torch.equal(out, again) else "the file draws something else than the MODEL"

@@ -86,16 +86,6 @@ def percent(claim: Claim) -> str:
     return f"{claim.value:.1f}" + ("" if np.isnan(claim.lo) else f" ({claim.lo:.1f} to {claim.hi:.1f})")
 
 
-def frechet(a: Array, mean: Array, covariance: Array) -> float:
-    """|mu_a - mu|^2 + tr(S_a + S - 2 (S_a S)^(1/2)) between features [N, D] and a Gaussian (arXiv 1706.08500, eq. 6)."""
-    mu, sigma = a.mean(0), np.cov(a, rowvar=False)
-    # The trace of the root is the sum of the roots of the eigenvalues of S^(1/2) S_a S^(1/2), which is symmetric.
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    crossed = np.sqrt(np.linalg.eigvalsh(root @ sigma @ root).clip(min=0)).sum()
-    return float(((mu - mean) ** 2).sum() + np.trace(sigma) + np.trace(covariance) - 2 * crossed)
-
-
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Rows with the same keys as a Markdown table."""
     names = list(rows[0])

@@ -12,27 +12,27 @@ from torch import Tensor
 def random_weights(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
     """Matrices and kernels uniform with variance 1 / fan-in; vectors called ``weight`` near 1, other vectors near 0."""
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    weights = {}
     for key, shape in shapes.items():
         v = torch.rand(*shape, generator=generator) * 2 - 1
-        found[key] = v * (3 / math.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.2 * v + float(key.endswith("weight"))
-    return found
+        weights[key] = v * (3 / math.prod(shape[1:])) ** 0.5 if len(shape) > 1 else 0.2 * v + float(key.endswith("weight"))
+    return weights
 
 
 def image_reward_shapes(width: int, blocks: int, words: int, layers: int, vocabulary: int = 30524) -> dict[str, list[int]]:
     """Keys and shapes of an ImageReward of any size; the published one is (1024, 24, 768, 12)."""
     v, t = "blip.visual_encoder", "blip.text_encoder"
-    found: dict[str, list[int]] = {
+    shapes: dict[str, list[int]] = {
         f"{v}.cls_token": [1, 1, width], f"{v}.pos_embed": [1, 197, width], f"{v}.patch_embed.proj.weight": [width, 3, 16, 16],
         f"{v}.patch_embed.proj.bias": [width], f"{t}.embeddings.word_embeddings.weight": [vocabulary, words],
         f"{t}.embeddings.position_embeddings.weight": [512, words],
     }  # fmt: skip
 
     def dense(name: str, out: int, into: int) -> None:
-        found[f"{name}.weight"], found[f"{name}.bias"] = [out, into], [out]
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, into], [out]
 
     def layer_norm(name: str, size: int) -> None:
-        found[f"{name}.weight"], found[f"{name}.bias"] = [size], [size]
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [size], [size]
 
     for i in range(blocks):
         block = f"{v}.blocks.{i}"
@@ -57,4 +57,4 @@ def image_reward_shapes(width: int, blocks: int, words: int, layers: int, vocabu
         layer_norm(f"{layer}.output.LayerNorm", words)
     for i, (into, out) in zip((0, 2, 4, 6, 7), ((words, 1024), (1024, 128), (128, 64), (64, 16), (16, 1)), strict=True):
         dense(f"mlp.layers.{i}", out, into)
-    return found
+    return shapes

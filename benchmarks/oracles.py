@@ -30,10 +30,10 @@ from ..gate.selection import agreement
 from ..gate.thresholds import MODES, Gate
 from ..oracles.base import Oracle
 from ..world.recipe.concepts import held_out_prompts
+from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import read
 from .figures import Array, Claim, Figures, bootstrap, print_table
 from .layouts import image_reward_shapes, random_weights
-from .world import World, unit_noise
 
 KINDS = ("clip-score", "hpsv2", "pickscore", "imagereward")
 BATCHES = (1, 16)

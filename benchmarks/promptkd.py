@@ -34,7 +34,7 @@ from ..world.domain import SIZE, domain_names, domain_pictures
 from ..world.weights import CLIPS_FOLDER
 from . import promptkd_gate as gate
 from .figures import Claim, Figures, mean_of_seeds, percent, print_table
-from .promptkd_data import accuracy
+from .promptkd_data import accuracy, harmonic
 
 matplotlib.use("Agg")
 
@@ -106,12 +106,10 @@ def clip(size: str) -> ClipFile:
 
 def accuracies(encode: Callable[[Tensor], Tensor], text: Tensor, icons: Icons) -> dict[str, float]:
     """Top-1 of base and novel names and their harmonic mean, in percent; ``encode`` gives unit features [B, D]."""
-    found = {
+    return harmonic({
         name: 100 * accuracy(encode, text, zip(icons.test.split(100), icons.test_labels.split(100), strict=True), classes)
         for name, classes in icons.halves()
-    }
-    found["harmonic mean"] = 2 * found["base"] * found["novel"] / max(found["base"] + found["novel"], 1e-9)
-    return found
+    })  # fmt: skip
 
 
 def zero_shot(size: str, icons: Icons) -> dict[str, float]:
@@ -199,8 +197,8 @@ def hook_cost(rounds: int) -> Claim:
         return plain.ln_post(x)[:, 0] @ plain.proj
 
     torch.testing.assert_close(F.normalize(by_hand(), dim=-1), prompted_clip.encode_pictures(pixels), atol=1e-4, rtol=1e-4)
-    found = best_ratio(lambda: hooked.visual(pixels), by_hand, rounds)
-    return Claim(found.value - 1, found.lo - 1, found.hi - 1)
+    ratio = best_ratio(lambda: hooked.visual(pixels), by_hand, rounds)
+    return Claim(ratio.value - 1, ratio.lo - 1, ratio.hi - 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- run
@@ -217,8 +215,8 @@ def same_decisions(critic: Critic, teacher: critics.Teacher, icons: Icons) -> li
         for pixels, labels in zip(icons.test.split(100), icons.test_labels.split(100), strict=True):
             logits = teacher.clip.scale * teacher.clip.encode_pictures(pixels) @ text.T
             theirs.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
-            own = critic.network.student.logits(critic.network.student(pixels), text)
-            ours.append(own.softmax(1).gather(1, labels[:, None])[:, 0])
+            logits = critic.network.student.logits(critic.network.student(pixels), text)
+            ours.append(logits.softmax(1).gather(1, labels[:, None])[:, 0])
     return alike(torch.cat(theirs), torch.cat(ours))
 
 
@@ -248,9 +246,9 @@ def run(quick: bool, plot: Path, say: Say) -> Figures:
             say(f"seed {seed}: teacher {taught[-1]}")
             for count in plan.pictures:
                 critic = distilled(teacher, icons, count, seed, plan, folder)
-                found = accuracies(critic.network.student, critic.network.text_features, icons)
-                students.setdefault(str(count), []).append(found)
-                say(f"seed {seed}: student of {count} pictures {found}")
+                percents = accuracies(critic.network.student, critic.network.text_features, icons)
+                students.setdefault(str(count), []).append(percents)
+                say(f"seed {seed}: student of {count} pictures {percents}")
             decisions.append(same_decisions(critic, teacher, icons))
         gates = gate.measure(clip, plan.drafts, plan.prompts, max(round(plan.steps * 8 / plan.drafts), 2), folder, say)
         of_plain = distilled(critics.load_teacher(clip("large")), icons, plan.pictures[-1], 0, plan, folder)
@@ -286,7 +284,7 @@ def draw(
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     for axis, half in zip(axes, ("base", "novel"), strict=True):
         counts = [int(c) for c in students]
-        values = np.array([[f[half] for f in found] for found in students.values()])
+        values = np.array([[f[half] for f in results] for results in students.values()])
         axis.plot(counts, values.mean(1), "o-", color="#346eb4", label="small, distilled")
         axis.fill_between(counts, values.min(1), values.max(1), color="#346eb4", alpha=0.2)
         axis.axhline(plain["small"][half], color="#888", label="small, zero-shot")

@@ -67,11 +67,12 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def harmonic(found: dict[str, float]) -> dict[str, float]:
+def harmonic(accuracies: dict[str, float]) -> dict[str, float]:
     """With the harmonic mean of base and novel beside them."""
-    if "novel" not in found:
-        return found
-    return {**found, "harmonic mean": 2 * found["base"] * found["novel"] / max(found["base"] + found["novel"], 1e-9)}
+    if "novel" not in accuracies:
+        return accuracies
+    base, novel = accuracies["base"], accuracies["novel"]
+    return {**accuracies, "harmonic mean": 2 * base * novel / max(base + novel, 1e-9)}
 
 
 def run(task: Task, say: Say) -> Figures:
@@ -87,11 +88,11 @@ def run(task: Task, say: Say) -> Figures:
     results: dict[str, list[dict[str, float]]] = {"small, zero-shot": [zero_shot(task, split)]}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(task.seeds):
-            for name, found in one_seed(task, split, seed, Path(folder) / str(seed)).items():
-                results.setdefault(name, []).append(harmonic(found))
-                say(f"seed {seed}: {name} {found}")
+            for name, accuracies in one_seed(task, split, seed, Path(folder) / str(seed)).items():
+                results.setdefault(name, []).append(harmonic(accuracies))
+                say(f"seed {seed}: {name} {accuracies}")
     for name, runs in results.items():
-        means = {part: percent(mean_of_seeds([found[part] for found in runs])) for part in runs[0]}
+        means = {part: percent(mean_of_seeds([accuracies[part] for accuracies in runs])) for part in runs[0]}
         figures.rows.append({"model": name, "seeds": len(runs), **means})
     for part in task.parts(split):
         figures.claims[part.replace(" ", "_")] = mean_of_seeds([f[part] for f in results["small, distilled: last epoch"]])
@@ -136,8 +137,8 @@ def one_seed(task: Task, split: Split, seed: int, folder: Path) -> dict[str, dic
     small.network.to(device())
 
     def after_epoch(_epoch: int, student: PromptedStudent, features: Tensor) -> None:
-        found = measured(task, split, student, features, size)
-        best.update({name: max(best[name], value) for name, value in found.items()})
+        accuracies = measured(task, split, student, features, size)
+        best.update({name: max(best[name], value) for name, value in accuracies.items()})
 
     critic = critics.make_critic(
         "measured", teacher, small, split.classes, DomainPictures([i.path for i in split.train], size, augment=True, seed=seed),

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from ..oracles.clip_files import ClipFile
-from ..oracles.promptkd import Critic, PromptKDOracle
+from ..oracles.promptkd import PromptKDOracle
 from ..training import critic as critics
 from ..training.domain_data import FixedPictures
-from ..training.promptkd_runs import Settings
-from ..training.run_folder import RunFolder
-from ..world.recipe.concepts import CONCEPTS, held_out_prompts, training_prompts
+from ..world.recipe.concepts import CONCEPTS, held_out_prompts
+from ..world.recipe.critic import critic_of_drafts
+from ..world.recipe.sampling import World, unit_noise
 from .adaptive import STUDENT_STEPS, TEACHER_STEPS, Pool, mean_of, route
 from .figures import Array, Claim, bootstrap
-from .world import World, unit_noise
 
 SHARE = 0.5  # of the drafts go to the teacher
 
@@ -58,26 +57,12 @@ def measure(
     # The large CLIP as an oracle judges like the critic: by the probability of the class that the prompt names.
     large = _scores(teacher.clip.encode_pictures, teacher.features(names), teacher.clip.scale)
     small = _scores(plain.clip.encode_pictures, plain.features(names), plain.clip.scale)
-    own = PromptKDOracle(critic).score
     gates: dict[str, Callable[[Tensor, list[str]], Tensor]] = {
         "large CLIP": lambda images, texts: large(images, [critic.find_class(t) for t in texts]),
-        "distilled critic": own,
+        "distilled critic": PromptKDOracle(critic).score,
         "small CLIP, zero-shot": lambda images, texts: small(images, [critic.find_class(t) for t in texts]),
     }
     return _compare(world, gates, shown, words)
-
-
-def critic_of_drafts(
-    world: World, teacher: critics.Teacher, small: ClipFile, drafts: int, epochs: int, folder: Path
-) -> Critic:
-    """A critic for what the student draws, from its drafts of training prompts."""
-    prompts = [p.text() for p in training_prompts(drafts)]
-    pictures = world.pictures(world.draft(prompts, unit_noise(drafts, 3), STUDENT_STEPS, seed=900).latents)
-    domain = FixedPictures([pictures], teacher.clip.picture_size)
-    return critics.make_critic(
-        "drafts", teacher, small, CONCEPTS, domain, Settings(epochs=epochs), RunFolder(folder / "drafts"),
-        sources=domain.sources(), save_every=10**9,
-    )  # fmt: skip
 
 
 def _scores(encode: Callable[[Tensor], Tensor], text: Tensor, scale: Tensor) -> Callable[[Tensor, list[int]], Tensor]:

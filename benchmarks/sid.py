@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from ..world.recipe.concepts import held_out_prompts
+from ..world.recipe.frechet import frechet, reference
+from ..world.recipe.sampling import Drawn, World, unit_noise
 from ..world.weights import DEFAULT_STUDENT, FOLDER, GUIDANCE, read
-from .adaptive import reference
-from .figures import Array, Claim, Figures, bootstrap, frechet, print_table
-from .world import Drawn, World, unit_noise
+from .figures import Array, Claim, Figures, bootstrap, print_table
 
 STUDENT = "sid"
 TEACHER_STEPS = (4, 5, 7, 9, 12, 16, 24)
@@ -95,17 +95,17 @@ def measure(
         features = world.features(pictures).double().numpy().reshape(len(prompts), seeds, -1)
         return Pool(name, steps, drawn.nfe, quality, features, guidance)
 
-    found = []
+    pools = []
     for name in dict.fromkeys((DEFAULT_STUDENT, student)):
         for steps in STUDENT_STEPS:
             say(f"student {name}, steps: {steps}")
-            found.append(pool(name, steps, world.draft(rows, noise, steps, seed=500, student=name)))
+            pools.append(pool(name, steps, world.draft(rows, noise, steps, seed=500, student=name)))
     for guidance in GUIDANCES:
         for steps in teacher_steps:
             say(f"teacher, steps: {steps}, guidance {guidance:g}")
             drawn = world.redraw(rows, noise, steps, guidance)
-            found.append(pool("teacher", steps, drawn, guidance))
-    return found
+            pools.append(pool("teacher", steps, drawn, guidance))
+    return pools
 
 
 # ------------------------------------------------------------------------------------------------------ claims
@@ -166,12 +166,12 @@ def levels(pools: Sequence[Pool], real: tuple[Array, Array]) -> list[dict[str, A
     """
     if len(pools[0].quality) != CURVE_PROMPTS:
         return []
-    found = []
+    points = []
     for pool in pools:
         if pool.guidance == GUIDANCE or (pool.name == DEFAULT_STUDENT and pool.steps == 1):
             one = pool.first_seed()
-            found.append({"network": pool.label, "frechet": one.distance(real), "judge": float(one.quality.mean())})
-    return found
+            points.append({"network": pool.label, "frechet": one.distance(real), "judge": float(one.quality.mean())})
+    return points
 
 
 # --------------------------------------------------------------------------------------------------------- all
@@ -321,13 +321,13 @@ def _draw_cost(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
     for r in rows:
         lines.setdefault((r["network"], r["guidance"]), []).append(r)
     teachers = [line for line in lines if line[0] == "teacher"]
-    for (name, guidance), own in lines.items():
+    for (name, guidance), series in lines.items():
         teacher = name == "teacher"
         colour = TEACHER_COLOURS[teachers.index((name, guidance))] if teacher else STUDENT_COLOURS.get(name, "tab:green")
         label = f"teacher, guidance {guidance:g}" if teacher else f"{'SiD' if name == STUDENT else name} student"
         style = {"marker": "s", "ms": 5, "zorder": 2} if teacher else {"marker": "o", "ms": 8, "zorder": 3}
-        values = [r["Frechet" if key == "frechet" else "judge"] for r in own]
-        axis.plot([r["NFE"] for r in own], values, color=colour, label=label, lw=1.5, **style)
+        values = [r["Frechet" if key == "frechet" else "judge"] for r in series]
+        axis.plot([r["NFE"] for r in series], values, color=colour, label=label, lw=1.5, **style)
     ticks = sorted({r["NFE"] for r in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [str(t) for t in ticks])

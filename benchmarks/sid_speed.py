@@ -29,18 +29,8 @@ from ..precision import autocast, native_bfloat16
 from ..samplers.schedules import INIT_SIGMA
 from ..training.augment import AugmentDraws, augment
 from ..training.loop import Ema
-from ..training.sid import (
-    Draws,
-    Labels,
-    Objective,
-    clean_gradients,
-    edm_players,
-    fake_score_loss,
-    generator_loss,
-    iterate,
-    log_normal_level,
-    noise_level,
-)
+from ..training.sid import Labels, fake_score_loss, generator_loss, log_normal_level, noise_level
+from ..training.sid_iteration import Draws, Objective, clean_gradients, edm_players, iterate
 from .figures import Array, Claim, Figures, print_table
 
 BATCH, RATE, HALF_LIFE, GIB = 32, 1e-5, 500_000, 2**30
@@ -202,7 +192,7 @@ def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
     """A process that takes a step of ``variant`` at each call.
 
     Raises:
-        RuntimeError: At a call, if the process has died.
+        ChildProcessError: At a call, if the process has died.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
@@ -215,7 +205,7 @@ def running(variant: Variant) -> Iterator[Callable[[], Turn]]:
             here.send(True)
             return here.recv()
         except (EOFError, BrokenPipeError) as error:
-            raise RuntimeError(f"The process of '{variant.name}' has died; is there enough memory?") from error
+            raise ChildProcessError(f"The process of '{variant.name}' has died; is there enough memory?") from error
 
     try:
         yield turn

@@ -35,11 +35,11 @@ def comfyui_home() -> Path:
     """The folder of the ComfyUI in ``$COMFYUI_PATH``.
 
     Raises:
-        RuntimeError: There is none there.
+        FileNotFoundError: There is none there.
     """
     home = Path(os.environ.get("COMFYUI_PATH", ""))
     if not (home / "main.py").exists():
-        raise RuntimeError("Set COMFYUI_PATH to the folder of a ComfyUI; bash test.sh fetches one into .cache/ComfyUI.")
+        raise FileNotFoundError("Set COMFYUI_PATH to the folder of a ComfyUI; bash test.sh fetches one into .cache/ComfyUI.")
     return home
 
 
@@ -47,7 +47,7 @@ def run(repeats: int = 5) -> Figures:
     """Measure in fresh processes of the ComfyUI in ``$COMFYUI_PATH``.
 
     Raises:
-        RuntimeError: There is no ComfyUI there.
+        FileNotFoundError: There is no ComfyUI there.
     """
     home = comfyui_home()
     root = Path(__file__).resolve().parents[1]

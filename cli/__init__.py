@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,15 +35,6 @@ Quick = Annotated[bool, typer.Option("--quick", help="A few minutes on two cores
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures here.")]
 
 
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _save(figures: Any, file: Path | None) -> None:
-    if file:
-        figures.save(file)
-
-
 def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> Any:
     """The benchmark's module; PyTorch's threads are set for it.
 
@@ -62,6 +54,25 @@ def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> An
         ) from error
 
 
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _report(measure: Callable[[], Any], json: Path | None) -> None:
+    """Measure, and save the figures where that is asked for; what is missing is told in words.
+
+    Raises:
+        typer.BadParameter: A file, a library or a ComfyUI is missing, or an option doesn't fit.
+    """
+    try:
+        with told_in_words():
+            figures = measure()
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(f"'{error.name}' is missing: pip install -e '.[bench]'.") from error
+    if json:
+        figures.save(json)
+
+
 @bench.command()
 def adaptive(
     quick: Quick = False,
@@ -71,8 +82,7 @@ def adaptive(
 ) -> None:
     """Student, teacher and adaptive collaboration at equal cost, by a judge that no gate saw."""
     benchmark = _benchmark("adaptive", threads)
-    figures = benchmark.run(quick, plot, _say)
-    _save(figures, json)
+    _report(lambda: benchmark.run(quick, plot, _say), json)
 
 
 @bench.command()
@@ -84,8 +94,7 @@ def oracles(
 ) -> None:
     """Oracles against their authors' path, and every threshold on an oracle of dialled accuracy."""
     benchmark = _benchmark("oracles", threads, LARGE)
-    figures = benchmark.run(quick, plot, _say)
-    _save(figures, json)
+    _report(lambda: benchmark.run(quick, plot, _say), json)
 
 
 @bench.command()
@@ -96,11 +105,7 @@ def digits(
 ) -> None:
     """Distil an EDM network of handwritten digits into one step, with three seeds."""
     benchmark = _benchmark("digits", threads)
-    try:
-        figures = benchmark.run(quick, _say)
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(f"'{error.name}' is missing: pip install -e '.[bench]'.") from error
-    _save(figures, json)
+    _report(lambda: benchmark.run(quick, _say), json)
 
 
 _PUBLISHED = (
@@ -139,20 +144,15 @@ def promptkd(
 
     Without --data on icons of a vendor that no CLIP here has seen; with it the paper's protocols on photos.
     """
-
-    try:
-        if data is None:
-            figures = _benchmark("promptkd", threads).run(quick, plot, _say)
-        else:
-            photos = _benchmark("promptkd_data", threads, LARGE)
-            if teacher is None or student is None:
-                raise ValueError("--data needs two CLIPs: give --teacher and --student.")
-            figures = photos.run(
-                photos.Task(data, dataset, teacher, student, tokens, shots, seeds, epochs, weight, depth, across), _say
-            )
-    except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
-    _save(figures, json)
+    if data is None:
+        icons = _benchmark("promptkd", threads)
+        _report(lambda: icons.run(quick, plot, _say), json)
+    elif teacher is None or student is None:
+        raise typer.BadParameter("--data needs two CLIPs: give --teacher and --student.")
+    else:
+        photos = _benchmark("promptkd_data", threads, LARGE)
+        task = (data, dataset, teacher, student, tokens, shots, seeds, epochs, weight, depth, across)
+        _report(lambda: photos.run(photos.Task(*task), _say), json)
 
 
 @bench.command()
@@ -166,13 +166,11 @@ def control(
     threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark = _benchmark("control", threads)
+    benchmark = _benchmark("control_memory" if memory else "control", threads)
     if memory:
-        figures = _benchmark("control_memory", threads).run(quick, _say)
+        _report(lambda: benchmark.run(quick, _say), json)
     else:
-        with told_in_words():
-            figures = benchmark.run_toy(quick, plot, _say) if toy else benchmark.run(quick, plot, _say, work)
-    _save(figures, json)
+        _report(lambda: benchmark.run_toy(quick, plot, _say) if toy else benchmark.run(quick, plot, _say, work), json)
 
 
 @bench.command()
@@ -184,14 +182,8 @@ def sid(
     threads: Threads = None,
 ) -> None:
     """The one-step student of SiD against its teacher and the consistency student; or how fast SiD trains."""
-    try:
-        if speed:
-            figures = _benchmark("sid_speed", threads).run(quick, _say)
-        else:
-            figures = _benchmark("sid", threads).run(quick, plot, _say)
-    except (FileNotFoundError, RuntimeError) as error:
-        raise typer.BadParameter(str(error)) from error
-    _save(figures, json)
+    benchmark = _benchmark("sid_speed" if speed else "sid", threads)
+    _report(lambda: benchmark.run(quick, _say) if speed else benchmark.run(quick, plot, _say), json)
 
 
 @bench.command()
@@ -201,8 +193,8 @@ def bfloat16(
     threads: Threads = None,
 ) -> None:
     """What bfloat16 costs on this CPU, and on it without its newer instructions, over float32."""
-    figures = _benchmark("bfloat16", threads).run(quick, _say)
-    _save(figures, json)
+    benchmark = _benchmark("bfloat16", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
 
 
 @bench.command()
@@ -211,29 +203,17 @@ def families(
     threads: Threads = None,
 ) -> None:
     """What the pack draws rightly with every family of models, at tiny size, in the ComfyUI in $COMFYUI_PATH."""
-    try:
-        figures = _benchmark("families", threads).run(_say)
-    except RuntimeError as error:
-        raise typer.BadParameter(str(error)) from error
-    _save(figures, json)
+    benchmark = _benchmark("families", threads)
+    _report(lambda: benchmark.run(_say), json)
 
 
 @bench.command()
 def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None) -> None:
     """What Reward Finetune holds in memory for its way back through SDXL's VAE; needs a ComfyUI in $COMFYUI_PATH."""
-    try:
-        figures = _benchmark("decoder_memory").run()
-    except RuntimeError as error:
-        raise typer.BadParameter(str(error)) from error
-    _save(figures, json)
+    _report(_benchmark("decoder_memory").run, json)
 
 
 @bench.command()
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
-    benchmark = _benchmark("startup")
-    try:
-        figures = benchmark.run()
-    except RuntimeError as error:
-        raise typer.BadParameter(str(error)) from error
-    _save(figures, json)
+    _report(_benchmark("startup").run, json)

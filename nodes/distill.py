@@ -24,7 +24,8 @@ from ..training.distill import Settings, Task, card, distil
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
-from ..training.sid import EdmLevels, Players, TimestepLevels, add_noise, edm_weight, epsilon_weight
+from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
+from ..training.sid_iteration import Players
 from ..training.sid_options import LORA, SidOptions
 from . import folders, types
 from .folders import gather_prompts

@@ -100,22 +100,10 @@ class AugmentDraws:
 
 
 def augment(
-    images: Tensor,
-    draws: AugmentDraws,
-    p: float = 0.12,
-    *,
-    xflip: float = 1e8,
-    yflip: float = 1,
-    scale: float = 1,
-    rotate_frac: float = 1,
-    aniso: float = 1,
-    translate_frac: float = 1,
-    scale_std: float = 0.2,
-    rotate_frac_max: float = 1,
-    aniso_std: float = 0.2,
-    aniso_rotate_prob: float = 0.5,
-    translate_frac_std: float = 0.125,
-) -> tuple[Tensor, Tensor]:
+    images: Tensor, draws: AugmentDraws, p: float = 0.12, *, xflip: float = 1e8, yflip: float = 1, scale: float = 1,
+    rotate_frac: float = 1, aniso: float = 1, translate_frac: float = 1, scale_std: float = 0.2, rotate_frac_max: float = 1,
+    aniso_std: float = 0.2, aniso_rotate_prob: float = 0.5, translate_frac_std: float = 0.125,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Augment ``images`` and say how.
 
     Each of the six steps is done with probability p times its factor (so ``xflip=1e8`` is always, if p isn't 0; the coin
@@ -134,10 +122,12 @@ def augment(
 
     Returns:
         The images, and their labels [B, 9] in the order of ``LABELS``, at least in float32.
+
+    Raises:
+        ValueError: The draws are for another number of pictures.
     """
     if len(draws) != len(images):
         raise ValueError(f"There are draws for {len(draws)} pictures, but {len(images)} pictures.")
-    height, width = images.shape[2:]
     dtype = torch.promote_types(images.dtype, torch.float32)
     d = draws.to(images.device)
 
@@ -157,14 +147,18 @@ def augment(
 
     out = torch.where(mirror_x.bool().view(-1, 1, 1, 1), images.flip(3), images)
     out = torch.where(mirror_y.bool().view(-1, 1, 1, 1), out.flip(2), out)
-    # Most pictures stay as they are: only the others are resampled.
+    pixels = shift.T * translate_frac_std * shift.new_tensor([images.shape[3], images.shape[2]])
     moved = (zoom != 0) | (angle != 0) | (stretch != 0) | (shift != 0).any(0)
-    if moved.any():
-        pixels = shift.T * translate_frac_std * shift.new_tensor([width, height])
-        linear, offset = inverse_motion((zoom * scale_std).exp2(), angle, (stretch * aniso_std).exp2(), axis, pixels)
-        margins = reflected_margins(linear, offset, height, width)
-        out[moved] = warp(out[moved].to(dtype), linear[moved], offset[moved], margins).to(out.dtype)
+    _move(out, moved, *inverse_motion((zoom * scale_std).exp2(), angle, (stretch * aniso_std).exp2(), axis, pixels))
     return out, torch.stack(labels, dim=1)
+
+
+def _move(images: Tensor, moved: Tensor, linear: Tensor, offset: Tensor) -> None:
+    """Resample where ``moved`` [B] says so, in place: most pictures stay as they are."""
+    if moved.any():
+        margins = reflected_margins(linear, offset, *images.shape[2:])
+        pixels = images[moved].to(linear.dtype)
+        images[moved] = warp(pixels, linear[moved], offset[moved], margins).to(images.dtype)
 
 
 def rotation(angle: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from .augment import AugmentDraws
 from .loop import Ema, Learner, Means, Schedule, Watch, run
 from .processes import Processes
 from .run_folder import RunFolder
-from .sid import Draws, EdmLevels, Labels, Objective, Players, TimestepLevels, add_noise, edm_weight, generate, iterate
+from .sid import EdmLevels, Labels, TimestepLevels, add_noise, edm_weight, generate
+from .sid_iteration import Draws, Objective, Players, iterate
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from .augment import LABELS
 from .distill import PRESETS, Preset, Settings, Task, card
 from .domain_data import pictures_in, read_picture
 from .run_folder import RunFolder
-from .sid import Denoise, Labels, Players, edm_denoise, edm_players, generate
+from .sid import Denoise, Labels, edm_denoise, generate
+from .sid_iteration import Players, edm_players
 
 PRECISIONS = tuple(DTYPES)
 HALF_EPS = 1e-6

@@ -1,13 +1,15 @@
-"""Which law is optimal when a reward is raised and the change is paid for in an f-divergence (arXiv 2402.15194, sec. 3).
+"""Which law is optimal when a reward is raised and the change is paid for in an f-divergence: the dual problem.
 
-Conventions: reward r, higher is better; strength alpha > 0; q* = argmax over q of E_q[r] - alpha D_f(q || p), with
-D_f(q || p) = E_p[f(q / p)] and f in canonical form, f(1) = f'(1) = 0. Then
+For KL it is arXiv 2402.15194's; for others 2403.06279's, in its part on f-divergences. Reward r, higher is better; strength
+alpha > 0; f in canonical form, f(1) = f'(1) = 0:
 
-    q* / p = w(r) = (f')^{-1}((r - lambda) / alpha),    clipped at 0 where f'(0) is finite,
+    (1) q* = argmax over q of E_q[r] - alpha D_f(q || p),  D_f(q || p) = E_p[f(q / p)]
+    (2) q* / p = w(r) = (f')^{-1}((r - lambda) / alpha)    clipped at 0 where f'(0) is finite
+    (3) E_p[w] = 1                                         fixes lambda: lambda + alpha E_p[f*((r - lambda) / alpha)] is least
+    (4) r' = alpha log w(r)                                the surrogate: the KL problem with r' has the optimum q* too
+    (5) alpha f''(1)                                       what a small tilt costs: by it alphas of divergences are comparable
 
-with lambda the one number for which E_p[w] = 1. Alphas of different divergences are comparable by alpha f''(1): that is what a
-small tilt costs. The KL problem with the surrogate reward alpha log w(r) has q* as its optimum too, so whatever solves KL
-problems solves these (``surrogate_reward``).
+By (4) whatever solves KL problems solves these.
 """
 
 from __future__ import annotations
@@ -29,31 +31,27 @@ class NoOptimumError(ValueError):
 
 @dataclass(frozen=True)
 class Divergence:
-    """An f-divergence in canonical form.
+    """An f-divergence in canonical form, f of the density ratio t = q / p.
 
     Attributes:
         name: As ``divergence`` takes it.
-        f: Of the density ratio t = q / p.
-        slope: f'(t).
         log_weight: y -> log (f')^{-1}(y); minus infinity where the optimum leaves p out. It can be differentiated.
         curvature: f''(t).
         at_infinity: f'(infinity): y stays below it.
     """
 
     name: str
-    f: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor], Tensor]
     log_weight: Callable[[Tensor], Tensor]
     curvature: Callable[[Tensor], Tensor]
     at_infinity: float = math.inf
 
     def weight(self, y: Tensor) -> Tensor:
-        """w = (f')^{-1}(y)."""
+        """w = (f')^{-1}(y), eq. 2."""
         return self.log_weight(y).exp()
 
     @property
     def stiffness(self) -> float:
-        """f''(1): a tilt of strength alpha costs like one of strength alpha f''(1) in KL, as long as it is small."""
+        """f''(1), eq. 5: a tilt of strength alpha costs like one of strength alpha f''(1) in KL, as long as it is small."""
         return float(self.curvature(torch.ones((), dtype=torch.float64)))
 
 
@@ -74,45 +72,30 @@ def _clipped_log(value: Tensor) -> Tensor:
     return torch.where(value > 0, value.clamp(min=torch.finfo(value.dtype).tiny).log(), -torch.inf)
 
 
-def _entropy(t: Tensor) -> Tensor:
-    """t log t, 0 at 0."""
-    return torch.special.xlogy(t, t)
-
-
 def _alpha_family(a: float) -> Divergence:
     """f = (t^(1-a) - (1-a) t - a) / (a (a - 1)): KL as a -> 0, forward KL as a -> 1, half chi-squared at a = -1."""
     return Divergence(
-        f"alpha:{a:g}",
-        lambda t: (t ** (1 - a) - (1 - a) * t - a) / (a * (a - 1)),
-        lambda t: (1 - t**-a) / a,
-        lambda y: _clipped_log(1 - a * y) * (-1 / a),
-        lambda t: t ** (-a - 1),
-        1 / a if a > 0 else math.inf,
+        f"alpha:{a:g}", lambda y: _clipped_log(1 - a * y) * (-1 / a), lambda t: t ** (-a - 1), 1 / a if a > 0 else math.inf
     )
 
 
 _NAMED = {
     d.name: d
     for d in (
-        Divergence("kl", lambda t: _entropy(t) - t + 1, torch.log, lambda y: y, lambda t: 1 / t),
-        Divergence("half_chi2", lambda t: (t - 1) ** 2 / 2, lambda t: t - 1, lambda y: _clipped_log(1 + y), torch.ones_like),
-        Divergence(
-            "half_chi2_kl", lambda t: (t - 1) ** 2 / 2 + _entropy(t) - t + 1, lambda t: t - 1 + t.log(),
-            lambda y: wright_omega(1 + y), lambda t: 1 + 1 / t,
-        ),
-        Divergence(
-            "forward_kl", lambda t: -t.log() + t - 1, lambda t: 1 - 1 / t, lambda y: -_clipped_log(1 - y), lambda t: t**-2, 1.0
-        ),
-        Divergence(
-            "js2", lambda t: _entropy(t) - (t + 1) * ((t + 1) / 2).log(), lambda t: (2 * t / (1 + t)).log(),
-            lambda y: y - _clipped_log(2 - y.exp()), lambda t: 1 / (t * (1 + t)), math.log(2),
-        ),
-        Divergence(
-            "jeffreys", lambda t: (t - 1) * t.log(), lambda t: t.log() + 1 - 1 / t, lambda y: -wright_omega(1 - y),
-            lambda t: 1 / t + t**-2,
-        ),
+        # t log t - t + 1
+        Divergence("kl", lambda y: y, lambda t: 1 / t),
+        # (t - 1)^2 / 2
+        Divergence("half_chi2", lambda y: _clipped_log(1 + y), torch.ones_like),
+        # (t - 1)^2 / 2 + t log t - t + 1
+        Divergence("half_chi2_kl", lambda y: wright_omega(1 + y), lambda t: 1 + 1 / t),
+        # -log t + t - 1
+        Divergence("forward_kl", lambda y: -_clipped_log(1 - y), lambda t: t**-2, 1.0),
+        # t log t - (t + 1) log((t + 1) / 2)
+        Divergence("js2", lambda y: y - _clipped_log(2 - y.exp()), lambda t: 1 / (t * (1 + t)), math.log(2)),
+        # (t - 1) log t
+        Divergence("jeffreys", lambda y: -wright_omega(1 - y), lambda t: 1 / t + t**-2),
     )
-}  # fmt: skip
+}
 DIVERGENCES = (*_NAMED, "alpha:0.5")
 """Names that ``divergence`` takes; in ``alpha:0.5`` the number is any order."""
 
@@ -130,8 +113,8 @@ def divergence(name: str) -> Divergence:
         if name == order or not math.isfinite(float(order)):
             raise ValueError
     except ValueError:
-        known = ", ".join(DIVERGENCES)
-        raise ValueError(f"There is no divergence '{name}'; choose one of: {known}, or another order of alpha.") from None
+        names = ", ".join(DIVERGENCES)
+        raise ValueError(f"There is no divergence '{name}'; choose one of: {names}, or another order of alpha.") from None
     limits = {0.0: "kl", 1.0: "forward_kl"}
     return _NAMED[limits[float(order)]] if float(order) in limits else _alpha_family(float(order))
 
@@ -159,7 +142,7 @@ class DualSolution:
 def solve_dual(
     rewards: Tensor, alpha: float, divergence_name: str = "kl", probabilities: Tensor | None = None, bound: float | None = None
 ) -> DualSolution:
-    """lambda and the weights q* / p on samples (see the module's text).
+    """lambda and the weights q* / p on samples, eq. 2 and 3.
 
     Args:
         rewards: [N] of samples of p.
@@ -176,58 +159,58 @@ def solve_dual(
         raise ValueError("Rewards must be a list of finite numbers, one a sample.")
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"The strength alpha is {alpha}; it must be above 0.")
-    found, r = divergence(divergence_name), rewards.detach().double()
+    div, r = divergence(divergence_name), rewards.detach().double()
     p = torch.full_like(r, 1 / len(r)) if probabilities is None else probabilities.detach().to(r) / probabilities.sum().to(r)
-    low = _lower_end(found, r, p, alpha, bound)
-    lam = _root(found, r, p, alpha, low)
-    weights = found.weight((r - lam) / alpha)
+    low = _lower_end(div, r, p, alpha, bound)
+    lam = _root(div, r, p, alpha, low)
+    weights = div.weight((r - lam) / alpha)
     effective = float(1 / (p.square().sum()))  # samples, if all counted alike
     spread = math.sqrt(float(p @ (weights - 1).square()) / effective)
     inner = weights > 0
-    sensitivity = float((p * torch.where(inner, 1 / found.curvature(weights.clamp(min=1e-300)), 0.0)).sum()) / alpha
+    sensitivity = float((p * torch.where(inner, 1 / div.curvature(weights.clamp(min=1e-300)), 0.0)).sum()) / alpha
     return DualSolution(lam, weights, spread / sensitivity, effective / float(p @ weights.square()))
 
 
-def _lower_end(found: Divergence, r: Tensor, p: Tensor, alpha: float, bound: float | None) -> float:
+def _lower_end(div: Divergence, r: Tensor, p: Tensor, alpha: float, bound: float | None) -> float:
     """The least that lambda can be.
 
     Raises:
         NoOptimumError: E_p[w] stays below 1 however small lambda is.
     """
-    if math.isinf(found.at_infinity):
+    if math.isinf(div.at_infinity):
         return float(r.min())
     top = float(r.max()) if bound is None else bound
     if top < float(r.max()):
         raise ValueError(f"A reward of {float(r.max()):g} is above the bound {top:g}; correct the bound.")
-    low = top - alpha * found.at_infinity
+    low = top - alpha * div.at_infinity
     # On samples a solution exists always, for the best one could take any weight. That the true law has a density takes
     # more: at the lower end all others must have a mass of 1 or more. (Where the bound is known, no sample need be left out.)
     others = r < top
     if int((~others).sum()) > 1:  # a plateau at the top is no single picture
         return max(low, float(r.min()))
-    mass = float((p * found.weight((torch.where(others, r, r.min()) - low) / alpha) * others).sum())
+    mass = float((p * div.weight((torch.where(others, r, r.min()) - low) / alpha) * others).sum())
     if mass < 1:
         raise NoOptimumError(
-            f"No density is optimal for {found.name} with alpha {alpha:g} and these rewards: even the mildest law would put "
+            f"No density is optimal for {div.name} with alpha {alpha:g} and these rewards: even the mildest law would put "
             f"{1 - mass:.0%} of its mass on the best sample alone. Raise alpha, or take 'kl'."
         )
     return max(low, float(r.min()))
 
 
-def _root(found: Divergence, r: Tensor, p: Tensor, alpha: float, low: float) -> float:
-    """lambda by halving: E_p[w] falls in it, from above 1 at ``low`` to below 1 at the largest reward."""
+def _root(div: Divergence, r: Tensor, p: Tensor, alpha: float, low: float) -> float:
+    """lambda of eq. 3 by halving: E_p[w] falls in it, from above 1 at ``low`` to below 1 at the largest reward."""
     high = float(r.max())
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         if not low < middle < high or high - low < 1e-14 * max(abs(low), abs(high)):
             break
-        mass = float(p @ found.weight((r - middle) / alpha))
+        mass = float(p @ div.weight((r - middle) / alpha))
         low, high = (middle, high) if mass > 1 else (low, middle)
     return high
 
 
 def surrogate_reward(rewards: Tensor, lam: float | Tensor, alpha: float, divergence_name: str) -> Tensor:
-    """alpha log w(r): the reward whose KL optimum is q*; it can be differentiated. Cut off where w would be below 1e-6."""
+    """alpha log w(r), eq. 4: the reward whose KL optimum is q*; it can be differentiated. Cut off where w would be below 1e-6."""
     y = (rewards - lam) / alpha
     return alpha * divergence(divergence_name).log_weight(y).clamp(min=math.log(LEAST_WEIGHT))
 
@@ -242,7 +225,7 @@ def expected_reward(rewards: Tensor, solution: DualSolution) -> float:
 
 def kl_to_base(solution: DualSolution) -> float:
     """KL(q* || p) on samples that are alike, whatever divergence made q*."""
-    return float(_entropy(solution.weights).mean())
+    return float(torch.special.xlogy(solution.weights, solution.weights).mean())
 
 
 def alpha_for_kl(rewards: Tensor, target: float, divergence_name: str = "kl") -> float:
@@ -291,11 +274,10 @@ def _strength(
 
     for _ in range(50):
         middle = (low + high) / 2
-        found = over(middle)
-        if found is None or found:
-            low = middle
-        else:
+        if over(middle) is False:
             high = middle
+        else:
+            low = middle
     if over(high - 1e-9) is None:
         raise NoOptimumError(f"No density of {name} reaches this {what} on these rewards; ask for less, or take 'kl'.")
     return math.exp(high)

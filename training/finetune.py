@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from . import control
+from . import control, control_losses
 from .baseline import Baseline, Drawing, base_rewards, baseline
 from .control import Problem, Report
 from .finetune_task import Settings, Task
@@ -105,12 +105,12 @@ def _algorithm(name: str, problem: Problem, steps: control.Steps, batch: int, sp
     """One part's gradients, times ``scale``; all noise is the problem's own."""
     unused = torch.Generator()
     if name == "adjoint_matching":
-        return control.adjoint_step(problem, unused, batch, steps, part=batch, scale=scale)
+        return control_losses.adjoint_step(problem, unused, batch, steps, part=batch, scale=scale)
     if name == "path_kl":
-        return control.path_kl_step(problem, unused, batch, scale)
+        return control_losses.path_kl_step(problem, unused, batch, scale)
     if name == "direct":
-        return control.direct_step(problem, unused, batch, spread, scale)
-    return control.preview_step(problem, unused, batch, scale)
+        return control_losses.direct_step(problem, unused, batch, spread, scale)
+    return control_losses.preview_step(problem, unused, batch, scale)
 
 
 def card(settings: Settings, base: Baseline, teacher: str, oracle: str) -> dict[str, str]:

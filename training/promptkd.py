@@ -29,7 +29,7 @@ CLASSES_AT_ONCE = 64  # texts in a text tower at a time
 
 
 def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0, weight: float = 1000.0) -> Tensor:
-    """PromptKD's loss, weight * L_kd(q_t, q_s, T): L_kd = T^2 KL(softmax(q_t / T), softmax(q_s / T)) (arXiv 2403.02781, sec. 3).
+    """PromptKD's loss, weight * L_kd(q_t, q_s, T), L_kd = T^2 KL(softmax(q_t / T), softmax(q_s / T)) (arXiv 2403.02781, sec 3.3).
 
     The authors' code averages the KL over pictures *and* classes, so with few classes the same weight pulls harder: lower it in
     proportion.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..files import save_safetensors_atomically
 from ..weights.checkpoints import read_metadata, read_weights
-from . import control
+from . import control, control_losses
 from .baseline import Baseline
 from .control import Problem, Report
 from .finetune_task import Settings, Task
@@ -52,7 +52,7 @@ class Rounds:
         task, rows = self.task, self.pool["rows"][part]
         problem = task.problem(rows, 1.0)
         pictures, weights = (self.pool[name][part].to(task.device) for name in ("pictures", "weights"))
-        return control.weighted_regression_step(
+        return control_losses.weighted_regression_step(
             problem.tuned, self._drew(problem), task.process, pictures, weights, levels.to(task.device), noise.to(task.device)
         )
 

@@ -1,9 +1,9 @@
-"""Score identity Distillation: a one-step generator from a diffusion model, without pictures.
+"""Score identity Distillation, its equations: a one-step generator from a diffusion model, without pictures.
 
 Three networks of one shape: the frozen teacher (the paper's true score network f_phi), the generator G_theta that is
 wanted, and the fake score network f_psi that learns what the generator draws. Each is a denoiser D(x, sigma, labels). The
 fake score is trained on the generator's pictures as any diffusion model is on a data set; the generator is moved so that
-both networks agree about its pictures.
+both networks agree about its pictures. ``sid_iteration`` puts the equations together.
 
 Sources: SiD (arXiv 2404.04057), its guided text-to-image form SiD-LSG (2406.01561), its adversarial form SiDA (2410.14919).
 Where the paper's formula and the authors' code differ, the code made the published numbers and is followed, and said so.
@@ -14,8 +14,8 @@ has sigma = sqrt((1 - abar) / abar) in this form, and its input is x / sqrt(1 + 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,8 +24,6 @@ from torch.nn import functional as F
 
 from ..networks.preconditioning import karras_sigma
 from ..samplers.schedules import INIT_SIGMA
-from .augment import AugmentDraws, augment
-from .loop import Interrupted
 
 SIGMA_MIN, SIGMA_MAX, RHO, SIGMA_DATA = 0.002, 80.0, 7.0, 0.5
 LEAST_WEIGHT = 1e-5
@@ -191,12 +189,26 @@ def fake_score_loss(
 
 
 def guided(denoise: Denoise, x: Tensor, sigma: Tensor, labels: Labels, empty: Labels, kappa: float) -> Tensor:
-    """Classifier-free guidance: D(empty) + kappa (D(labels) - D(empty)), one call on both; kappa 1 is D(labels) alone."""
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6, with kappa = 1 + w), one call on both; kappa 1 is D(labels) alone.
+
+    D = D(empty) + kappa (D(labels) - D(empty)).
+
+    Raises:
+        ValueError: There is no empty condition of the labels' kind.
+    """
     if kappa == 1:
         return denoise(x, sigma, labels)
     both = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), _join(empty, labels))
     without, given = both.chunk(2)
     return without + kappa * (given - without)
+
+
+def _join(first: Labels, second: Labels) -> Labels:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return {key: torch.cat([first[key], value]) for key, value in second.items()}
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.cat([first, second])
+    raise ValueError("Guidance needs the empty condition, of the same kind as the labels.")
 
 
 # ------------------------------------------------------------------------------------- the adversarial option
@@ -261,375 +273,11 @@ def generate(
     return images
 
 
-# ------------------------------------------------------------------------------------------------ one iteration
-
-
-@dataclass
-class Players:
-    """The three networks as denoisers, and the parameters of the two that learn.
-
-    ``fake_features`` (for the adversarial option) gives D and the encoder's last features from one pass.
-    """
-
-    teacher: Denoise
-    fake: Denoise
-    generator: Denoise
-    fake_parameters: Sequence[Tensor]
-    generator_parameters: Sequence[Tensor]
-    fake_features: Callable[[Tensor, Tensor, Any], tuple[Tensor, Tensor]] | None = None
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised. Defaults are those of the official runs on EDM networks.
-
-    Attributes:
-        alpha: See ``generator_loss``.
-        sigmas: Levels at which the generator is called; one for a one-step generator.
-        kappa1: Guidance of the fake score in its own training.
-        kappa2: Guidance of the fake score where the generator is judged (the paper's kappa2 = kappa3).
-        kappa4: Guidance of the teacher.
-        weight: Of the fake score's loss.
-        noising: How pictures and noise are mixed.
-        fake_scale: Factor of the fake score's loss (the official ``ls``).
-        generator_scale: Factor of the generator's (``lsg``): 100 for EDM networks, 1 for Stable Diffusion.
-        adversarial: Factor of the generator's adversarial loss (``lsg_gan``); 0 for none. Needs real pictures.
-        discriminator_scale: Factor of the discriminator's (``lsd``).
-        augment: Probability of each of EDM's augmentations, where the draws hold any.
-    """
-
-    alpha: float = 1.2
-    sigmas: tuple[float, ...] = (INIT_SIGMA,)
-    levels: EdmLevels | TimestepLevels = field(default_factory=EdmLevels)
-    kappa1: float = 1.0
-    kappa2: float = 1.0
-    kappa4: float = 1.0
-    weight: Callable[[Tensor], Tensor] = edm_weight
-    noising: Callable[[Tensor, Tensor, Tensor], Tensor] = add_noise
-    fake_scale: float = 1.0
-    generator_scale: float = 100.0
-    adversarial: float = 0.0
-    discriminator_scale: float = 1.0
-    augment: float = 0.12
-
-    @property
-    def caption_dropout(self) -> float:
-        """Share of captions left out in the fake step: 10 % when the fake score is ever used with guidance (LSG)."""
-        return 0.1 if self.kappa1 != 1 or self.kappa2 != 1 else 0.0
-
-
-@dataclass
-class Draws:
-    """All the randomness of half an iteration, for ``batch`` pictures.
-
-    Attributes:
-        z: The generator's input [B, C, H, W], standard normal.
-        noise: What the picture is noised with, like ``z``.
-        level: [B, 1, 1, 1]: u in 0..1 for the generator's half; for the fake score's, what its ``levels.of_fake`` takes
-            (``rnd_normal`` for EDM levels, u for timesteps).
-        labels: Conditions.
-        empty: The empty condition, for guidance.
-        between: Noise between the generator's steps.
-        real: Real pictures, for the adversarial option.
-        augment: The draws of EDM's augmentation, in the fake score's half.
-    """
-
-    z: Tensor
-    noise: Tensor
-    level: Tensor
-    labels: Labels = None
-    empty: Labels = None
-    between: Sequence[Tensor] = ()
-    real: Tensor | None = None
-    augment: AugmentDraws | None = None
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-    def rows(self, part: slice) -> Draws:
-        """A part of the batch."""
-        return Draws(
-            self.z[part], self.noise[part], self.level[part], _rows(self.labels, part), _rows(self.empty, part),
-            [n[part] for n in self.between], None if self.real is None else self.real[part],
-            None if self.augment is None else self.augment.rows(part),
-        )  # fmt: skip
-
-    def split(self, size: int) -> Iterator[Draws]:
-        """Parts of at most ``size`` pictures."""
-        return (self.rows(slice(start, start + size)) for start in range(0, len(self), size))
-
-    def to(self, device: torch.device | str) -> Draws:
-        """On another device."""
-        return Draws(
-            self.z.to(device), self.noise.to(device), self.level.to(device), _map(self.labels, lambda t: t.to(device)),
-            _map(self.empty, lambda t: t.to(device)), [n.to(device) for n in self.between],
-            None if self.real is None else self.real.to(device), None if self.augment is None else self.augment.to(device),
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The sum of a loss over a part of the batch, before the division by the batch, and how many samples had NaN."""
-
-    total: Tensor
-    dropped: int
-
-
-def fake_score_objective(players: Players, objective: Objective, draws: Draws) -> Loss:
-    """The fake score's loss on the generator's pictures, to be summed over parts and divided by the batch.
-
-    Augmentation is applied here only, never where the generator is judged.
-    """
-    sigma = objective.levels.of_fake(draws.level)
-    with torch.no_grad():
-        images = generate(
-            players.generator, draws.z, draws.labels, objective.sigmas, draws.between, objective.noising
-        )
-    if objective.adversarial:
-        return _fake_and_discriminator(players, objective, draws, images, sigma)
-    labels = draws.labels
-    if draws.augment is not None:
-        images, augment_labels = augment(images, draws.augment, objective.augment)
-        labels = with_augmentation(labels, augment_labels)
-    x = objective.noising(images, sigma, draws.noise)
-    denoised = guided(players.fake, x, sigma, labels, draws.empty, objective.kappa1)
-    loss = fake_score_loss(images, denoised.to(images.dtype), sigma, objective.weight)
-    return Loss(loss.sum() * objective.fake_scale, len(draws) - len(loss))
-
-
-def generator_objective(players: Players, objective: Objective, draws: Draws) -> Loss:
-    """The generator's loss, to be summed over parts and divided by the batch."""
-    sigma = objective.levels.of_generator(draws.level)
-    images = generate(players.generator, draws.z, draws.labels, objective.sigmas, draws.between, objective.noising)
-    x = objective.noising(images, sigma, draws.noise)
-    features = None
-    if objective.adversarial and players.fake_features is not None:
-        y_fake, features = players.fake_features(x, sigma, draws.labels)
-    else:
-        y_fake = guided(players.fake, x, sigma, draws.labels, draws.empty, objective.kappa2)
-    y_real = guided(players.teacher, x, sigma, draws.labels, draws.empty, objective.kappa4)
-    y_fake, y_real = y_fake.to(images.dtype), y_real.to(images.dtype)
-    loss = generator_loss(images, y_real, y_fake, objective.alpha)
-    total, dropped = loss.sum() * objective.generator_scale, len(draws) - len(loss)
-    if features is None:
-        return Loss(total, dropped)
-    keep = not_nan(images, y_real, y_fake)
-    against = adversarial_loss(discriminator_logits(features), sid_weight(images[keep], y_real[keep]))
-    # G = 0.5 SiD + 0.5 GAN, the latter spread over all elements of the picture (the official training loop).
-    total = 0.5 * total + 0.5 * against.sum() * images[0].numel() * objective.adversarial
-    return Loss(total, dropped)
-
-
-def _fake_and_discriminator(
-    players: Players, objective: Objective, draws: Draws, images: Tensor, sigma: Tensor
-) -> Loss:
-    """The fake score's loss, and its encoder's as a discriminator of real and generated pictures under the same noise."""
-    if players.fake_features is None or draws.real is None:
-        raise ValueError("The adversarial loss needs real pictures and a network whose encoder can be read; set it to 0.")
-    denoised, features = players.fake_features(objective.noising(images, sigma, draws.noise), sigma, draws.labels)
-    _, real_features = players.fake_features(objective.noising(draws.real, sigma, draws.noise), sigma, draws.labels)
-    fake, real = discriminator_logits(features), discriminator_logits(real_features)
-    keep = not_nan(images, denoised, fake, real)
-    loss = fake_score_loss(images[keep], denoised[keep].to(images.dtype), sigma[keep], objective.weight).sum()
-    against = discriminator_loss(real[keep], fake[keep], sigma[keep]).sum()
-    total = loss * objective.fake_scale + against * objective.discriminator_scale
-    return Loss(total, len(draws) - int(keep.sum()))
-
-
-@dataclass(frozen=True)
-class Iteration:
-    """What an iteration did: both losses as the official code prints them, how many samples had NaN, was it cancelled."""
-
-    fake_loss: float
-    generator_loss: float
-    dropped: int
-    cancelled: bool = False
-
-
-def train_step(
-    players: Players,
-    fake_optimiser: torch.optim.Optimizer,
-    generator_optimiser: torch.optim.Optimizer,
-    objective: Objective,
-    *,
-    z: Tensor,
-    u: Tensor,
-    noise: Tensor,
-    rnd_normal: Tensor,
-    labels: Labels = None,
-    z_fake: Tensor | None = None,
-    noise_fake: Tensor | None = None,
-    labels_fake: Labels = None,
-    augment: AugmentDraws | None = None,
-) -> Iteration:
-    """One iteration of SiD (Algorithm 1) with all its randomness handed in: the fake score learns, then the generator.
-
-    Args:
-        z: Standard normal [B, C, H, W]: the generator's input in its own half; pictures are D(2.5 z, 2.5, labels).
-        u: Uniform [B, 1, 1, 1]: at which noise level the generator is judged, see ``noise_level``.
-        noise: Standard normal, like ``z``: the noise there.
-        rnd_normal: Standard normal [B, 1, 1, 1]: at which level the fake score is trained, see ``log_normal_level``.
-        labels: Conditions in the generator's half.
-        z_fake: Like ``z``, in the fake score's half; the same as ``z`` if left out. (The official loop draws anew.)
-        noise_fake: Likewise.
-        labels_fake: Likewise.
-        augment: EDM's augmentation in the fake score's half, with probability ``objective.augment``; none if left out.
-
-    Returns:
-        The losses, each times its factor and divided by the batch.
-    """
-    same = z_fake is None
-    for_fake = Draws(
-        z if z_fake is None else z_fake, noise if noise_fake is None else noise_fake, rnd_normal,
-        labels if same and labels_fake is None else labels_fake, augment=augment,
-    )  # fmt: skip
-    return iterate(players, fake_optimiser, generator_optimiser, objective, for_fake, Draws(z, noise, u, labels))
-
-
-def iterate(
-    players: Players,
-    fake_optimiser: torch.optim.Optimizer,
-    generator_optimiser: torch.optim.Optimizer,
-    objective: Objective,
-    for_fake: Draws,
-    for_generator: Draws,
-    *,
-    part: int = 0,
-    reduce: Callable[[Sequence[Tensor]], None] | None = None,
-    batch: int = 0,
-    interrupted: Callable[[], bool] | None = None,
-    cancelled_by: tuple[type[BaseException], ...] = (),
-) -> Iteration:
-    """One iteration on any levels and guidance; ``train_step`` is the front of it that the paper knows.
-
-    Args:
-        part: Pictures at a time (gradients are accumulated); 0 for all. Changes memory, not the result.
-        reduce: Sums gradients over processes, where there are several.
-        batch: The batch over all processes; 0 if these draws are all of it.
-        interrupted: Asked before every part of the first half. In the second it is too late: the fake score has learned, and
-            half an iteration can't be saved.
-        cancelled_by: What the networks themselves raise when somebody cancels (ComfyUI's do). In the second half it is begun
-            anew and finished, and the iteration says that it was cancelled.
-
-    Raises:
-        Interrupted: ``interrupted`` said so; nothing has changed.
-    """
-    batch, cancelled = batch or len(for_generator), False
-
-    def accumulate(
-        optimiser: torch.optim.Optimizer, loss: Callable[[Draws], Loss], draws: Draws, first: bool
-    ) -> tuple[float, int]:
-        optimiser.zero_grad(set_to_none=True)
-        total, dropped = 0.0, 0
-        for rows in draws.split(part or len(draws)):
-            if first and interrupted is not None and interrupted():
-                raise Interrupted
-            result = loss(rows)
-            if result.dropped < len(rows):
-                (result.total / batch).backward()
-            total, dropped = total + float(result.total.detach()) / batch, dropped + result.dropped
-        return total, dropped
-
-    def half(
-        parameters: Sequence[Tensor],
-        others: Sequence[Tensor],
-        optimiser: torch.optim.Optimizer,
-        loss: Callable[[Draws], Loss],
-        draws: Draws,
-    ) -> tuple[float, int]:
-        nonlocal cancelled
-        _learn(parameters, others)
-        first = parameters is players.fake_parameters
-        try:
-            total, dropped = accumulate(optimiser, loss, draws, first)
-        except cancelled_by as error:
-            if first:
-                raise Interrupted from error
-            cancelled = True
-            total, dropped = accumulate(optimiser, loss, draws, first)
-        if reduce is not None:
-            reduce(parameters)
-        clean_gradients(parameters)
-        optimiser.step()
-        return total, dropped
-
-    fake, fake_dropped = half(
-        players.fake_parameters, players.generator_parameters, fake_optimiser,
-        lambda rows: fake_score_objective(players, objective, rows), for_fake,
-    )  # fmt: skip
-    own, dropped = half(
-        players.generator_parameters, players.fake_parameters, generator_optimiser,
-        lambda rows: generator_objective(players, objective, rows), for_generator,
-    )  # fmt: skip
-    return Iteration(fake, own, fake_dropped + dropped, cancelled)
-
-
-def _learn(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> None:
-    """Gradients for ``parameters`` alone: where the other network is only passed through, none is computed for it."""
-    for parameter in others:
-        parameter.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-
-
-def clean_gradients(parameters: Iterable[Tensor]) -> None:
-    """NaN to 0 and infinities to +-1e5 in every gradient, in place, as in the official loop."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            torch.nan_to_num(parameter.grad, nan=0.0, posinf=1e5, neginf=-1e5, out=parameter.grad)
-
-
-# ---------------------------------------------------------------------------------------------------- helpers
-
-
-def with_augmentation(labels: Labels, augment_labels: Tensor) -> dict[str, Tensor]:
-    """Conditions that also tell of the augmentation, under the name by which EDM networks take it."""
-    if isinstance(labels, Mapping):
-        return {**labels, "augment_labels": augment_labels}
-    return {"augment_labels": augment_labels} if labels is None else {
-        "class_labels": labels, "augment_labels": augment_labels,
-    }  # fmt: skip
-
-
-def _map(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
-    if isinstance(labels, Mapping):
-        return {key: change(value) for key, value in labels.items()}
-    return None if labels is None else change(labels)
-
-
-def _rows(labels: Labels, part: slice) -> Labels:
-    return _map(labels, lambda t: t[part])
-
-
-def _join(first: Labels, second: Labels) -> Labels:
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return {key: torch.cat([first[key], value]) for key, value in second.items()}
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return torch.cat([first, second])
-    raise ValueError("Guidance needs the empty condition, of the same kind as the labels.")
+def as_arguments(labels: Labels) -> Mapping[str, Tensor | None]:
+    """Labels as the arguments of an ``EDMPrecond``: one-hot classes, or its arguments by name."""
+    return labels if isinstance(labels, Mapping) else {"class_labels": labels}
 
 
 def edm_denoise(network: nn.Module) -> Denoise:
-    """An ``EDMPrecond`` as a denoiser of this file; labels are one-hot classes, or arguments of the network by name."""
-
-    def denoise(x: Tensor, sigma: Tensor, labels: Labels) -> Tensor:
-        return network(x, sigma, **_as_arguments(labels))
-
-    return denoise
-
-
-def edm_players(teacher: nn.Module, fake: nn.Module, generator: nn.Module) -> Players:
-    """Three ``EDMPrecond`` networks as players; the adversarial option reads the fake one's encoder."""
-
-    def features(x: Tensor, sigma: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
-        return fake(x, sigma, **_as_arguments(labels), return_features=True)
-
-    teacher.eval().requires_grad_(False)
-    return Players(
-        edm_denoise(teacher), edm_denoise(fake), edm_denoise(generator), list(fake.parameters()),
-        list(generator.parameters()), features,
-    )  # fmt: skip
-
-
-def _as_arguments(labels: Labels) -> Mapping[str, Tensor | None]:
-    return labels if isinstance(labels, Mapping) else {"class_labels": labels}
+    """An ``EDMPrecond`` as a denoiser of this file."""
+    return lambda x, sigma, labels: network(x, sigma, **as_arguments(labels))

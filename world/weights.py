@@ -51,8 +51,8 @@ def students() -> list[str]:
 
     The default is named even where its file is missing: then the node says so when it runs, and the pack still loads.
     """
-    found = {path.stem.removeprefix("student_") for path in FOLDER.glob("student_*.safetensors")}
-    return sorted(found | {DEFAULT_STUDENT}, key=lambda name: (name != DEFAULT_STUDENT, name))
+    names = {path.stem.removeprefix("student_") for path in FOLDER.glob("student_*.safetensors")}
+    return sorted(names | {DEFAULT_STUDENT}, key=lambda name: (name != DEFAULT_STUDENT, name))
 
 
 def _float(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

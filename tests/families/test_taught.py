@@ -141,11 +141,12 @@ def test_direct_tunes_what_sid_distill_made_at_the_level_it_was_made_for(name: s
     import json
 
     from comfyui_apprentice.bridge.info import CARD
-    from comfyui_apprentice.training import control
+    from comfyui_apprentice.training import control_losses
 
     seen: list[float] = []
-    real = control.direct_step
-    monkeypatch.setattr(control, "direct_step", lambda problem, *a: seen.append(float(problem.process.b[0])) or real(problem, *a))
+    real = control_losses.direct_step
+    spy = lambda problem, *a: seen.append(float(problem.process.b[0])) or real(problem, *a)  # noqa: E731
+    monkeypatch.setattr(control_losses, "direct_step", spy)
     student = training.distil(tiny.model(name), name).result[0]
     card = student.attachments[CARD]
     tuned = training.tune(student, name, "b", algorithm="direct", updates=1).result[0]

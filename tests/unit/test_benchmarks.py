@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 from comfyui_apprentice.benchmarks.adaptive import Pool, best_of, route, route_at_random, share_for
-from comfyui_apprentice.benchmarks.figures import bootstrap, frechet
+from comfyui_apprentice.benchmarks.figures import bootstrap
+from comfyui_apprentice.world.recipe.frechet import frechet
 from harness import ROOT
 from make_figures import DOCS, PLOTS, digest, drawn, filled
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.benchmarks.control_memory import Held
-from comfyui_apprentice.training import control
+from comfyui_apprentice.training import control, control_losses
 from comfyui_apprentice.training.control import Problem, Process
 from comfyui_apprentice.training.fdivergence import solve_dual
 from torch import Tensor, nn
@@ -66,27 +66,26 @@ def test_every_prediction_moves_by_the_gradient_of_the_value(case: dict[str, Any
         assert value.item() == pytest.approx(point["v"], rel=1e-6, abs=1e-6)
         close = {"atol": 1e-6, "rtol": 1e-6}
         torch.testing.assert_close(grad, tensor(point["grad_v"]), **close)
-        torch.testing.assert_close(control.control_drift(grad, point["g2"], case["alpha"]), tensor(point["u_drift"]), **close)
-        for what, shift in (
-            ("score", control.score_shift(grad, case["alpha"])),
-            ("denoised", control.denoised_shift(grad, a, b, case["alpha"])),
-            ("eps", control.eps_shift(grad, b, case["alpha"])),
-        ):
+        score = grad / exact.alpha  # control's eq. 4
+        torch.testing.assert_close(point["g2"] * score, tensor(point["u_drift"]), **close)  # eq. 3
+        for what, shift in (("score", score), ("denoised", b**2 / a * score), ("eps", -b * score)):
             torch.testing.assert_close(tensor(point[f"{what}_pre"]) + shift, tensor(point[f"{what}_star"]), **close)
         if name == "flow":
             moved = tensor(point["eps_star"]) - tensor(point["denoised_star"])
             before = tensor(point["eps_pre"]) - tensor(point["denoised_pre"])
-            torch.testing.assert_close(before + control.velocity_shift(grad, point["t"], case["alpha"]), moved, **close)
+            torch.testing.assert_close(before - point["t"] / (1 - point["t"]) * score, moved, **close)
 
 
 def test_the_share_of_a_linear_reward_that_is_realised_on_sd15() -> None:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     bar = float((1 - betas).prod())
-    assert [round(control.realised_share(bar, eta), 3) for eta in (1.0, 0.5, 0.0)] == [0.995, 0.739, 0.0]
+    start = (1 / bar - 1) ** 0.5
+    assert [round(Process.edm([start, 0.0], eta).realised_share(), 3) for eta in (1.0, 0.5, 0.0)] == [0.995, 0.739, 0.0]
 
 
+BARS = tensor([0.005, 0.1, 0.5, 0.9, 1.0])
 PROCESSES = {
-    "edm": Process.edm([10.0, 3, 1, 0.3, 0]), "vp": Process.vp([0.005, 0.1, 0.5, 0.9, 1.0], [4, 3, 2, 1, 0]),
+    "edm": Process.edm([10.0, 3, 1, 0.3, 0]), "vp": Process(BARS.sqrt(), (1 - BARS).sqrt(), tensor([4, 3, 2, 1, 0])),
     "flow": Process.flow([0.99, 0.7, 0.4, 0.1, 0]),
 }  # fmt: skip
 
@@ -133,8 +132,8 @@ def test_the_lean_adjoint_is_the_gradient_of_the_reward_through_the_base_process
     left = iter(noises)
     start = torch.randn(6, 1, generator=rng, dtype=torch.float64) * 5
     states = control.rollout(process, toy.denoise, start, lambda: next(left))
-    _values, gradient = control.reward_gradient(toy.reward, states[-1])
-    adjoints = control.lean_adjoint(process, toy.denoise, states, -gradient / 0.5)
+    _values, gradient = control_losses.reward_gradient(toy.reward, states[-1])
+    adjoints = control_losses.lean_adjoint(process, toy.denoise, states, -gradient / 0.5)
     assert len(adjoints) == process.steps
     for level in (1, 2, 3):
         x = at = states[level].clone().requires_grad_()
@@ -165,7 +164,7 @@ def test_the_exact_control_has_no_gradient_on_average() -> None:
 
     parameter = nn.Parameter(torch.zeros(()))
     problem = Problem(base, tuned, lambda x: c * x[:, 0], alpha, process, lambda g, n: torch.randn(n, 1, generator=g) * 20)
-    report = control.adjoint_step(problem, torch.Generator().manual_seed(0), 64, every(process))
+    report = control_losses.adjoint_step(problem, torch.Generator().manual_seed(0), 64, every(process))
     assert report.loss == pytest.approx(0, abs=1e-9)
     # Its cost is the KL of the path: half the squared shift of each step in units of its noise.
     cost = sum((process.step(k)[1] * shift[k] / process.step(k)[2]) ** 2 / 2 for k in control.noisy_steps(process))
@@ -203,7 +202,7 @@ def test_the_reported_kl_of_chosen_steps_is_on_average_that_of_all() -> None:
     problem = Problem(base, tuned, lambda x: x[:, 0], 1.0, process, lambda g, n: torch.randn(n, 1, generator=g) * 8)
 
     def kl(steps: control.Steps) -> float:
-        return control.adjoint_step(problem, torch.Generator().manual_seed(0), 2, steps).kl
+        return control_losses.adjoint_step(problem, torch.Generator().manual_seed(0), 2, steps).kl
 
     choices = {}
     for seed in range(60):
@@ -213,8 +212,8 @@ def test_the_reported_kl_of_chosen_steps_is_on_average_that_of_all() -> None:
     whole = kl(every(process))
     expected = sum((process.step(k)[1] * 0.1 / float(process.b[k]) / process.step(k)[2]) ** 2 / 2 for k in range(6))
     assert whole == pytest.approx(expected, rel=1e-5)
-    found = [kl(steps) for steps in choices.values()]
-    assert sum(found) / 6 == pytest.approx(whole, rel=1e-5) and max(found) > 1.001 * min(found)
+    costs = [kl(steps) for steps in choices.values()]
+    assert sum(costs) / 6 == pytest.approx(whole, rel=1e-5) and max(costs) > 1.001 * min(costs)
 
 
 def solved(alpha: float, divergence: str, **settings: Any) -> tuple[float, float]:
@@ -230,8 +229,8 @@ def exact(alpha: float, divergence: str) -> tuple[float, float]:
 @pytest.mark.parametrize(("divergence", "alpha"), [("kl", 0.5), ("half_chi2", 0.7)])
 def test_adjoint_matching_reaches_the_tilted_law(divergence: str, alpha: float) -> None:
     before = exact(1e6, "kl")
-    for found, expected, base in zip(solved(alpha, divergence), exact(alpha, divergence), before, strict=True):
-        assert abs(found - expected) < 0.3 * abs(expected - base)
+    for reached, expected, base in zip(solved(alpha, divergence), exact(alpha, divergence), before, strict=True):
+        assert abs(reached - expected) < 0.3 * abs(expected - base)
 
 
 def tune(step: Any, updates: int, alpha: float = 0.5) -> Tensor:
@@ -251,15 +250,15 @@ def tune(step: Any, updates: int, alpha: float = 0.5) -> Tensor:
 
 
 def test_path_kl_reaches_the_tilted_law_and_without_a_price_it_collapses() -> None:
-    tilted = tune(lambda problem, rng: control.path_kl_step(problem, rng, 128), 150)
+    tilted = tune(lambda problem, rng: control_losses.path_kl_step(problem, rng, 128), 150)
     assert float((tilted > 0).float().mean()) == pytest.approx(exact(0.5, "kl")[0], abs=0.12)
-    collapsed = tune(lambda problem, rng: control.path_kl_step(problem, rng, 128), 40, alpha=1e-3)
+    collapsed = tune(lambda problem, rng: control_losses.path_kl_step(problem, rng, 128), 40, alpha=1e-3)
     assert float((collapsed > 0).float().mean()) > 0.97
     assert collapsed.std() < 0.4 * tilted.std()
 
 
 def test_a_preview_raises_the_reward_at_once() -> None:
-    samples = tune(lambda problem, rng: control.preview_step(problem, rng, 128), 10)
+    samples = tune(lambda problem, rng: control_losses.preview_step(problem, rng, 128), 10)
     assert float(toy.reward(samples[:, None]).mean()) > exact(1e6, "kl")[1] + 0.01
 
 
@@ -277,7 +276,7 @@ def test_direct_tuning_moves_every_picture_to_its_proximal_point() -> None:
     optimiser = torch.optim.Adam(line.parameters(), lr=0.02)
     for _ in range(400):
         optimiser.zero_grad()
-        control.direct_step(problem, rng, 256, spread)
+        control_losses.direct_step(problem, rng, 256, spread)
         optimiser.step()
     stiff = alpha / spread**2
     assert line.weight.item() == pytest.approx(stiff / (stiff + k), abs=0.01)
@@ -295,7 +294,7 @@ def test_weighted_regression_leads_to_the_weighted_law() -> None:
         rows, levels = torch.randint(20_000, (512,), generator=rng), torch.randint(60, (512,), generator=rng)
         noise = torch.randn(512, 1, generator=rng)
         optimiser.zero_grad()
-        control.weighted_regression_step(network, toy.denoise, process, x0[rows], weights[rows], levels, noise).backward()
+        control_losses.weighted_regression_step(network, toy.denoise, process, x0[rows], weights[rows], levels, noise).backward()
         optimiser.step()
     final = control.rollout(process, network, start, lambda: torch.randn(20_000, 1, generator=rng))[-1]
     assert float((final > 0).float().mean()) == pytest.approx(exact(0.5, "kl")[0], abs=0.1)
@@ -307,9 +306,9 @@ def test_weighted_regression_learns_nothing_of_errors_in_the_drawing() -> None:
     wrong, ones = torch.randn(256, 1, generator=rng) + 5, torch.ones(256)
     levels, noise = torch.randint(60, (256,), generator=rng), torch.randn(256, 1, generator=rng)
     drew = network.forward
-    control.weighted_regression_step(network, drew, process, wrong, ones, levels, noise).backward()
+    control_losses.weighted_regression_step(network, drew, process, wrong, ones, levels, noise).backward()
     assert all(p.grad is None or p.grad.abs().max() < 1e-4 for p in network.parameters())
-    control.weighted_regression_step(network, drew, process, wrong, 2 * ones, levels, noise).backward()
+    control_losses.weighted_regression_step(network, drew, process, wrong, 2 * ones, levels, noise).backward()
     assert max(float(p.grad.abs().max()) for p in network.parameters() if p.grad is not None) > 1e-2
 
 
@@ -323,10 +322,16 @@ def test_a_tuned_start_makes_up_for_a_process_with_memory() -> None:
         return c * x[:, 0] / var + c * c * sigma**2 / (2 * alpha * var)
 
     nu = lambda g, n: torch.randn(n, 1, generator=g) * math.sqrt(var)  # noqa: E731
+
+    def tilted_start(generator: torch.Generator, count: int) -> Tensor:
+        drawn = nu(generator, count * 64)
+        places = control.tilted_choice(value(drawn).view(count, 64), alpha, generator)
+        return drawn.view(count, 64, 1)[torch.arange(count), places]
+
     process = Process.edm([*torch.logspace(1, -2, 200).tolist(), 0.0], eta=0.0)
     base = lambda x, s, _which: x / (1 + s[:, None] ** 2)  # noqa: E731
     means = []
-    for begin in (nu, control.TiltedStart(nu, value, alpha, 64)):
+    for begin in (nu, tilted_start):
         x = begin(torch.Generator().manual_seed(0), 20_000)
         means.append(float(control.rollout(process, base, x, lambda: torch.zeros(1))[-1].mean()))
     # The start knows of x0 all but a hundredth; v(T, .) tilts by c / alpha times that.
@@ -352,7 +357,7 @@ def test_what_cannot_be_a_process_is_refused() -> None:
     with pytest.raises(ValueError, match="must fall"):
         Process.edm([1.0, 2.0, 0.0])
     with pytest.raises(ValueError, match="has no gradient"):
-        control.reward_gradient(lambda x: x.detach()[:, 0], torch.zeros(2, 1))
+        control_losses.reward_gradient(lambda x: x.detach()[:, 0], torch.zeros(2, 1))
 
 
 @pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl"])
@@ -363,8 +368,8 @@ def test_memory_is_that_of_one_network_however_many_steps_there_are(algorithm: s
         problem = Problem(toy.denoise, network, toy.reward, 0.5, toy.levels(steps), start)
         rng = torch.Generator().manual_seed(0)
         if algorithm == "adjoint_matching":
-            return Held().measure(lambda: control.adjoint_step(problem, rng, 64, every(problem.process), part=64))
-        return Held().measure(lambda: control.path_kl_step(problem, rng, 64))
+            return Held().measure(lambda: control_losses.adjoint_step(problem, rng, 64, every(problem.process), part=64))
+        return Held().measure(lambda: control_losses.path_kl_step(problem, rng, 64))
 
     few, many = bytes_held(8), bytes_held(64)
     # A step more holds its state, 64 numbers, and nothing of the network, whose layers are 256 wide.

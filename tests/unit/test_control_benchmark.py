@@ -23,9 +23,9 @@ from comfyui_apprentice.benchmarks.control_world import (
     measure,
     weighed_diversity,
 )
-from comfyui_apprentice.benchmarks.world import World, unit_noise
 from comfyui_apprentice.networks.tiny_unet import Denoiser
 from comfyui_apprentice.precision import autocast
+from comfyui_apprentice.world.recipe.sampling import World, unit_noise
 
 
 @pytest.fixture(scope="module")

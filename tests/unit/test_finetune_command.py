@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_apprentice.cli import app
-from comfyui_apprentice.training import control
+from comfyui_apprentice.training import control_losses
 from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.weights.checkpoints import read_metadata
 from comfyui_apprentice.weights.edm_pickle import read_edm
@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_to_the_same_network(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(prompts, tmp_path / "whole.safetensors")
-    real, taken = control.adjoint_step, []
+    real, taken = control_losses.adjoint_step, []
 
     def interrupted(*arguments: object, **options: object) -> object:
         taken.append(1)
@@ -62,9 +62,9 @@ def test_a_stopped_run_goes_on_to_the_same_network(
             raise KeyboardInterrupt
         return real(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(control, "adjoint_step", interrupted)
+    monkeypatch.setattr(control_losses, "adjoint_step", interrupted)
     assert "Stopped: 2 of 4 steps" in run(prompts, tmp_path / "cut.safetensors", code=130)
-    monkeypatch.setattr(control, "adjoint_step", real)
+    monkeypatch.setattr(control_losses, "adjoint_step", real)
     run(prompts, tmp_path / "cut.safetensors")
     whole, cut = (read_edm(tmp_path / f"{name}.safetensors")[1] for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)

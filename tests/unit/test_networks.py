@@ -39,7 +39,7 @@ def test_karras_sigmas_are_edm_equation_5() -> None:
 
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
 def test_solvers_converge_to_the_closed_form_of_a_gaussian(solver: str) -> None:
-    from comfyui_apprentice.benchmarks.world import dpmpp_2m
+    from comfyui_apprentice.world.recipe.sampling import dpmpp_2m
 
     noise = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 

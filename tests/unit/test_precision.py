@@ -36,7 +36,7 @@ def test_a_cpu_with_avx2_alone_is_drawn_on_in_float32() -> None:
     """oneDNN is told that it has no more; on other processors than x86 that says nothing."""
     code = (
         "import torch\n"
-        "from comfyui_apprentice.benchmarks.world import World, unit_noise\n"
+        "from comfyui_apprentice.world.recipe.sampling import World, unit_noise\n"
         "from comfyui_apprentice.networks import tiny_unet\n"
         "kinds, real = set(), tiny_unet.TinyUNet.forward\n"
         "def forward(self, *given):\n"

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import sid, sid_speed
-from comfyui_apprentice.benchmarks.figures import Figures, bootstrap, frechet
+from comfyui_apprentice.benchmarks.figures import Figures, bootstrap
 from comfyui_apprentice.benchmarks.sid import Pool
 from comfyui_apprentice.benchmarks.sid_speed import PLAIN, Turn, Variant
+from comfyui_apprentice.world.recipe.frechet import frechet
 
 REAL = (np.zeros(3), np.eye(3))
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...benchmarks.world import World, unit_noise
 from ...files import write_atomically
 from ..weights import FOLDER
 from .concepts import BACKGROUNDS, CONCEPTS, GATE_SETS, STYLES, Prompt, held_out_prompts
 from .data import BACKGROUND_COLOURS, Icons, on_background
+from .sampling import World, unit_noise
 
 COUNT, CELL, LEFT, TOP = 16, 96, 150, 48
 
@@ -34,11 +34,11 @@ def run(work: Path) -> None:
 def _real(work: Path, prompts: list[Prompt]) -> Tensor:
     """The icons that the prompts name, on the backgrounds they name: [B, 64, 64, 3] in 0..1."""
     icons, names = Icons.load(work, GATE_SETS), list(BACKGROUNDS)
-    found = []
+    pictures = []
     for p in prompts:
         rgba = icons.rgba[STYLES.index(p.style), CONCEPTS.index(p.concept), 0]
-        found.append(on_background(rgba[None], BACKGROUND_COLOURS[names.index(p.background)][None])[0])
-    return torch.stack(found).movedim(1, -1)
+        pictures.append(on_background(rgba[None], BACKGROUND_COLOURS[names.index(p.background)][None])[0])
+    return torch.stack(pictures).movedim(1, -1)
 
 
 def draw(words: list[str], rows: dict[str, Tensor]) -> Image.Image:

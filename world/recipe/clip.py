@@ -117,8 +117,8 @@ def accuracy(model: TinyClip, pairs: Pairs, sets: tuple[str, ...], work: Path) -
         for pose in range(poses):
             background = (torch.arange(len(has)) + pose) % len(BACKGROUND_COLOURS)
             images = on_background(icons.rgba[0, has, pose], BACKGROUND_COLOURS[background]) * 2 - 1
-            found = (model.encode_image(images) @ text.T).argmax(1)
-            hits.append((found == has)[~hidden[has, background]])
+            best = (model.encode_image(images) @ text.T).argmax(1)
+            hits.append((best == has)[~hidden[has, background]])
         right[name] = torch.cat(hits).float().mean().item()
     return right
 
@@ -136,9 +136,9 @@ def run(
         shown = TinyClip(len(pairs.words), **shape).eval()
         shown.load_state_dict(ema.shadow)
         vendors = ("noto", "flat", "glossy", "noto-v1", "fxemoji")
-        found = {"pictures": pictures, "trained_on": list(sets), "top1": accuracy(shown, pairs, vendors, work)}
-        print(found, flush=True)
-        write_atomically(report_accuracy, lambda part: part.write_text(json.dumps(found, indent=1)))
+        report = {"pictures": pictures, "trained_on": list(sets), "top1": accuracy(shown, pairs, vendors, work)}
+        print(report, flush=True)
+        write_atomically(report_accuracy, lambda part: part.write_text(json.dumps(report, indent=1)))
 
     rounds = ((f"{name}_first", SCHEDULE), (name, FINISH))
     for number, (stem, schedule) in enumerate(rounds):

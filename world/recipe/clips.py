@@ -107,9 +107,9 @@ def _train(size: str, words: WordTokenizer, pairs: Pairs, work: Path) -> Ema:
     def measure(ema: Ema, pictures: int) -> None:
         shown = make_clip(size, len(words)).eval()
         shown.load_state_dict(ema.shadow)
-        found = {"pictures": pictures, "trained_on": WIDE_SETS, "top1": accuracy(shown, words, work, (*WIDE_SETS, DOMAIN_SET))}
-        print(size, found, flush=True)
-        write_atomically(work / f"clip_{size}.json", lambda part: part.write_text(json.dumps(found, indent=1)))
+        report = {"pictures": pictures, "trained_on": WIDE_SETS, "top1": accuracy(shown, words, work, (*WIDE_SETS, DOMAIN_SET))}
+        print(size, report, flush=True)
+        write_atomically(work / f"clip_{size}.json", lambda part: part.write_text(json.dumps(report, indent=1)))
 
     for number, schedule in enumerate(ROUNDS[size], start=1):
         ema = train(

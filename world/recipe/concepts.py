@@ -137,25 +137,25 @@ def is_held_out(concept: str, style: str, background: str) -> bool:
 
 def held_out_prompts() -> list[Prompt]:
     """Every combination of concept, style and background that training never showed, in a fixed shuffled order."""
-    found = [
+    prompts = [
         Prompt(concept, style, background)
         for concept in CONCEPTS
         for style in STYLES
         for background in BACKGROUNDS
         if is_held_out(concept, style, background)
     ]
-    random.Random(0).shuffle(found)
-    return found
+    random.Random(0).shuffle(prompts)
+    return prompts
 
 
 def training_prompts(count: int, seed: int = 0) -> list[Prompt]:
     """Combinations that training showed, drawn at random."""
-    rng, found = random.Random(seed), list[Prompt]()
-    while len(found) < count:
+    rng, prompts = random.Random(seed), list[Prompt]()
+    while len(prompts) < count:
         prompt = Prompt(rng.choice(CONCEPTS), rng.choice(STYLES), rng.choice(list(BACKGROUNDS)))
         if not is_held_out(prompt.concept, prompt.style, prompt.background):
-            found.append(prompt)
-    return found
+            prompts.append(prompt)
+    return prompts
 
 
 def training_caption(prompt: Prompt, tags: list[str], rng: random.Random, unsaid_colours: float = 0.0) -> str:

@@ -23,11 +23,14 @@ from ...samplers.schedules import tiny_world_sigmas
 from ...training.loop import Ema, Learner, Schedule, Watch
 from ...training.loop import run as run_steps
 from ...training.run_folder import RunFolder
-from ...training.sid import Draws, EdmLevels, Objective, Players, generate, iterate
+from ...training.sid import EdmLevels, generate
+from ...training.sid_iteration import Draws, Objective, Players, iterate
 from .concepts import held_out_prompts
 from .data import sheet
+from .frechet import frechet, reference
 from .latents import Latents, load_autoencoder
 from .log import log_to
+from .sampling import World
 from .student import load_teacher
 from .teacher import P_MEAN, P_STD, TextToImage, sample_prompts
 
@@ -148,9 +151,6 @@ class Measure:
     """Distance and judge's score of the moving average's pictures, for the curve over pictures seen."""
 
     def __init__(self, work: Path, latents: Latents, teacher: TextToImage) -> None:
-        from ...benchmarks.adaptive import reference
-        from ...benchmarks.world import World
-
         self.work, self.world, self.reference = work, World(), reference()
         self.decoder = load_autoencoder(work / "autoencoder.safetensors")
         self.prompts = [p.text() for p in held_out_prompts()][:256]
@@ -161,8 +161,6 @@ class Measure:
     @torch.no_grad()
     def __call__(self, ema: Ema, pictures: int, before: int = 0) -> None:
         """Measure after ``before`` + ``pictures``, and now and then draw a sheet."""
-        from ...benchmarks.figures import frechet
-
         pictures += before
         network = TinyUNet().eval()
         network.load_state_dict(ema.shadow)

@@ -1,4 +1,4 @@
-"""The tiny world in plain torch, for measurements: student, teacher, refinement, with every evaluation counted."""
+"""The tiny world in plain torch, for sheets and measurements: student, teacher, refinement, with every evaluation counted."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..networks.preconditioning import karras_sigmas
-from ..networks.tiny_unet import Denoiser
-from ..precision import autocast
-from ..samplers.schedules import refine_sigmas, tiny_world_sigmas
-from ..world.weights import DEFAULT_STUDENT, GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet
+from ...networks.preconditioning import karras_sigmas
+from ...networks.tiny_unet import Denoiser
+from ...precision import autocast
+from ...samplers.schedules import refine_sigmas, tiny_world_sigmas
+from ..weights import DEFAULT_STUDENT, GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_autoencoder, load_oracle, load_text, load_unet
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 BATCH = 32
