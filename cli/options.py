@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from enum import Enum
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from ..training.options import COMMAND, Offer, offers
+from ..training.options import COMMAND, offers
 
 
 class Device(str, Enum):
@@ -43,8 +43,8 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(**values: Any) -> None:
         for group, kind in groups.items():
-            fields = {field: _plain(values.pop(name)) for field, name, _ in offers(kind, COMMAND)}
-            values[group] = kind(**fields)
+            chosen = {field: values.pop(name) for field, name, _ in offers(kind, COMMAND)}
+            values[group] = kind(**{field: v.value if isinstance(v, Enum) else v for field, v in chosen.items()})
         function(**values)
 
     del command.__wrapped__  # type: ignore[attr-defined] # whose parameters are others
@@ -60,26 +60,13 @@ def _parameters(
     if parameter.name not in groups:
         yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
         return
-    kind = groups[parameter.name]
-    types = get_type_hints(kind)
-    for field, name, offer in offers(kind, COMMAND):
-        annotation: Any = Annotated.__class_getitem__((_kind(types[field], offer), _typer(name, offer)))  # type: ignore[attr-defined]
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_default(offer), annotation=annotation)
-
-
-def _kind(kind: Any, offer: Offer) -> Any:
-    kind = _CHOICES.get(offer.choices, kind)
-    return Optional[kind] if offer.default is None else kind  # noqa: UP045 - the type is a value here
-
-
-def _typer(name: str, offer: Offer) -> Any:
-    names = (f"--{name.replace('_', '-')}",) if offer.flag else ()
-    return typer.Option(*names, help=offer.help, min=offer.least, max=offer.most)
-
-
-def _default(offer: Offer) -> Any:
-    return _CHOICES[offer.choices](offer.default) if offer.choices and offer.default is not None else offer.default
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
+    group = groups[parameter.name]
+    types = get_type_hints(group)
+    for field, name, offer in offers(group, COMMAND):
+        kind, default = _CHOICES.get(offer.choices, types[field]), offer.default
+        if offer.choices and default is not None:
+            default = kind(default)
+        flag = (f"--{name.replace('_', '-')}",) if offer.flag else ()
+        info = typer.Option(*flag, help=offer.help, min=offer.least, max=offer.most)
+        annotation = Annotated[kind | None if default is None else kind, info]  # type: ignore[valid-type]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

@@ -14,7 +14,7 @@ from .running import CommandRun, RunOptions, check_suffix, launched, place, read
 
 _LARGE = "A large CLIP with both towers: .safetensors, OpenAI's .pt; open_clip's, OpenAI's or transformers' layout."
 _Clip = Annotated[Path, typer.Argument(help=_LARGE)]
-_Out = Annotated[Path, typer.Option(help="The file that is run (.safetensors).")]
+_Out = Annotated[Path, typer.Option(help="The file that is made (.safetensors).")]
 
 
 @with_options
