@@ -90,7 +90,7 @@ def _oracle(file: Path, clip: Path | None) -> Oracle:
 
     if read_metadata(file).get("apprentice") == KIND:
         if clip is None:
-            raise ValueError(f"{file.name} is a critic: give the small CLIP that it was run from with --clip.")
+            raise ValueError(f"{file.name} is a critic: give the small CLIP that it was made from with --clip.")
         return PromptKDOracle(load_critic(file, load_clip(clip).network), "logit")
     kind = detect(read_weights(file), file.name)
     options: dict[str, Any] = {"clip": clip} if clip is not None else {}
