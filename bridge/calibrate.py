@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..gate.calibration import Maker
+from ..training.progress import Clock
 from .drafts import draw_drafts
 from .drawing import Drawing
 from .fingerprints import model_fingerprint, model_name
@@ -27,12 +27,11 @@ class CalibrationBar:
 
     held: int
     wanted: int
-    started: float = 0.0
-    at_start: int = 0
     batch: int = 0
 
     def __post_init__(self) -> None:
-        self.started, self.at_start = time.monotonic(), self.held
+        self._clock = Clock()
+        self._clock.step(self.held)
         self._bar = comfy.utils.ProgressBar(self.wanted * 100)
         self._show(0.0)
 
@@ -48,10 +47,7 @@ class CalibrationBar:
         """A batch is scored and saved."""
         self.held, self.wanted = held, wanted
         self._show(0.0)
-        pace = (time.monotonic() - self.started) / max(held - self.at_start, 1)
-        left = pace * (wanted - held)
-        estimate = f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left"
-        show_text(f"{held} of {wanted} drafts" + (f", {estimate}" if held < wanted else ""))
+        show_text(f"{held} of {wanted} drafts" + (f", {self._clock.left(held, wanted)}" if held < wanted else ""))
 
     def _show(self, part: float, preview: Any = None) -> None:
         # ComfyUI raises its interruption out of here: within a step, with everything up to the last batch on disk.
