@@ -82,15 +82,15 @@ def adaptive_collaboration(
         strategy: ``regenerate`` or ``refine``.
         margin: By how much the teacher's picture must score above the draft; -inf takes every one, as the paper does.
     """
-    everyone = arange(len(z))
+    everyone = arange(len(z), device=z.device)
     drafts = student(z)
-    rho = oracle(drafts, everyone)
+    rho = oracle(drafts, everyone).to(z.device)
     rejected = ~(rho >= tau)
     rows = everyone[rejected]
     x, scores, replaced = drafts.clone(), rho.clone(), rejected.clone()
     if len(rows):
         improved = teacher(strategy(drafts[rows], rows), rows)
-        improved_rho = oracle(improved, rows)
+        improved_rho = oracle(improved, rows).to(rho)
         better = is_better(rho[rows], improved_rho, margin)
         x[rows[better]], scores[rows[better]] = improved[better], improved_rho[better]
         replaced[rows] = better

@@ -52,6 +52,12 @@ def test_the_teacher_is_not_called_where_all_pass_and_draws_all_where_none_does(
     assert asked == [[0, 1, 2, 3]] and result.x.tolist() == [99, 98, 97, 96]
 
 
+def test_an_empty_batch_is_an_empty_batch() -> None:
+    z = torch.zeros(0, 3, 4, 4)
+    result = adaptive_collaboration(lambda z: z, lambda x, _: x.mean((1, 2, 3)), lambda x, _: x, z, 0.5, regenerate(z))
+    assert result.x.shape == z.shape and result.rho.shape == result.rejected.shape == (0,)
+
+
 def test_each_picture_may_have_a_threshold_of_its_own() -> None:
     _, asked = collaborate([0.5, 0.5, 0.5, 0.5], [1.0] * 4, tau=torch.tensor([0.4, 0.5, 0.6, NAN]))
     assert asked == [[2, 3]]
