@@ -236,17 +236,17 @@ def _part_of(target: Path) -> Path:
     return part
 
 
-def sweep(folder: Path, only: str = "", own: bool = False) -> None:
+def sweep(folder: Path, only: str = "", same_number: bool = False) -> None:
     """Delete what killed processes left half-written in ``folder``; another pack's files and live processes' are left alone.
 
     Args:
         only: How the names begin.
-        own: Of this process's number too, which in a container is the killed one's: for who holds the folder alone.
+        same_number: Of this process's number too, which in a container is the killed one's: for who holds the folder alone.
     """
     with suppress(OSError):  # what can't be looked at or deleted stays
         for entry in folder.iterdir():
             part = _PART.fullmatch(entry.name) if entry.name.startswith(only) else None
-            if part and ((own and int(part[1]) == os.getpid()) or not _alive(int(part[1]))):
+            if part and ((same_number and int(part[1]) == os.getpid()) or not _alive(int(part[1]))):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry, ignore_errors=True)
                 else:

@@ -80,8 +80,8 @@ def chosen_preset(model: Any) -> tuple[str, str]:
         return str(card["preset"]), str(card.get("why", "its card says so"))
     loader = getattr(model, "cached_patcher_init", None)  # newer ComfyUIs: the loader and what it was called with
     files = [Path(given).name for given in loader[1] if isinstance(given, str)] if loader else []
-    if found := preset_by_name(model, files):
-        return found
+    if named := preset_by_name(model, files):
+        return named
     raise ValueError(
         "The preset 'auto' needs a model with a card, as SiD Distill and Load Student give it, and this one has none: choose the "
         "preset that the student was made for."

@@ -124,7 +124,7 @@ class RunFolder:
         busy = f"Another process works on the run '{self.path.name}': wait until that has ended, or take another name."
         with locked(self.path / ".lock", busy):
             self.claim(facts, free)
-            sweep(self.path, own=True)
+            sweep(self.path, same_number=True)
             try:
                 yield
             except (ValueError, DiskFull):
