@@ -70,14 +70,9 @@ def _places(scores: tuple[Sequence[float], Sequence[float]]) -> dict[int, tuple[
 
 
 def _disagreements(
-    sheet: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    images: Sequence[Tensor],
-    scores: tuple[Sequence[float], Sequence[float]],
-    names: tuple[str, str],
-    agreement: Agreement,
-    odd: Sequence[int],
-) -> None:
+    sheet: Image.Image, pen: ImageDraw.ImageDraw, images: Sequence[Tensor], scores: tuple[Sequence[float], Sequence[float]],
+    names: tuple[str, str], agreement: Agreement, odd: Sequence[int],
+) -> None:  # fmt: skip
     left = PLOT + 2 * GAP
     pen.text((left, 10), "where they differ most" if odd else "they rank all alike", INK, font(15))
     for row, i in enumerate(odd):

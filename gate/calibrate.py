@@ -37,17 +37,9 @@ Progress = Callable[[int, int], None]
 
 
 def calibrate(
-    draw: Draw,
-    score: Score,
-    prompts: Sequence[str],
-    path: Path,
-    blank: Calibration,
-    *,
-    drafts_per_prompt: int = 1,
-    batch: int = 8,
-    progress: Progress | None = None,
-    interrupted: Callable[[], bool] | None = None,
-) -> Calibration:
+    draw: Draw, score: Score, prompts: Sequence[str], path: Path, blank: Calibration, *, drafts_per_prompt: int = 1,
+    batch: int = 8, progress: Progress | None = None, interrupted: Callable[[], bool] | None = None,
+) -> Calibration:  # fmt: skip
     """Make the drafts that the calibration at ``path`` still lacks, score them, and save after every batch.
 
     Whatever stops it (an exception out of ``draw``, ``interrupted``, a power cut), the next call goes on after the last whole

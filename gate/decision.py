@@ -36,14 +36,9 @@ class Situation:
 
 
 def gate_scores(
-    scores: Sequence[float],
-    mode: str,
-    value: float,
-    calibration: Calibration | None = None,
-    student_nfe: float | None = None,
-    teacher_nfe: float = 0.0,
-    situation: Situation | None = None,
-) -> Gate:
+    scores: Sequence[float], mode: str, value: float, calibration: Calibration | None = None, student_nfe: float | None = None,
+    teacher_nfe: float = 0.0, situation: Situation | None = None,
+) -> Gate:  # fmt: skip
     """Which drafts pass, by one of ``thresholds.MODES``.
 
     Scores of an oracle that isn't comparable across prompts are compared as they are only where all are of one prompt;
@@ -79,14 +74,9 @@ def gate_scores(
 
 
 def _gate(
-    scores: Sequence[float],
-    mode: str,
-    value: float,
-    calibration: Calibration | None,
-    student_nfe: float | None,
-    teacher_nfe: float,
-    situation: Situation,
-) -> Gate:
+    scores: Sequence[float], mode: str, value: float, calibration: Calibration | None, student_nfe: float | None,
+    teacher_nfe: float, situation: Situation,
+) -> Gate:  # fmt: skip
     """The modes that compare every score with every other."""
     if mode == "absolute":
         return absolute(scores, value)
@@ -219,17 +209,9 @@ def _relative(calibration: Calibration | None) -> Calibration | None:
 
 
 def judge(
-    gate: Gate,
-    scores: Sequence[float],
-    prompts: Sequence[str],
-    *,
-    oracle: str,
-    fingerprint: str,
-    mode: str,
-    value: float,
-    seed: int | None = None,
-    nfe: Sequence[float] | None = None,
-) -> Verdict:
+    gate: Gate, scores: Sequence[float], prompts: Sequence[str], *, oracle: str, fingerprint: str, mode: str, value: float,
+    seed: int | None = None, nfe: Sequence[float] | None = None,
+) -> Verdict:  # fmt: skip
     """The VERDICT of a gate. ``nfe`` is what each draft cost, where known."""
     judgements = [
         Judgement(
@@ -242,14 +224,9 @@ def judge(
 
 
 def keep_better(
-    verdict: Verdict,
-    improved: dict[int, float],
-    margin: float,
-    teacher_nfe: Sequence[float] | None = None,
-    draft_nfe: Sequence[float] | None = None,
-    draft_seed: int | None = None,
-    note: str = "",
-) -> Verdict:
+    verdict: Verdict, improved: dict[int, float], margin: float, teacher_nfe: Sequence[float] | None = None,
+    draft_nfe: Sequence[float] | None = None, draft_seed: int | None = None, note: str = "",
+) -> Verdict:  # fmt: skip
     """The verdict after the teacher: the rejected pictures become "improved" or "draft kept".
 
     Args:

@@ -48,14 +48,8 @@ class TinyClip(nn.Module):
     """
 
     def __init__(
-        self,
-        vocabulary: int,
-        width: int = 160,
-        layers: int = 3,
-        text_width: int = 96,
-        embed: int = 96,
-        ops: Any = nn,
-    ) -> None:
+        self, vocabulary: int, width: int = 160, layers: int = 3, text_width: int = 96, embed: int = 96, ops: Any = nn,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.visual = TinyImageTower(width, layers, embed, ops)
         self.text = TinyTextEncoder(vocabulary, text_width, 2, text_width // 32, ops)

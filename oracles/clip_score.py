@@ -30,13 +30,9 @@ class OpenClipOracle(TwoTowerOracle):
     batch = 16
 
     def __init__(
-        self,
-        weights: Weights,
-        model: str | None = None,
-        config: dict[str, Any] | None = None,
-        quick_gelu: bool | None = None,
+        self, weights: Weights, model: str | None = None, config: dict[str, Any] | None = None, quick_gelu: bool | None = None,
         name: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name = name or f"{type(self).__name__} {model or ''}".strip()
         self.hf = is_hf_clip(weights)
         weights = hf_to_open_clip(weights) if self.hf else weights

@@ -27,15 +27,10 @@ def tcd_step(x: Tensor, denoised: Tensor, sigma: float, sigma_s: float, sigma_ne
 
 @torch.no_grad()
 def sample_tcd(
-    model: Any,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict[str, Any]], None] | None = None,
-    disable: bool | None = None,
-    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
-    eta: float = 0.3,
-) -> Tensor:
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None, disable: bool | None = None,
+    noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None, eta: float = 0.3,
+) -> Tensor:  # fmt: skip
     """TCD over ``sigmas``; step s is at timestep floor((1 - eta) t_next), as in diffusers' ``TCDScheduler``.
 
     The last step ends at training timestep 0, whose noise level is small but not 0, and the result is scaled back to

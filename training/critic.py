@@ -282,18 +282,10 @@ def _read_features(path: Path, key: str) -> Tensor | None:
 
 
 def make_teacher(
-    clip: ClipFile,
-    classes: Sequence[str],
-    pictures: promptkd_runs.Pictures,
-    labels: Sequence[int],
-    settings: promptkd_runs.SourceSettings,
-    folder: RunFolder,
-    *,
-    depth: int = DEPTH,
-    save_every: int = 500,
-    watch: Watch | None = None,
-    processes: Processes | None = None,
-) -> Teacher:
+    clip: ClipFile, classes: Sequence[str], pictures: promptkd_runs.Pictures, labels: Sequence[int],
+    settings: promptkd_runs.SourceSettings, folder: RunFolder, *, depth: int = DEPTH, save_every: int = 500,
+    watch: Watch | None = None, processes: Processes | None = None,
+) -> Teacher:  # fmt: skip
     """Learn a teacher's tokens: stage 1 on a few labelled ``pictures``; resumes to the bit.
 
     Args:
@@ -320,21 +312,11 @@ def make_teacher(
 
 
 def make_critic(
-    name: str,
-    teacher: Teacher,
-    student: ClipFile,
-    classes: Sequence[str],
-    pictures: promptkd_runs.Pictures,
-    settings: promptkd_runs.Settings,
-    folder: RunFolder,
-    *,
-    depth: int = DEPTH,
-    sources: Sequence[str] | None = None,
-    save_every: int = 500,
-    watch: Watch | None = None,
-    processes: Processes | None = None,
+    name: str, teacher: Teacher, student: ClipFile, classes: Sequence[str], pictures: promptkd_runs.Pictures,
+    settings: promptkd_runs.Settings, folder: RunFolder, *, depth: int = DEPTH, sources: Sequence[str] | None = None,
+    save_every: int = 500, watch: Watch | None = None, processes: Processes | None = None,
     after_epoch: Callable[[int, PromptedStudent, Tensor], None] | None = None,
-) -> Critic:
+) -> Critic:  # fmt: skip
     """Distil a critic: stage 2 on unlabelled ``pictures``; resumes to the bit.
 
     Args:

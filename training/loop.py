@@ -225,18 +225,10 @@ class _State:
 
 
 def run(
-    learners: Mapping[str, Learner],
-    step: Callable[[int, torch.Generator], Means],
-    schedule: Schedule,
-    folder: RunFolder,
-    *,
-    ema: Ema | None = None,
-    ema_of: nn.Module | None = None,
-    seed: int = 0,
-    save_every: int = 500,
-    watch: Watch | None = None,
+    learners: Mapping[str, Learner], step: Callable[[int, torch.Generator], Means], schedule: Schedule, folder: RunFolder, *,
+    ema: Ema | None = None, ema_of: nn.Module | None = None, seed: int = 0, save_every: int = 500, watch: Watch | None = None,
     main_process: bool = True,
-) -> None:
+) -> None:  # fmt: skip
     """Take the steps of ``schedule``; ``ema`` follows ``ema_of``.
 
     Resumes from the folder's checkpoint when there is one; saves every ``save_every`` steps, when interrupted, and at the end.
@@ -286,18 +278,10 @@ def run(
 
 
 def train(
-    model: nn.Module,
-    loss: Callable[[torch.Generator, int], Tensor],
-    schedule: Schedule,
-    folder: RunFolder,
-    *,
-    seed: int = 0,
-    ema_half_life: float = 20_000,
-    weight_decay: float = 0.01,
-    clip: float = 1.0,
-    save_every: int = 500,
+    model: nn.Module, loss: Callable[[torch.Generator, int], Tensor], schedule: Schedule, folder: RunFolder, *, seed: int = 0,
+    ema_half_life: float = 20_000, weight_decay: float = 0.01, clip: float = 1.0, save_every: int = 500,
     watch: Watch | None = None,
-) -> Ema:
+) -> Ema:  # fmt: skip
     """Minimise ``loss(generator, batch)`` over the parameters of ``model`` with AdamW; see ``run``."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)

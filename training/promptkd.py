@@ -101,17 +101,9 @@ def aggregation_weights(epochs: int, mean: float = 15.0, std: float = 1.0) -> li
 
 
 def distill_step(
-    student: PromptedStudent,
-    optimiser: torch.optim.Optimizer,
-    pixels: Tensor,
-    teacher_logits: Tensor,
-    text_features: Tensor,
-    *,
-    temperature: float = 1.0,
-    weight: float = 1000.0,
-    loss_scale: float = 1.0,
-    processes: Processes | None = None,
-) -> float:
+    student: PromptedStudent, optimiser: torch.optim.Optimizer, pixels: Tensor, teacher_logits: Tensor, text_features: Tensor,
+    *, temperature: float = 1.0, weight: float = 1000.0, loss_scale: float = 1.0, processes: Processes | None = None,
+) -> float:  # fmt: skip
     """One step of stage 2 on a batch; returns its loss.
 
     Args:
@@ -132,19 +124,10 @@ def distill_step(
 
 
 def teacher_step(
-    teacher: PromptedClip,
-    optimiser: torch.optim.Optimizer,
-    pixels: Tensor,
-    labels: Tensor,
-    class_ids: Tensor,
-    frozen_text: Tensor,
-    *,
-    text_weight: float = 25.0,
-    picture_weight: float = 10.0,
-    loss_scale: float = 1.0,
-    classes_at_once: int = CLASSES_AT_ONCE,
-    processes: Processes | None = None,
-) -> dict[str, float]:
+    teacher: PromptedClip, optimiser: torch.optim.Optimizer, pixels: Tensor, labels: Tensor, class_ids: Tensor,
+    frozen_text: Tensor, *, text_weight: float = 25.0, picture_weight: float = 10.0, loss_scale: float = 1.0,
+    classes_at_once: int = CLASSES_AT_ONCE, processes: Processes | None = None,
+) -> dict[str, float]:  # fmt: skip
     """One step of stage 1 on a batch; returns the losses.
 
     Args:

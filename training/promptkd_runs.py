@@ -115,18 +115,10 @@ class _Aggregate(nn.Module):
 
 
 def distil(
-    student: PromptedStudent,
-    teacher_logits: Callable[[Tensor, Sequence[int], int], Tensor],
-    text_features: Tensor,
-    pictures: Pictures,
-    settings: Settings,
-    folder: RunFolder,
-    *,
-    save_every: int = 500,
-    watch: Watch | None = None,
-    processes: Processes | None = None,
-    after_epoch: Callable[[int], None] | None = None,
-) -> PromptedStudent:
+    student: PromptedStudent, teacher_logits: Callable[[Tensor, Sequence[int], int], Tensor], text_features: Tensor,
+    pictures: Pictures, settings: Settings, folder: RunFolder, *, save_every: int = 500, watch: Watch | None = None,
+    processes: Processes | None = None, after_epoch: Callable[[int], None] | None = None,
+) -> PromptedStudent:  # fmt: skip
     """Stage 2: train ``student`` to its last epoch; resumes to the bit. No label is ever looked at.
 
     Args:
@@ -176,18 +168,10 @@ class SourceSettings(Settings):
 
 
 def train_teacher(
-    teacher: PromptedClip,
-    class_ids: Tensor,
-    frozen_text: Tensor,
-    pictures: Pictures,
-    labels: Sequence[int],
-    settings: SourceSettings,
-    folder: RunFolder,
-    *,
-    save_every: int = 500,
-    watch: Watch | None = None,
+    teacher: PromptedClip, class_ids: Tensor, frozen_text: Tensor, pictures: Pictures, labels: Sequence[int],
+    settings: SourceSettings, folder: RunFolder, *, save_every: int = 500, watch: Watch | None = None,
     processes: Processes | None = None,
-) -> PromptedClip:
+) -> PromptedClip:  # fmt: skip
     """Stage 1: train the teacher's tokens on a few labelled pictures; it ends with their Gaussian-weighted mean over epochs.
 
     Args:

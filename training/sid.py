@@ -245,13 +245,9 @@ def add_noise(images: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
 
 
 def generate(
-    denoise: Denoise,
-    z: Tensor,
-    labels: Labels,
-    sigmas: Sequence[float] = (INIT_SIGMA,),
-    between: Sequence[Tensor] = (),
+    denoise: Denoise, z: Tensor, labels: Labels, sigmas: Sequence[float] = (INIT_SIGMA,), between: Sequence[Tensor] = (),
     noising: Callable[[Tensor, Tensor, Tensor], Tensor] = add_noise,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The generator's pictures: G(z) = D(sigma_0 z, sigma_0, labels), then renoise and denoise at every further level.
 
     One level is SiD's and SiD-LSG's one-step generator. With several, the gradient flows through the last step only: what

@@ -233,19 +233,10 @@ class Iteration:
     cancelled: bool = False
 
 def iterate(
-    players: Players,
-    fake_optimiser: torch.optim.Optimizer,
-    generator_optimiser: torch.optim.Optimizer,
-    objective: Objective,
-    for_fake: Draws,
-    for_generator: Draws,
-    *,
-    part: int = 0,
-    reduce: Callable[[Sequence[Tensor]], None] | None = None,
-    batch: int = 0,
-    interrupted: Callable[[], bool] | None = None,
-    cancelled_by: tuple[type[BaseException], ...] = (),
-) -> Iteration:
+    players: Players, fake_optimiser: torch.optim.Optimizer, generator_optimiser: torch.optim.Optimizer, objective: Objective,
+    for_fake: Draws, for_generator: Draws, *, part: int = 0, reduce: Callable[[Sequence[Tensor]], None] | None = None,
+    batch: int = 0, interrupted: Callable[[], bool] | None = None, cancelled_by: tuple[type[BaseException], ...] = (),
+) -> Iteration:  # fmt: skip
     """One iteration: ``fake_score_objective`` is minimised by a step, then ``generator_objective``.
 
     Args:

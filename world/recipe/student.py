@@ -40,14 +40,9 @@ def pseudo_huber(difference: Tensor) -> Tensor:
 
 
 def consistency_loss(
-    student: TinyUNet,
-    teacher: TextToImage,
-    latents: Tensor,
-    ids: Tensor,
-    empty: Tensor,
-    sigmas: Tensor,
+    student: TinyUNet, teacher: TextToImage, latents: Tensor, ids: Tensor, empty: Tensor, sigmas: Tensor,
     generator: torch.Generator,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The student at sigma_n+1 should say what it says one guided Euler step of the teacher further down.
 
     ``sigmas`` falls from sigma_max to sigma_min, then 0. At the lowest level the target is the picture itself.
