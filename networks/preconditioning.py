@@ -32,10 +32,14 @@ def noise_label(sigma: Tensor) -> Tensor:
     return sigma.log() / 4
 
 
-def denoised(x: Tensor, f: Tensor, sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+def denoised(x: Tensor, f: Tensor, sigma: Tensor, sigma_data: float = 0.5, squared_last: bool = False) -> Tensor:
     """D(x; sigma) = c_skip x + c_out F (equation 7), for F = ``f`` of ``scaled_input`` and ``noise_label``.
 
     c_skip = sigma_data^2 / (sigma^2 + sigma_data^2), c_out = sigma sigma_data / sqrt(sigma^2 + sigma_data^2).
+
+    Args:
+        squared_last: Round c_skip as the square of a quotient, as the tiny world's figures are; else as EDM's code does.
     """
     variance = sigma**2 + sigma_data**2
-    return x * (sigma_data**2 / variance) + f * (sigma * sigma_data / variance.sqrt())
+    c_skip = (sigma_data / variance.sqrt()) ** 2 if squared_last else sigma_data**2 / variance
+    return x * c_skip + f * (sigma * sigma_data / variance.sqrt())

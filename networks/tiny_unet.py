@@ -234,7 +234,7 @@ class Denoiser(nn.Module):
         """Denoise ``x`` [B, C, H, W] at ``sigma`` [B]."""
         s = sigma.view(-1, 1, 1, 1)
         f = self.network(scaled_input(x, s, self.sigma_data), noise_label(sigma), context, **extra)
-        return denoised(x, f.float(), s, self.sigma_data)
+        return denoised(x, f.float(), s, self.sigma_data, squared_last=True)
 
 
 def heun(
