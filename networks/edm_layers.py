@@ -180,7 +180,7 @@ def _norm_on_fast_path(x: Tensor, norm: GroupNorm, modulation: Tensor | None) ->
         extra, offset = modulation.chunk(2, dim=1)
         scale, shift = scale * (extra + 1), torch.addcmul(offset, shift, extra + 1)
     if x[0, 0].numel() >= 1024:
-        if modulation is None:
+        if len(scale) == 1:
             return F.group_norm(x, norm.num_groups, scale[0], shift[0], norm.eps)
         return torch.addcmul(_grid(shift), F.group_norm(x, norm.num_groups, eps=norm.eps), _grid(scale))
     of_groups, width = (len(x), norm.num_groups, -1), x.shape[1] // norm.num_groups

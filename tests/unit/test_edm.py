@@ -449,3 +449,16 @@ def test_other_configurations_are_refused_in_a_sentence(change: dict, sentence: 
 def test_missing_keys_are_named() -> None:
     with pytest.raises(ValueError, match="lacks img_resolution and img_channels"):
         build_edm({"model_type": "SongUNet"})
+
+
+@pytest.mark.parametrize("grid", [32, 64])
+def test_one_modulation_for_a_large_batch_takes_the_fused_group_norm(grid: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, modulation = torch.randn(8, 64, grid, grid, generator=generator), torch.randn(1, 128, generator=generator)
+    norm = layers.GroupNorm(64, 1e-5)
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    torch.nn.init.normal_(norm.bias, generator=generator)
+    scale, shift = modulation.chunk(2, dim=1)
+    weight, bias = norm.weight * (scale[0] + 1), torch.addcmul(shift[0], norm.bias, scale[0] + 1)
+    expected = F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
+    assert torch.equal(layers._norm_on_fast_path(x, norm, modulation), expected)
