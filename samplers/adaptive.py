@@ -80,7 +80,8 @@ def adaptive_collaboration(
         z: Noise [B, ...].
         tau: The cut-off threshold, one or one a picture [B]; a draft that reaches it passes (line 4).
         strategy: ``regenerate`` or ``refine``.
-        margin: By how much the teacher's picture must score above the draft; -inf takes every one, as the paper does.
+        margin: By how much the teacher's picture must score above the draft; -inf takes every one that has a score, as the paper
+            takes all.
     """
     everyone = arange(len(z), device=z.device)
     drafts = student(z)
