@@ -56,7 +56,7 @@ class CalibrationBar:
 
 @dataclass
 class Artist:
-    """Draws batches for ``core.calibrate``: drafts exactly as ApprenticeStudentSampler, and the teacher's answer to each.
+    """Draws batches for ``gate.calibrate``: drafts exactly as ApprenticeStudentSampler, and the teacher's answer to each.
 
     The noise of a batch is that of seed + (drafts made before), so that a run that was stopped goes on as if it hadn't been.
     """

@@ -67,7 +67,6 @@ def family_of(latent: Latent) -> str:
     return info.family if isinstance(info, Info) and info.source.shape[1] == latent["samples"].shape[1] else ""
 
 
-
 def join_info(infos: list[Info | None], total: int) -> Info | None:
     """The infos of a list of batches of drafts, as of one; None unless each has one, and they are of ``total`` pictures.
 

@@ -62,7 +62,6 @@ def pixels_per_latent(kind: Any) -> int:
     return int(getattr(kind, "spacial_downscale_ratio", None) or next(ratios, 8))
 
 
-
 def decode_rows(vae: Any, samples: Tensor, rows: list[int]) -> Tensor:
     """The pictures of the batch [B, H, W, C]; those that are not in ``rows``, which nobody looks at, are black."""
     pictures = to_pixels(vae, samples[rows])
@@ -95,7 +94,6 @@ def _same_size(what: str, before: Any, after: Any) -> None:
             f"The {what} are {before[1]} x {before[0]} and the improved ones {after[1]} x {after[0]}, so they can't be in one "
             f"batch: change both alike before Keep Better, or the result after it."
         )
-
 
 
 def latents_of_list(latents: list[dict[str, Any]], rows: list[int], total: int) -> dict[str, Any]:

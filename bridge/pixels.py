@@ -77,11 +77,9 @@ def pad_mask(mask: Tensor, size: tuple[int, int], multiple: int) -> Tensor:
     return padded.reshape(*mask.shape[:-2], *padded.shape[-2:])
 
 
-
 def as_rgb(batches: Iterable[Tensor]) -> list[Tensor]:
     """The pictures [H, W, 3] of a list of batches, whatever their sizes."""
     return [picture for batch in batches for picture in as_pictures(batch)]
-
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> Tensor:

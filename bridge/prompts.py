@@ -166,7 +166,11 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "model_conds": conds} if conds else rest
 
 
+def encode_each(clip: Any, prompts: Sequence[str]) -> list[Conditioning]:
+    """A conditioning a prompt, as the stock CLIP Text Encode makes it."""
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
 
-def encode(clip: Any, prompts: list[str]) -> Any:
+
+def encode(clip: Any, prompts: Sequence[str]) -> Conditioning:
     """A conditioning with one row a prompt."""
-    return join([clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts])
+    return join(encode_each(clip, prompts))

@@ -18,12 +18,18 @@ _MEMORY: OrderedDict[str, list[float]] = OrderedDict()
 _REMEMBERED = 64
 
 
+def fresh_scores(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
+    """Scores of ``images`` [B, H, W, C], with the oracle's network on its device."""
+    with on_device(oracle.network):
+        scores: list[float] = oracle.score(as_pictures(images), prompts).tolist()
+    return scores
+
+
 def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
     """Scores of ``images`` [B, H, W, C], remembered: another threshold does not run the network again."""
     key = content_name(images, prompts, oracle.fingerprint())
     if key not in _MEMORY:
-        with on_device(oracle.network):
-            _MEMORY[key] = oracle.score(as_pictures(images), prompts).tolist()
+        _MEMORY[key] = fresh_scores(oracle, images, prompts)
         while len(_MEMORY) > _REMEMBERED:
             _MEMORY.popitem(last=False)
     _MEMORY.move_to_end(key)
@@ -48,7 +54,6 @@ def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
 def picture_keys(images: Iterable[Tensor], prompts: list[str], fingerprint: str) -> list[str]:
     """A name for each picture [H, W, C] of a batch: the same picture, prompt and oracle have the same one."""
     return [content_name(image, prompt, fingerprint)[:16] for image, prompt in zip(images, prompts, strict=True)]
-
 
 
 def uncertainty(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:

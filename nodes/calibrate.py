@@ -11,9 +11,9 @@ from ..bridge.calibrate import Answers, Artist, CalibrationBar
 from ..bridge.drafts import schedule_in_words, student_schedule
 from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name
-from ..bridge.memory import on_device
 from ..bridge.pixels import as_pictures
 from ..bridge.progress import show_text
+from ..bridge.scoring import fresh_scores
 from ..charts.calibration import chart
 from ..gate import calibrate as core
 from ..gate import calibration as files
@@ -187,8 +187,7 @@ class ApprenticeCalibrate(io.ComfyNode):
         def score(images: Tensor, of: list[str]) -> list[float]:
             if not said and (remark := remarks(oracle, list(as_pictures(images)), of)):
                 said.append(remark)
-            with on_device(oracle.network):
-                return list(oracle.score(as_pictures(images), of).tolist())
+            return fresh_scores(oracle, images, of)
 
         try:
             result = core.calibrate(

@@ -16,6 +16,7 @@ from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprin
 from ..bridge.info import CARD
 from ..bridge.pixels import to_pixels
 from ..bridge.progress import show_text
+from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
 from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
@@ -93,7 +94,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
     ) -> io.NodeOutput:
         options, lines = read(SidOptions, widgets), gather_prompts(prompts, text, 0)
         run = _Run(model, student, vae, options, {"prompts": lines, "clip": part_fingerprint(clip)})
-        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in ["", *lines]]
+        encoded = encode_each(clip, ["", *lines])
         with bridge.training():
             run.prepare(encoded)
             average = run.train(options.save_every)

@@ -19,6 +19,7 @@ from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.progress import show_text
+from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
 from ..oracles.base import Oracle as OracleBase
 from ..samplers.presets import AUTO, initial_scale
@@ -104,7 +105,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
         lines = gather_prompts(prompts, text, options.max_prompts)
         parts = {"clip": part_fingerprint(clip), "vae": part_fingerprint(vae)}
         run = _Run(model, oracle, lines, options, parts)
-        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(line)) for line in lines]
+        encoded = encode_each(clip, lines)
         with bridge.training():
             run.prepare(encoded, vae)
             return run.finish(*run.tune(options.save_every))

@@ -233,7 +233,6 @@ def written(path: Path) -> None:
     _SEEN[path] = (digest(path), _SEEN.get(path, ("", 0))[1])
 
 
-
 def gather_prompts(choice: str, text: str, limit: int) -> list[str]:
     """The typed prompts, or else those of the chosen file.
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 
 from ..bridge import tiny_world as loader
-from ..bridge.prompts import join
+from ..bridge.prompts import encode
 from .types import CATEGORY, Oracle
 
 
@@ -90,6 +90,5 @@ class ApprenticePrompts(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any, text: str) -> io.NodeOutput:
         prompts = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts]
-        return io.NodeOutput(join(encoded), prompts, len(prompts))
+        return io.NodeOutput(encode(clip, prompts), prompts, len(prompts))
 

@@ -150,7 +150,6 @@ def recognise(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-
 def preset_sigmas(
     preset: str, steps: int | None = None, model_sampling: Any = None, denoise: float = 1.0, tiles: float = TILES
 ) -> Tensor:

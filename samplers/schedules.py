@@ -110,8 +110,6 @@ def fixed(timestep: float) -> Rule:
     return lambda steps, denoise: [float(math.floor(timestep * denoise))]
 
 
-
-
 def sid_lsg_timesteps(steps: int, first: int = INIT_TIMESTEP) -> list[float]:
     """trunc(first (1 - i / N)) (arXiv 2406.01561, official code: t_init = 625), in whole numbers: floats miss 125 of 5 steps."""
     return [float(first * (steps - i) // steps) for i in range(steps)]

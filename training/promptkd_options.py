@@ -16,6 +16,20 @@ def _rate(default: float) -> Any:
     return rate_option(default, f"Highest learning rate; {published}", 1e-7, 10.0)
 
 
+def _epochs(most: int, remark: str) -> Any:
+    return option(
+        20, least=2, command={"help": "How often every picture is seen."},
+        node={"most": most, "help": f"How often each is seen; {remark}."},
+    )  # fmt: skip
+
+
+def _batch(published: int, least: int) -> Any:
+    return option(
+        published, least=least, command={"help": "Pictures a step."},
+        node={"name": "batch_size", "most": 4096, "help": f"Pictures a step; {published} in the published runs."},
+    )  # fmt: skip
+
+
 def _precision() -> Any:
     return precision_option(default="fp32", help="What the CLIPs compute in.")
 
@@ -33,14 +47,8 @@ class TeacherOptions:
         command=None,
     )  # fmt: skip
     shots: int = option(16, "Pictures of every class, at most.", least=1, node={"most": 100000})
-    epochs: int = option(
-        20, least=2, command={"help": "How often every picture is seen."},
-        node={"most": 10000, "help": "How often each is seen; 20 in the published runs."},
-    )  # fmt: skip
-    batch: int = option(
-        4, least=1, command={"help": "Pictures a step."},
-        node={"name": "batch_size", "most": 4096, "help": "Pictures a step; 4 in the published runs."},
-    )  # fmt: skip
+    epochs: int = _epochs(10000, "20 in the published runs")
+    batch: int = _batch(4, 1)
     learning_rate: float = _rate(0.0025)
     precision: str = _precision()
     seed: int = seed_option()
@@ -58,14 +66,8 @@ class CriticOptions:
     tokens: Path | None = option(None, "The teacher's prompt tokens; without them it is zero-shot.", node=None)
     templates: Path | None = option(None, "Sentences with {} for a zero-shot teacher, one a line.", node=None)
     name: str = option("my critic", "Name of the file in models/promptkd, and of the run that is resumed.", command=None)
-    epochs: int = option(
-        20, least=2, command={"help": "How often every picture is seen."},
-        node={"most": 100000, "help": "How often each is seen; the first warms up."},
-    )  # fmt: skip
-    batch: int = option(
-        8, least=2, command={"help": "Pictures a step."},
-        node={"name": "batch_size", "most": 4096, "help": "Pictures a step; 8 in the published runs."},
-    )  # fmt: skip
+    epochs: int = _epochs(100000, "the first warms up")
+    batch: int = _batch(8, 2)
     learning_rate: float = _rate(0.005)
     weight: float = option(
         1000.0,
