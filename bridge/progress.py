@@ -42,7 +42,8 @@ def show_text(text: str) -> None:
     """
     from comfy_execution.utils import get_executing_context
 
-    context, server = get_executing_context(), _server()
+    context = get_executing_context()
+    server = None if context is None else _server()
     if context is not None and server is not None:
         server.send_progress_text(text, _displayed(server, context.node_id))
 
@@ -60,7 +61,8 @@ def send(event: str, content: dict[str, Any]) -> None:
     """Send an event of our own about the node that is running to the browser that queued it, if one did."""
     from comfy_execution.utils import get_executing_context
 
-    context, server = get_executing_context(), _server()
+    context = get_executing_context()
+    server = None if context is None else _server()
     if context is not None and server is not None and server.client_id is not None:
         where = {"node": _displayed(server, context.node_id), "prompt_id": context.prompt_id}
         server.send_sync(event, {**where, **content}, server.client_id)
