@@ -72,6 +72,7 @@ def test_student_sampler_says_what_auto_chose_and_draws_it() -> None:
             )  # fmt: skip
 
     auto, result = drawn("auto")[0], drawn("auto").ui
-    assert result == {"apprentice_text": ["auto chose sdxl-lightning/2step, as it is called sdxl_lightning_2step_unet.safetensors."]}
+    words = "auto chose sdxl-lightning/2step, as it is called sdxl_lightning_2step_unet.safetensors."
+    assert result == {"apprentice_text": [words]}
     assert torch.equal(auto["samples"], drawn("sdxl-lightning/2step")[0]["samples"])
     assert info_of(auto).nfe == (2.0, 2.0)

@@ -22,7 +22,8 @@ def verdict_of(scores: list[float], overrides: dict[str, str]) -> Verdict:
 
 
 def test_the_artists_word_stands_above_the_gates() -> None:
-    verdict = verdict_of([0.9, 0.1, 0.9, math.nan], {KEYS[1]: "accept", KEYS[2]: "teacher", KEYS[3]: "accept", "f" * 16: "accept"})
+    words = {KEYS[1]: "accept", KEYS[2]: "teacher", KEYS[3]: "accept", "f" * 16: "accept"}
+    verdict = verdict_of([0.9, 0.1, 0.9, math.nan], words)
     assert [j.decision for j in verdict] == ["accepted", "accepted", "rejected", "accepted"]
     assert [j.override for j in verdict] == ["", "accept", "teacher", "accept"] and verdict.rejected == [2]
     assert "(2 accepted and 1 sent to the teacher by hand)" in summary(verdict)
