@@ -261,12 +261,12 @@ def turned(text: str) -> str:
 def joined_arabic(letters: Sequence[str]) -> list[str]:
     """Arabic letters in the form that they have between their neighbours: Unicode's presentation forms."""
     forms, units, skip = _arabic_forms(), [], False
-    for here, after in zip(letters, [*letters[1:], ""], strict=True):
+    for here, following in zip(letters, [*letters[1:], ""], strict=True):
         if skip:
             skip = False
             continue
-        skip = here + after in forms
-        units.append(here + after if skip else here)
+        skip = here + following in forms
+        units.append(here + following if skip else here)
     shaped = []
     for i, unit in enumerate(units):
         own = forms.get(unit, {})
