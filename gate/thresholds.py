@@ -319,8 +319,8 @@ def unit_note(mode: str, value: float, scores: Sequence[float]) -> str:
         return f"Percentile {value:g} is {value:g} of 100; for a share of {value:g} set {100 * value:g}."
     if mode == "absolute" and finite and _far(value, low, high):
         return (
-            f"The threshold {value:g} is far from all scores here ({range_}), so it says the same of each: with 'absolute', value is a "
-            f"score."
+            f"The threshold {value:g} is far from all scores here ({range_}), so it says the same of each: with 'absolute', "
+            f"value is a score."
         )
     if mode == "expected gain" and high > low and value > 2 * (high - low):
         return f"A gain of {value:g} is more than twice what lies between all scores here ({range_}): nothing is sent for it."

@@ -100,9 +100,9 @@ def preset() -> io.Combo.Input:
     return io.Combo.Input(
         "preset",
         options=COMBOS["preset"],
-        default="tiny-world",
-        tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler; 'auto' "
-        "takes what the model's card or its file's name says for certain, where Apprentice made or loaded it.",
+        default=AUTO,
+        tooltip="The schedule that the student was made for. 'auto' takes what the model's card or its file's name says for "
+        "certain, and else tells which there are for such a model. 'custom' uses sampler_name and scheduler like a KSampler.",
     )
 
 
