@@ -36,11 +36,44 @@ def step_reports(model: comfy.model_patcher.ModelPatcher, report: Callable[[int,
 
 
 def show_text(text: str) -> None:
-    """Show ``text`` on the node that is running, as the stock nodes show progress text."""
+    """Show ``text`` on the node that is running, as the stock nodes show progress text; it goes when the run ends.
+
+    What shall stay is a result: see ``shown``.
+    """
     from comfy_execution.utils import get_executing_context
-    from server import PromptServer
 
     context = get_executing_context()
-    server = getattr(PromptServer, "instance", None)
+    server = None if context is None else _server()
     if context is not None and server is not None:
-        server.send_progress_text(text, context.node_id)
+        server.send_progress_text(text, _displayed(server, context.node_id))
+
+
+def shown(text: str, **more: Any) -> dict[str, Any]:
+    """The ``ui`` of a node whose result in words is ``text``: it stays on the node, and in ComfyUI's history.
+
+    Args:
+        **more: What else the pack's part of the front end is given, by name.
+    """
+    return {"apprentice_text": [text], **{f"apprentice_{name}": [value] for name, value in more.items()}}
+
+
+def send(event: str, content: dict[str, Any]) -> None:
+    """Send an event of our own about the node that is running to the browser that queued it, if one did."""
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    server = None if context is None else _server()
+    if context is not None and server is not None and server.client_id is not None:
+        where = {"node": _displayed(server, context.node_id), "prompt_id": context.prompt_id}
+        server.send_sync(event, {**where, **content}, server.client_id)
+
+
+def _server() -> Any:
+    from server import PromptServer
+
+    return getattr(PromptServer, "instance", None)
+
+
+def _displayed(server: Any, node: str) -> str:
+    """The node that the artist sees: of a node within one that expands, the outer one."""
+    return str(server.last_node_id) if server.client_id is not None and server.last_node_id is not None else node

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor
 
@@ -16,32 +17,49 @@ from .pixels import as_pictures
 
 _MEMORY: OrderedDict[str, list[float]] = OrderedDict()
 _REMEMBERED = 64
+_REPORTS = 8
+Report = Callable[[int, list[float]], None]
+"""Told of each part of a batch: the place of its first picture, and its scores."""
 
 
-def fresh_scores(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
-    """Scores of ``images`` [B, H, W, C], with the oracle's network on its device."""
+def fresh_scores(oracle: OracleBase, images: Tensor, prompts: list[str], report: Report | None = None) -> list[float]:
+    """Scores of ``images`` [B, H, W, C], with the oracle's network on its device.
+
+    In at most ``_REPORTS`` parts, so that a large batch can be watched, and cancelled, while it is judged.
+    """
+    scores: list[float] = []
+    size = max(1, -(-len(images) // _REPORTS))
     with on_device(oracle.network):
-        scores: list[float] = oracle.score(as_pictures(images), prompts).tolist()
+        for start in range(0, len(images), size):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            part = slice(start, start + size)
+            scores += oracle.score(as_pictures(images[part]), prompts[part]).tolist()
+            if report is not None:
+                report(start, scores[part])
     return scores
 
 
-def score(oracle: OracleBase, images: Tensor, prompts: list[str]) -> list[float]:
+def score(oracle: OracleBase, images: Tensor, prompts: list[str], report: Report | None = None) -> list[float]:
     """Scores of ``images`` [B, H, W, C], remembered: another threshold does not run the network again."""
     key = content_name(images, prompts, oracle.fingerprint())
     if key not in _MEMORY:
-        _MEMORY[key] = fresh_scores(oracle, images, prompts)
+        _MEMORY[key] = fresh_scores(oracle, images, prompts, report)
         while len(_MEMORY) > _REMEMBERED:
             _MEMORY.popitem(last=False)
     _MEMORY.move_to_end(key)
     return _MEMORY[key]
 
 
-def score_list(oracle: OracleBase, batches: list[Tensor], prompts: list[str]) -> list[float]:
+def score_list(oracle: OracleBase, batches: list[Tensor], prompts: list[str], report: Report | None = None) -> list[float]:
     """Scores of all pictures of a list of batches [B, H, W, C], each of its own size; ``prompts`` has one a picture."""
     if len({batch.shape[1:] for batch in batches}) == 1:
-        return score(oracle, torch.cat(batches), prompts)
-    rest = iter(prompts)
-    return [value for batch in batches for value in score(oracle, batch, [next(rest) for _ in batch])]
+        return score(oracle, torch.cat(batches), prompts, report)
+    scores: list[float] = []
+    for batch in batches:
+        first = len(scores)
+        later = None if report is None else lambda start, part, first=first: report(first + start, part)
+        scores += score(oracle, batch, prompts[first : first + len(batch)], later)
+    return scores
 
 
 def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:

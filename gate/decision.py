@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..samplers.adaptive import is_better
 from .calibration import Calibration
 from .controller import FileController
+from .overrides import decided
 from .thresholds import (
     MODES,
     Gate,
@@ -230,17 +231,27 @@ def _relative(calibration: Calibration | None) -> Calibration | None:
 
 def judge(
     gate: Gate, scores: Sequence[float], prompts: Sequence[str], *, oracle: str, fingerprint: str, mode: str, value: float,
-    seed: int | None = None, nfe: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None, nfe: Sequence[float] | None = None, keys: Sequence[str] | None = None,
+    overrides: Mapping[str, str] | None = None, stopped: bool = False,
 ) -> Verdict:  # fmt: skip
-    """The VERDICT of a gate. ``nfe`` is what each draft cost, where known."""
+    """The VERDICT of a gate and of the artist, whose word stands above it.
+
+    Args:
+        seeds: The seed that drew each picture, where known.
+        nfe: What each draft cost, where known.
+        keys: The pictures' names, for ``overrides`` (see ``gate.overrides``).
+        stopped: See ``Verdict``.
+    """
+    keys = keys or [""] * len(scores)
+    accepted, words = decided(gate, keys, overrides or {})
     judgements = [
         Judgement(
-            index=i, score=float(score), threshold=gate.threshold_of(i), accepted=gate.accepted[i], prompt=prompts[i], seed=seed,
-            nfe=nfe[i] if nfe is not None else None,
+            index=i, score=float(score), threshold=gate.threshold_of(i), accepted=accepted[i], prompt=prompts[i],
+            seed=seeds[i] if seeds is not None else None, nfe=nfe[i] if nfe is not None else None, override=words[i], key=keys[i],
         )
         for i, score in enumerate(scores)
     ]  # fmt: skip
-    return Verdict(tuple(judgements), oracle, fingerprint, mode, float(value), gate.note)
+    return Verdict(tuple(judgements), oracle, fingerprint, mode, float(value), gate.note, stopped)
 
 
 def keep_better(

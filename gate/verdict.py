@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from .overrides import ACCEPT, TEACHER
+
 # How a picture ended. "accepted" and "rejected" are the gate's words; the rest come after the teacher.
 ACCEPTED, REJECTED, IMPROVED, KEPT = "accepted", "rejected", "improved", "draft kept"
 
@@ -25,6 +27,8 @@ class Judgement:
         decision: "accepted", "rejected", "improved" (the teacher's picture replaced the draft), or "draft kept" (the
             teacher's picture was not better).
         draft_score: The draft's score, once the teacher has had its turn.
+        override: The artist's own word, where it stands above the gate's: "accept", "teacher", or "".
+        key: Sixteen hex digits that name the draft, where known: by its seed, place, prompt and model.
     """
 
     index: int
@@ -36,6 +40,8 @@ class Judgement:
     nfe: float | None = None
     decision: str = ""
     draft_score: float | None = None
+    override: str = ""
+    key: str = ""
 
     def __post_init__(self) -> None:
         if not self.decision:
@@ -52,6 +58,7 @@ class Verdict:
         fingerprint: The oracle's fingerprint.
         mode: How the threshold was found: one of ``thresholds.MODES``.
         value: The artist's number for that mode.
+        stopped: Whether the artist wants to look before the teacher works.
     """
 
     judgements: tuple[Judgement, ...]
@@ -60,6 +67,7 @@ class Verdict:
     mode: str
     value: float
     note: str = ""
+    stopped: bool = False
 
     def __len__(self) -> int:
         return len(self.judgements)
@@ -106,7 +114,8 @@ def table(verdict: Verdict) -> str:
     for j in verdict:
         nfe, seed = "?" if j.nfe is None else f"{j.nfe:g}", "?" if j.seed is None else str(j.seed)
         limit = "-" if math.isinf(j.threshold) else f"{j.threshold:.4g}"  # nobody, or everybody, passes
-        rows.append((str(j.index), f"{j.score:.4g}", limit, j.decision, nfe, seed, " ".join(j.prompt.split())))
+        decision = j.decision + " (by hand)" * bool(j.override)
+        rows.append((str(j.index), f"{j.score:.4g}", limit, decision, nfe, seed, " ".join(j.prompt.split())))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     rows.insert(1, tuple("-" * width for width in widths))
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
@@ -118,7 +127,13 @@ def summary(verdict: Verdict) -> str:
     counts = {word: sum(j.decision == word for j in verdict) for word in (ACCEPTED, REJECTED, IMPROVED, KEPT)}
     parts = [f"{count} {word}" for word, count in counts.items() if count]
     text = f"{len(verdict)} picture{'s' * (len(verdict) != 1)}: " + (", ".join(parts) or "none")
-    text += f"; {verdict.oracle}, {verdict.mode} {verdict.value:g}"
+    text += _by_hand(verdict) + f"; {verdict.oracle}, {verdict.mode} {verdict.value:g}"
     if verdict.mean_nfe is not None:
         text += f"; {verdict.mean_nfe:.4g} network evaluations a picture"
     return f"{text}. {verdict.note}".strip() if verdict.note else f"{text}."
+
+
+def _by_hand(verdict: Verdict) -> str:
+    counts = {"accepted": ACCEPT, "sent to the teacher": TEACHER}
+    parts = [f"{n} {words}" for words, word in counts.items() if (n := sum(j.override == word for j in verdict))]
+    return f" ({' and '.join(parts)} by hand)" if parts else ""

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from comfy_execution.graph_utils import GraphBuilder
 
+from ..gate.overrides import read_overrides
 from . import folders, types
 from .types import CATEGORY, Calibration, Oracle, Verdict
 
@@ -79,6 +80,8 @@ class ApprenticeSampler(io.ComfyNode):
                 types.look(),
                 *types.connected(who="student", extra=_LINK),
                 *types.connected("teacher_", "teacher", lazy=True, extra=_LINK),
+                types.overrides(),
+                types.stop_after_judging(),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="The final latents."),
@@ -91,13 +94,14 @@ class ApprenticeSampler(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, preset: Any = None, threshold: Any = None, strategy: Any = None, sampler_name: Any = None, scheduler: Any = None,
-        look: Any = None, input_types: Any = None,
+        look: Any = None, overrides: Any = None, input_types: Any = None,
     ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_inputs(
+        checked = types.check_inputs(
             cls, input_types, preset=preset, threshold=threshold, strategy=strategy, sampler_name=sampler_name,
             scheduler=scheduler, look=look,
         )  # fmt: skip
+        return types.check_overrides(overrides) if checked is True else checked
 
     @classmethod
     def fingerprint_inputs(cls, threshold: Any = None, controller: Any = "default", **_: Any) -> int:
@@ -117,7 +121,8 @@ class ApprenticeSampler(io.ComfyNode):
         preset: str, steps: int, cfg: float, denoise: float, threshold: str, value: float, strategy: str, rollback: float,
         teacher_steps: int, teacher_cfg: float, sampler_name: str, scheduler: str, margin: float, teacher: Any = None,
         calibration: Any = None, teacher_positive: Any = None, teacher_negative: Any = None, teacher_vae: Any = None,
-        controller: str = "default", confidence: float = 0.9, look: str = types.FULL_DECODE, **given: Any,
+        controller: str = "default", confidence: float = 0.9, look: str = types.FULL_DECODE, overrides: str = "",
+        stop_after_judging: bool = False, **given: Any,
     ) -> io.NodeOutput:  # fmt: skip
         g = GraphBuilder()
         students = {name: link for name, link in given.items() if not name.startswith("teacher_")}
@@ -125,6 +130,10 @@ class ApprenticeSampler(io.ComfyNode):
         # Only where it matters, so that for the other modes the judge is the same node, in the same cache, whatever it says.
         modes: dict[str, dict[str, Any]] = {"running": {"controller": controller}, "guaranteed": {"confidence": confidence}}
         extra = modes.get(threshold, {})
+        if read_overrides(overrides):
+            extra["overrides"] = overrides
+        if stop_after_judging:
+            extra["stop_after_judging"] = True
         if strategy == "regenerate" and "noise" in students:
             teachers.setdefault("noise", students["noise"])
         drafts = g.node(
@@ -140,7 +149,7 @@ class ApprenticeSampler(io.ComfyNode):
             return g.node("VAEDecode", samples=samples, vae=vae).out(0)
 
         draft_images = decoded(drafts)
-        if threshold == "budget":
+        if threshold == "budget" or stop_after_judging:
             # By the student's noise levels, so that the teacher need not be loaded to know.
             extra["teacher_nfe"] = g.node(
                 "ApprenticeTeacherCost", model=student, strategy=strategy, rollback=rollback, steps=teacher_steps,

@@ -12,7 +12,7 @@ from ..bridge.drafts import known_preset, schedule_in_words, student_schedule
 from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name
 from ..bridge.pixels import as_pictures
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..bridge.scoring import fresh_scores
 from ..charts.calibration import chart
 from ..gate import calibrate as core
@@ -197,8 +197,8 @@ class ApprenticeCalibrate(io.ComfyNode):
         finally:
             folders.written(path)
         words = "\n\n".join([files.report(result), *said])
-        show_text(" ".join([words.splitlines()[0], *said]))
-        return io.NodeOutput(result, words, chart(result), ui={"text": [words]})
+        brief = " ".join([words.splitlines()[0], *said])
+        return io.NodeOutput(result, words, chart(result), ui={"text": [words], **shown(brief)})
 
 
 class ApprenticeLoadCalibration(io.ComfyNode):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..bridge.latents import latents_of
 from ..bridge.memory import on_device
 from ..bridge.pixels import as_pictures
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..oracles.clip_files import load_clip
 from ..oracles.promptkd import Critic as CriticData
 from ..oracles.promptkd import PromptKDOracle, base_of, load_critic
@@ -89,8 +89,8 @@ class ApprenticeLoadPromptKD(io.ComfyNode):
                 critic = critics.official_critic(load_clip(base), read_official(path), teacher, words)
             else:
                 critic = load_critic(path, load_clip(base).network)
-        show_text(f"{critic.name}: {len(critic.classes)} classes, on {critic.base}")
-        return io.NodeOutput(critic, "\n".join(critic.classes))
+        result = shown(f"{critic.name}: {len(critic.classes)} classes, on {critic.base}")
+        return io.NodeOutput(critic, "\n".join(critic.classes), ui=result)
 
 
 def _clip_of(base: str, clip: str, file: str) -> Any:
@@ -140,9 +140,9 @@ class ApprenticeClassify(io.ComfyNode):
             for values, places in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
         text = "\n".join(["| picture | shows |", "| --- | --- |", *(f"| {i} | {row} |" for i, row in enumerate(rows))])
-        show_text("\n".join(row.partition(",")[0] for row in rows[:8]) + ("\n…" if len(rows) > 8 else ""))
+        result = shown("\n".join(row.partition(",")[0] for row in rows[:8]) + ("\n…" if len(rows) > 8 else ""))
         names = [critic.classes[i] for i in best.indices[:, 0].tolist()]
-        return io.NodeOutput(text, names, best.values[:, 0].tolist())
+        return io.NodeOutput(text, names, best.values[:, 0].tolist(), ui=result)
 
 
 def _probabilities(critic: CriticData, images: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class ApprenticeSort(io.ComfyNode):
     ) -> io.NodeOutput:
         groups, rest = sort_rows(_probabilities(critic, images), wanted_classes(critic, classes), min_probability)
         names = [critic.classes[i] for i in groups]
-        show_text("\n".join(f"{n}: {len(rows)}" for n, rows in zip(names, groups.values(), strict=True)) + f"\nrest: {len(rest)}")
+        counts = [f"{name}: {len(rows)}" for name, rows in zip(names, groups.values(), strict=True)]
 
         def latent(rows: list[int]) -> Any:
             return latents_of(latents, rows, len(images)) if latents else None
@@ -209,6 +209,7 @@ class ApprenticeSort(io.ComfyNode):
             [", ".join(map(str, rows)) for rows in parts] or [nothing],
             images[rest] if rest else nothing,
             latent(rest) if rest else nothing,
+            ui=shown("\n".join([*counts, f"rest: {len(rest)}"])),
         )
 
 
@@ -277,8 +278,7 @@ class ApprenticePromptKDOracle(io.ComfyNode):
         with torch.inference_mode(False):
             encode = None if teacher is None else _reader(critic, teacher)
             oracle = PromptKDOracle(critic, measure, class_name.strip(), encode)
-        show_text(oracle.name)
-        return io.NodeOutput(oracle)
+        return io.NodeOutput(oracle, ui=shown(oracle.name))
 
 
 def _reader(critic: CriticData, teacher: Teacher) -> Any:
@@ -334,5 +334,4 @@ class ApprenticeDomainText(io.ComfyNode):
                 raise ValueError("There are no new words; give one a line.")
             features = critic.network.text_features.cpu()[: len(old)]
             critic_with_new = critic.with_classes((*old, *new), torch.cat([features, teacher.features(new).cpu()]))
-        show_text(f"{len(critic_with_new.classes)} classes")
-        return io.NodeOutput(critic_with_new)
+        return io.NodeOutput(critic_with_new, ui=shown(f"{len(critic_with_new.classes)} classes"))

@@ -15,7 +15,7 @@ from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.pixels import to_pixels
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
 from ..samplers.edm import sid_sigmas
@@ -208,8 +208,8 @@ class _Run(NodeRun):
         curve = loss_chart(self.folder.losses(), PANELS)
         latents = self.teacher.model.process_latent_out(self._drawn()).float()  # as ComfyUI has them
         samples = to_pixels(self.vae, latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
-        show_text(f"Saved {self.target.file.name} after {self.settings.schedule.steps * self.settings.batch:,} images.")
-        return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.target.file.name)
+        result = shown(f"Saved {self.target.file.name} after {self.settings.schedule.steps * self.settings.batch:,} images.")
+        return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.target.file.name, ui=result)
 
     def _drawn(self) -> Tensor:
         """What the student draws of the first prompts from fixed noise."""

@@ -11,7 +11,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..bridge.edm import draw_sid, draws_pixels, empty_latent, load_edm, network_of, pixel_vae, pixels
 from ..bridge.info import CARD
 from ..bridge.pixels import to_pixels
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..files import parse_texts
 from ..networks import class_names
 from ..samplers.edm import MOST_STEPS, sid_levels, tile
@@ -98,7 +98,6 @@ class ApprenticeLoadEDM(io.ComfyNode):
             model.set_attachments(CARD, about)
         classes = network_of(model).label_dim
         labels = class_names.choose_labels(label, class_number, label_seed, batch_size, classes)
-        show_text(_summary(model, path))
         return io.NodeOutput(
             model,
             class_conditioning(labels, classes),
@@ -106,6 +105,7 @@ class ApprenticeLoadEDM(io.ComfyNode):
             pixel_vae(),
             empty_latent(model, batch_size),
             _names(path, labels, classes),
+            ui=shown(_summary(model, path)),
         )
 
 
@@ -183,8 +183,8 @@ class ApprenticeSiDSampler(io.ComfyNode):
         init_timestep: int = INIT_TIMESTEP, vae: Any = None, columns: int = 0,
     ) -> io.NodeOutput:  # fmt: skip
         drawn = draw_sid(model, positive, latent_image, seed, steps, init_sigma, init_timestep)
-        show_text(_levels_in_words(model, steps, init_sigma, init_timestep))
-        return io.NodeOutput(drawn, _grid(model, drawn, vae, columns))
+        result = shown(_levels_in_words(model, steps, init_sigma, init_timestep))
+        return io.NodeOutput(drawn, _grid(model, drawn, vae, columns), ui=result)
 
 
 def _levels_in_words(model: Any, steps: int, init_sigma: float, init_timestep: int) -> str:

@@ -18,7 +18,7 @@ from ..bridge.drafts import known_preset, student_schedule
 from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
 from ..oracles.base import Oracle as OracleBase
@@ -207,8 +207,8 @@ class _Run(NodeRun):
         tuned = bridge.with_lora(self.model, dict(tensors))
         tuned.set_attachments(CARD, about)
         text = report_text(base, self.folder.losses(), self.task)
-        show_text(f"Saved {self.target.file.name}.\n{text}")
-        return io.NodeOutput(tuned, self.name, self.target.file.name, text)
+        result = shown(f"Saved {self.target.file.name}.\n{text}")
+        return io.NodeOutput(tuned, self.name, self.target.file.name, text, ui=result)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..bridge.board import JUDGED, Board, ComparingBoard, baselines_of, calibration_of, draft_keys, pictures_of
 from ..bridge.info import info_of, join_info
 from ..bridge.latents import decode_rows, replace_rows
 from ..bridge.pixels import as_rgb
-from ..bridge.progress import show_text
-from ..bridge.scoring import picture_keys, score, score_list
+from ..bridge.progress import shown
+from ..bridge.scoring import picture_keys
 from ..gate.controller import FileController
 from ..gate.decision import Situation, gate_scores, judge, keep_better
+from ..gate.overrides import read_overrides
 from ..gate.verdict import IMPROVED, summary, table
 from ..gate.verdict import Verdict as VerdictData
 from ..oracles.base import Oracle as OracleBase
@@ -53,6 +55,8 @@ class ApprenticeJudge(io.ComfyNode):
                 ),  # fmt: skip
                 types.controller(),
                 types.confidence(),
+                types.overrides(),
+                types.stop_after_judging(),
             ],
             outputs=[
                 Verdict.Output("verdict", display_name="verdict", tooltip="Who passed; the teacher wants it."),
@@ -61,9 +65,11 @@ class ApprenticeJudge(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, threshold: Any = None) -> bool | str:
+    def validate_inputs(cls, threshold: Any = None, overrides: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        return types.check_combos(threshold=threshold[0] if isinstance(threshold, list) else threshold)
+        threshold, overrides = (value[0] if isinstance(value, list) else value for value in (threshold, overrides))
+        checked = types.check_combos(threshold=threshold)
+        return types.check_overrides(overrides) if checked is True else checked
 
     @classmethod
     def fingerprint_inputs(cls, threshold: Any = None, controller: Any = None, **_: Any) -> int:
@@ -78,43 +84,57 @@ class ApprenticeJudge(io.ComfyNode):
         cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str], threshold: list[str], value: list[float],
         calibration: list[Any] | None = None, drafts: list[dict[str, Any]] | None = None,
         teacher_nfe: list[float] | None = None, controller: list[str] | None = None, confidence: list[float] | None = None,
+        overrides: list[str] | None = None, stop_after_judging: list[bool] | None = None,
     ) -> io.NodeOutput:  # fmt: skip
         pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
-        scores = score_list(oracle[0], images, prompts)
         fingerprint = oracle[0].fingerprint()
         infos = [info_of(latent) for latent in drafts or []]
         info = join_info(infos, len(pictures))
         if calibration:
             calibration[0].require_oracle(fingerprint, oracle[0].name)
             calibration[0].require_student(info.student if info else "", info.schedule if info else "")
+        keys = draft_keys(drafts or [], pictures, prompts, fingerprint)
+        board = Board(JUDGED, len(pictures))
+        scores, files = board.scores(oracle[0], images, prompts, keys, range(len(pictures)))
         cost = sum(info.nfe) / len(info.nfe) if info and info.nfe else None
-        running = None
         situation = Situation(
             prompts, oracle[0].comparable_across_prompts, fingerprint, oracle[0].name, confidence[0] if confidence else 0.9
         )
-        if threshold[0] == "running" or (len(pictures) == 1 and threshold[0] in ("worst share", "percentile")):
-            name = controller[0] if controller else "default"
-            if threshold[0] != "running":  # a single picture's share is of those before it, by this oracle and student
-                name = "-".join(("alone", fingerprint[:8], *([info.student[:8]] if info and info.student else [])))
+        name = _controller(threshold[0], len(pictures), controller, fingerprint, info.student if info else "")
+        if name:
             running = FileController(folders.controller_file(name))
             situation = replace(situation, controller=running, keys=picture_keys(pictures, prompts, fingerprint))
-        gate = gate_scores(
-            scores, threshold[0], value[0], calibration[0] if calibration else None, cost,
-            teacher_nfe[0] if teacher_nfe else 0, situation,
-        )  # fmt: skip
-        if running is not None:
-            folders.written(running.path)
+        taught = calibration[0] if calibration else None
+        gate = gate_scores(scores, threshold[0], value[0], taught, cost, teacher_nfe[0] if teacher_nfe else 0, situation)
+        if name:
+            folders.written(folders.controller_file(name))
         gate = replace(gate, note=f"{gate.note} {remarks(oracle[0], as_rgb(images), prompts)}".strip())
         verdict = judge(
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
-            seed=info.seed if info else None, nfe=info.nfe if info else None,
+            seeds=[batch.seed for batch in infos if batch for _ in batch.nfe] if info else None, nfe=info.nfe if info else None,
+            keys=keys, overrides=read_overrides(overrides[0] if overrides else ""),
+            stopped=bool(stop_after_judging and stop_after_judging[0]),
         )  # fmt: skip
-        if info and len(infos) > 1:
-            seeds = [batch.seed for batch in infos if batch for _ in batch.nfe]
-            verdict = replace(verdict, judgements=tuple(replace(j, seed=s) for j, s in zip(verdict, seeds, strict=True)))
-        show_text(summary(verdict))
-        return io.NodeOutput(verdict, table(verdict))
+        rows = pictures_of(verdict, gate.accepted, baselines_of(gate, threshold[0], value[0], len(pictures)))
+        content = board.whole(
+            verdict, [{**row, "draft": file} for row, file in zip(rows, files, strict=True)],
+            costs={"student": cost, "teacher": teacher_nfe[0] if teacher_nfe else None},
+            calibration=calibration_of(taught), confidence=situation.confidence,
+        )  # fmt: skip
+        return io.NodeOutput(verdict, table(verdict), ui=shown(summary(verdict), board=content))
+
+
+def _controller(mode: str, pictures: int, controller: list[str] | None, oracle: str, student: str) -> str:
+    """The name of the controller that remembers for this gate; "" where none does.
+
+    A single picture's share is of those before it, by this oracle and student.
+    """
+    if mode == "running":
+        return controller[0] if controller else "default"
+    if pictures != 1 or mode not in ("worst share", "percentile"):
+        return ""
+    return "-".join(("alone", oracle[:8], *([student[:8]] if student else [])))
 
 
 class ApprenticeKeepBetter(io.ComfyNode):
@@ -174,20 +194,23 @@ class ApprenticeKeepBetter(io.ComfyNode):
         same = before and after and before.mark == after.mark  # Teacher is bypassed, or had no step to take
         if rows and not same and improved_images is None and vae is not None:
             improved_images = decode_rows(vae, improved["samples"], rows)
+        board = ComparingBoard(verdict, draft_images)
         scores: dict[int, float] = {}
         if rows and same:
             scores, spent = dict.fromkeys(rows, math.nan), (0.0,) * len(verdict)
             note = "The improved pictures are the drafts: no teacher has changed them."
         elif rows and improved_images is not None:
             verdict.require_batch(len(improved_images), "improved_images")
-            prompts = [verdict.prompts[row] for row in rows]
-            scores = dict(zip(rows, score(oracle, improved_images[rows], prompts), strict=True))
-            remark = remarks(oracle, as_rgb([improved_images[rows]]), prompts)
+            scores = board.compare(oracle, improved_images[rows])
+            remark = remarks(oracle, as_rgb([improved_images[rows]]), [verdict.prompts[row] for row in rows])
             note += f" {remark}" * (remark not in verdict.note)
         result = keep_better(
             verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None, note
         )
         chosen = [j.index for j in result if j.decision == IMPROVED]
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
-        show_text(summary(result))
-        return io.NodeOutput(latent, images, result)
+        costs = {
+            "student": sum(before.nfe) / len(before.nfe) if before and before.nfe else None,
+            "teacher": sum(spent[row] for row in rows) / len(rows) if spent and rows else None,
+        }
+        return io.NodeOutput(latent, images, result, ui=shown(summary(result), board=board.whole_of(result, costs)))

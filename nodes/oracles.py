@@ -14,7 +14,7 @@ from ..bridge import tiny_world as loader
 from ..bridge.latents import latents_of_list, masks_of
 from ..bridge.memory import prefers_half
 from ..bridge.pixels import as_rgb
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..bridge.scoring import score_list, uncertainty
 from ..charts.comparison import comparison_chart
 from ..files import reading
@@ -111,8 +111,7 @@ class ApprenticeLoadOracle(io.ComfyNode):
                 oracle.network.float()
         slow = warning_of(oracle.network, str(comfy.model_management.get_torch_device()))
         size = sum(p.numel() for p in oracle.network.parameters()) / 1e6
-        show_text(f"{oracle.name}, {size:.0f} M parameters" + (slow and f". {slow}"))
-        return io.NodeOutput(oracle)
+        return io.NodeOutput(oracle, ui=shown(f"{oracle.name}, {size:.0f} M parameters" + (slow and f". {slow}")))
 
 
 def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:
@@ -167,9 +166,14 @@ class ApprenticeScore(io.ComfyNode):
         unsure = [value for batch in images for value in uncertainty(oracle[0], batch, [next(rest) for _ in batch])]
         text = score_table(oracle[0].name, scores, prompts, unsure)
         if warning := remarks(oracle[0], as_rgb(images), prompts):
-            show_text(warning)
             text += f"\n\n{warning}"
-        return io.NodeOutput(scores, text, unsure)
+        return io.NodeOutput(scores, text, unsure, ui=shown(_brief(scores, warning)))
+
+
+def _brief(scores: list[float], warning: str) -> str:
+    """The first scores, as there is room for on a node."""
+    listed = ", ".join(f"#{i} {score:.3g}" for i, score in enumerate(scores[:8])) + ", …" * (len(scores) > 8)
+    return listed + (warning and f". {warning}")
 
 
 def score_table(name: str, scores: list[float], prompts: list[str], unsure: list[float]) -> str:
@@ -248,9 +252,9 @@ class ApprenticeBestOf(io.ComfyNode):
         latent = latents_of_list(latents, rows, len(pictures)) if latents else None
         warning = remarks(oracle[0], as_rgb(images), prompts)
         mask = masks_of(masks, rows, len(pictures)) if masks else None
-        show_text("kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows) + (warning and f". {warning}"))
+        kept = "kept " + ", ".join(f"#{i} ({scores[i]:.3g})" for i in rows) + (warning and f". {warning}")
         best = torch.stack([pictures[row] for row in rows]) if rows else images[0][:0]
-        return io.NodeOutput(best, latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows)
+        return io.NodeOutput(best, latent, mask, [prompts[i] for i in rows], [scores[i] for i in rows], rows, ui=shown(kept))
 
 
 class ApprenticeCombineOracles(io.ComfyNode):

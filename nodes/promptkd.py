@@ -12,7 +12,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..bridge import training as bridge
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..charts.losses import loss_chart
 from ..oracles.clip_files import ClipFile, load_clip
 from ..oracles.promptkd import Critic as CriticData
@@ -110,9 +110,8 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
             about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **run.target.about}
             critics.save_tokens(teacher, run.target.file, about)
         text = f"Saved {run.target.file.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
-        show_text(text)
         titles = {"loss": "all losses", "cross_entropy": "cross entropy: how well the classes are told apart"}
-        return io.NodeOutput(teacher, loss_chart(run.folder.losses(), titles), text)
+        return io.NodeOutput(teacher, loss_chart(run.folder.losses(), titles), text, ui=shown(text))
 
 
 class ApprenticePromptKDDistill(io.ComfyNode):
@@ -185,9 +184,9 @@ class ApprenticePromptKDDistill(io.ComfyNode):
             run.check_target()
             about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **run.target.about}
             save_critic(critic, run.target.file, about)
-        show_text(f"Saved {run.target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
+        result = shown(f"Saved {run.target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
         curve = loss_chart(run.folder.losses(), {"loss": "divergence from the teacher's view, times the weight"})
-        return io.NodeOutput(critic, curve, run.target.file.name)
+        return io.NodeOutput(critic, curve, run.target.file.name, ui=result)
 
 
 # --------------------------------------------------------------------------------------------------------- inputs

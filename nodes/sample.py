@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.v0_0_2 import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..bridge.drafts import chosen_preset, draw_drafts
 from ..bridge.drawing import Drawing
 from ..bridge.fast_decode import fast_decode
 from ..bridge.info import INFO, family_of
 from ..bridge.latents import family
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..bridge.teacher import improve, teacher_evaluations
 from ..gate.verdict import Verdict as VerdictData
 from ..samplers.presets import AUTO
@@ -59,9 +60,9 @@ class ApprenticeStudentSampler(io.ComfyNode):
         cfg: float, denoise: float, sampler_name: str = "dpmpp_2m", scheduler: str = "karras", **given: Any,
     ) -> io.NodeOutput:  # fmt: skip
         drawing = Drawing(steps, cfg, sampler_name, scheduler, seed, denoise).connected(**given)
-        if preset == AUTO and not drawing.names_no_preset():
-            show_text("auto chose {}, as {}.".format(*chosen_preset(model)))
-        return io.NodeOutput(draw_drafts(model, positive, negative, latent_image, preset, drawing))
+        chosen = preset == AUTO and not drawing.names_no_preset()
+        result = shown("auto chose {}, as {}.".format(*chosen_preset(model))) if chosen else None
+        return io.NodeOutput(draw_drafts(model, positive, negative, latent_image, preset, drawing), ui=result)
 
 
 class ApprenticeFastDecode(io.ComfyNode):
@@ -173,7 +174,7 @@ class ApprenticeTeacher(_TeacherNode):
         def missing(*names: str) -> list[str]:
             return [name for name in names if name in inputs and inputs[name] is None]
 
-        if not verdict.rejected:
+        if not verdict.rejected or verdict.stopped:
             return []
         texts = () if "guider" in inputs else ("positive", "negative")
         teacher = missing("model", *texts, "sigmas", "sampler", "guider", "noise")
@@ -190,12 +191,19 @@ class ApprenticeTeacher(_TeacherNode):
         max_batch: int = 0, vae: Any = None, teacher_vae: Any = None, **given: Any,
     ) -> io.NodeOutput:  # fmt: skip
         verdict.require_batch(len(drafts["samples"]), "drafts")
+        if verdict.stopped:
+            return io.NodeOutput(ExecutionBlocker(None), ui=shown(_stopped(verdict)))
         if not verdict.rejected:
-            show_text("Nothing was rejected; the teacher was not needed.")
-            return io.NodeOutput(drafts)
+            return io.NodeOutput(drafts, ui=shown("Nothing was rejected; the teacher was not needed."))
         drawing = Drawing(steps, cfg, sampler_name, scheduler, seed).connected(**given)
         improved = improve(
             model, positive, negative, drafts, verdict.rejected, strategy, rollback, drawing, max_batch, (vae, teacher_vae)
         )
-        show_text(f"{len(verdict.rejected)} of {len(verdict)} {improved[INFO].note}.")
-        return io.NodeOutput(improved)
+        return io.NodeOutput(improved, ui=shown(f"{len(verdict.rejected)} of {len(verdict)} {improved[INFO].note}."))
+
+
+def _stopped(verdict: VerdictData) -> str:
+    return (
+        f"Stopped after judging: {len(verdict.rejected)} of {len(verdict)} would go to the teacher. Look at the judge's "
+        "pictures, switch stop_after_judging off and queue again; only the teacher will run."
+    )

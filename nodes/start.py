@@ -14,7 +14,7 @@ from ..bridge.drawing import Drawing
 from ..bridge.latents import fit_channels
 from ..bridge.noise import batch_noise
 from ..bridge.pixels import as_rgb, require_tensor, to_pixels
-from ..bridge.progress import show_text
+from ..bridge.progress import show_text, shown
 from ..bridge.scoring import score
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
@@ -133,8 +133,7 @@ class ApprenticeTiltedStart(io.ComfyNode):
         whole = {k: batch_noise(latent, seeds[k]) for k in set(picked)}
         noises = torch.stack([whole[k][i] for i, k in enumerate(picked)])
         report = f"{promised_in_words(promised, picked, seeds, alpha[0])} {remark}".strip()
-        show_text(report.splitlines()[-1])
-        return io.NodeOutput(ChosenNoise(seed[0], noises), report)
+        return io.NodeOutput(ChosenNoise(seed[0], noises), report, ui=shown(report.splitlines()[-1]))
 
 
 def promised_in_words(promised: Tensor, picked: list[int], seeds: list[int], alpha: float) -> str:

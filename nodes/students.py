@@ -14,7 +14,7 @@ from comfy_api.v0_0_2 import io
 from ..bridge.drafts import preset_by_name
 from ..bridge.fingerprints import model_name
 from ..bridge.info import CARD
-from ..bridge.progress import show_text
+from ..bridge.progress import shown
 from ..bridge.tiny_world import TinyWorldModel, model_of
 from ..bridge.unet import DTYPES, build, load_other
 from ..files import UnreadableFile, parse_json, reading
@@ -120,8 +120,7 @@ class ApprenticeLoadStudent(io.ComfyNode):
         guided = hasattr(getattr(model.model.diffusion_model, "time_embed", None), "guidance")
         size = sum(p.numel() for p in model.model.diffusion_model.parameters()) / 1e6
         description = f"{model_name(model)}, {size:.0f} M parameters" + (f", guidance {guidance:g} built in" if guided else "")
-        show_text(description + (f". {chosen}" if chosen else ""))
-        return io.NodeOutput(model)
+        return io.NodeOutput(model, ui=shown(description + (f". {chosen}" if chosen else "")))
 
 
 def _load(files: unets.UNetFiles, guidance: float, weight_dtype: str) -> tuple[Any, dict[str, str]]:

@@ -11,6 +11,7 @@ from comfy_execution.validation import validate_node_input
 
 from ..bridge.teacher import STRATEGIES
 from ..bridge.training import PRECISIONS
+from ..gate.overrides import read_overrides
 from ..gate.thresholds import MODES, UNITS
 from ..oracles.ensemble import COMBINATIONS
 from ..oracles.promptkd import MEASURES
@@ -172,6 +173,32 @@ def confidence() -> io.Float.Input:
         "confidence", default=0.9, min=0.5, max=0.999, step=0.01, round=0.001, optional=True,
         tooltip="For guaranteed: how sure it shall be that the promise holds. More needs a larger calibration.",
     )  # fmt: skip
+
+
+def overrides() -> io.String.Input:
+    """The artist's choices by hand."""
+    return io.String.Input(
+        "overrides", default="", optional=True,
+        tooltip="Pictures accepted or sent to the teacher by hand. The Draft Board writes this: click a picture there.",
+    )  # fmt: skip
+
+
+def stop_after_judging() -> io.Boolean.Input:
+    """Whether the artist looks before the teacher works."""
+    return io.Boolean.Input(
+        "stop_after_judging", default=False, optional=True,
+        tooltip="Run to the judge and no further: look at the drafts, choose by hand where you disagree, switch this off and "
+        "queue again. Then only the teacher runs.",
+    )  # fmt: skip
+
+
+def check_overrides(text: Any) -> bool | str:
+    """``validate_inputs`` for ``overrides``. What is connected has no value yet."""
+    try:
+        read_overrides(text if isinstance(text, str) else "")
+    except ValueError as error:
+        return str(error)
+    return True
 
 
 def strategy() -> io.Combo.Input:

@@ -95,20 +95,19 @@ def test_newer_comfyuis_remember_the_file() -> None:
     assert chosen_preset(model)[0] == "custom"
 
 
-def test_student_sampler_says_what_auto_chose_and_draws_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(sample, "show_text", told.append)
+def test_student_sampler_says_what_auto_chose_and_draws_it() -> None:
     model, _ = carded("sdxl", "sdxl_lightning_2step_unet.safetensors")
     text, latent = tiny.text("sdxl"), tiny.empty("sdxl", 2)
 
-    def drawn(preset: str) -> dict[str, Any]:
+    def drawn(preset: str) -> Any:
         with torch.inference_mode():
             return sample.ApprenticeStudentSampler.execute(
                 model=model, positive=text, negative=text, latent_image=latent, seed=1, preset=preset, steps=0, cfg=1.0,
                 denoise=1.0,
-            )[0]  # fmt: skip
+            )  # fmt: skip
 
-    auto = drawn("auto")
-    assert told == ["auto chose sdxl-lightning/2step, as it is called sdxl_lightning_2step_unet.safetensors."]
-    assert torch.equal(auto["samples"], drawn("sdxl-lightning/2step")["samples"])
+    auto, result = drawn("auto")[0], drawn("auto").ui
+    words = "auto chose sdxl-lightning/2step, as it is called sdxl_lightning_2step_unet.safetensors."
+    assert result == {"apprentice_text": [words]}
+    assert torch.equal(auto["samples"], drawn("sdxl-lightning/2step")[0]["samples"])
     assert info_of(auto).nfe == (2.0, 2.0)

@@ -39,7 +39,7 @@ def test_what_is_connected_or_missing_has_no_value_yet_and_is_not_checked(node: 
     for none in (None, [None]) if node.GET_SCHEMA().is_input_list else (None,):
         assert node.validate_inputs(**dict.fromkeys(names, none)) is True
     for name in set(names) - {"filename_prefix", "input_types"}:
-        assert isinstance(node.validate_inputs(**{name: "no such thing/:"}), str), f"{name} is not checked"
+        assert isinstance(node.validate_inputs(**{name: "{no such thing/:"}), str), f"{name} is not checked"
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.__name__)

@@ -83,11 +83,7 @@ def ask(node: str, oracle: Any, pictures: torch.Tensor, prompt: str) -> str:
         verdict = ApprenticeJudge.execute([first], images, prompts, ["absolute"], [9.0])[0]
         drafts, improved = ({"samples": torch.full((len(pictures), 4, 8, 8), value)} for value in (0.0, 1.0))
         return str(ApprenticeKeepBetter.execute(oracle, verdict, drafts, improved, pictures, 0.0, pictures)[2].note)
-    said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comfyui_apprentice.nodes.oracles.show_text", said.append)
-        ApprenticeBestOf.execute([oracle], images, prompts, [1], [False], ["best first"])
-    return said[0]
+    return str(ApprenticeBestOf.execute([oracle], images, prompts, [1], [False], ["best first"]).ui["apprentice_text"])
 
 
 NODES = ["judge", "score", "compare", "keep", "best"]

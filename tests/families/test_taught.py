@@ -547,7 +547,7 @@ def test_keep_better_decodes_the_rejected_alone() -> None:
     oracle, seen = training.Red(), list[int]()
     gate, scores = Gate(0.5, (True, True, False, True)), [1.0, 1.0, 0.0, 1.0]
     verdict = judge(
-        gate, scores, ["a"] * 4, oracle="red", fingerprint=oracle.fingerprint(), mode="absolute", value=0.5, seed=None, nfe=None
+        gate, scores, ["a"] * 4, oracle="red", fingerprint=oracle.fingerprint(), mode="absolute", value=0.5
     )
     assert verdict.rejected == [2]
     vae = SimpleNamespace(decode=lambda x: seen.append(len(x)) or x.movedim(1, -1))

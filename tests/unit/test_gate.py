@@ -89,7 +89,7 @@ def verdict_of(scores: list[float], threshold: float = 0.5, **more) -> Verdict:
 
 
 def test_keep_better_adds_up_costs_and_remembers_the_draft() -> None:
-    verdict = verdict_of([0.9, 0.1, 0.2], seed=5, nfe=[4, 4, 4])
+    verdict = verdict_of([0.9, 0.1, 0.2], seeds=[5, 5, 5], nfe=[4, 4, 4])
     after = keep_better(verdict, {1: 0.7, 2: 0.1}, 0.0, [0, 20, 20], note="n")
     assert [j.decision for j in after] == ["accepted", "improved", "draft kept"]
     assert [j.score for j in after] == [0.9, 0.7, 0.2]
