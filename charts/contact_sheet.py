@@ -111,7 +111,8 @@ def _caption(judgement: Judgement, colour: Colour) -> list[tuple[str, Colour, in
     if judgement.draft_score is not None and judgement.decision == IMPROVED:
         score = f"{judgement.draft_score:.3g} → {score}".replace("nan", "no score")
     head = f"#{judgement.index}: {score}"
-    return [(head, INK, 0, 2), (judgement.decision, colour, 0, 1), (judgement.prompt, FAINT, 1, 2)]
+    decision = judgement.decision + " by hand" * bool(judgement.override)
+    return [(head, INK, 0, 2), (decision, colour, 0, 1), (judgement.prompt, FAINT, 1, 2)]
 
 
 def _rows(cells: Sequence[_Cell]) -> Image.Image:
