@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from comfy_api.v0_0_2 import ComfyExtension
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 WEB_DIRECTORY = "./web"
 
 
