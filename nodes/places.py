@@ -1,6 +1,6 @@
 """Where each node stands in the menu, by which words it is found, and which of its widgets are shown at once.
 
-The rest of the widgets is advanced: folded away by the front end until asked for. Names, order and defaults stay as the node says.
+The rest of the widgets is advanced: folded away by the front end until asked for. Names, order and defaults are the nodes' own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DRAW, JUDGE, TEACH, DISTIL, LOOK = "Draw", "Judge", "Teach", "Distil", "Look"
 UNITS: dict[str, str] = {
     "width": "px", "height": "px", "rollback": "0-1", "denoise": "0-1", "confidence": "0-1", "min_probability": "0-1",
     "batch_size": "pictures", "at_once": "pictures", "max_batch": "pictures", "ema_half_life": "pictures", "updates": "steps",
-    "teacher_nfe": "a picture", "max_prompts": "prompts", "base_draws": "a prompt", "drafts_per_prompt": "drafts",
+    "teacher_nfe": "a picture", "base_draws": "a prompt",
     "init_timestep": "1-999", "init_sigma": "sigma", "shots": "a class", "save_every": "steps", "candidates": "a picture",
 }  # fmt: skip
 
