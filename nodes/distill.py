@@ -85,8 +85,10 @@ class ApprenticeSiDDistill(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
+    def validate_inputs(
+        cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "student", prompts)
         return wrong or types.check_combos(method=method, training_precision=precision)
 

@@ -74,9 +74,10 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, clip: Any = None, tokens: Any = None, labelled: Any = None, name: Any = None, precision: Any = None
-    ) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
+        cls, clip: Any = None, tokens: Any = None, labelled: Any = None, name: Any = None, precision: Any = None,
+        quality: Any = None,
+    ) -> bool | str:  # fmt: skip
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         if tokens != NONE and folders.is_missing(tokens, folders.TEACHERS):
             return f"There is no file '{tokens}' in models/promptkd_teachers; choose one of those listed."
         if None not in (tokens, labelled) and NONE not in (tokens, labelled):
@@ -158,8 +159,10 @@ class ApprenticePromptKDDistill(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
+    def validate_inputs(
+        cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None, quality: Any = None
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         return _wrong(clip, pictures, name, precision)
 
     @classmethod
