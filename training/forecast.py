@@ -101,8 +101,9 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    devices = getattr(torch, "accelerator", torch.cuda)  # older versions of torch know CUDA alone
+    if devices.is_available():
+        devices.synchronize()
 
 
 @contextmanager
