@@ -13,6 +13,7 @@ from .finetune import ApprenticeRewardCurve, ApprenticeRewardFinetune
 from .guard import guarded
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
 from .oracles import ApprenticeBestOf, ApprenticeCombineOracles, ApprenticeLoadOracle, ApprenticeOracleCompare, ApprenticeScore
+from .places import placed
 from .promptkd import ApprenticePromptKDDistill, ApprenticePromptKDTeacher
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
@@ -71,4 +72,4 @@ class ApprenticeExtension(ComfyExtension):
 
 
 for _node in NODES:
-    guarded(_node)
+    guarded(placed(_node))
