@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +46,7 @@ def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> An
     """
     try:
         set_threads(threads, parameters=parameters)
-        return importlib.import_module(f"..benchmarks.{name}", __package__)
+        return import_module(f"..benchmarks.{name}", __package__)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
             f"'{error.name}' is missing: benchmarks come with the repository, not with the registry's package; clone it and "

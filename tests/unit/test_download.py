@@ -305,7 +305,7 @@ def test_a_file_on_github_goes_the_same_way(hub, tmp_path):
     head = replace(FILE, host="github", repo="owner/heads", filename="a+b.pth", local="a+b.pth")
     hub.breaks = [50_000]
     assert pull(head, tmp_path, hub.endpoint).path.read_bytes() == CONTENT
-    assert [method for _, method, _, _ in hub.log] == ["GET", "GET"]
+    assert [(role, method) for role, method, _, _ in hub.log] == 2 * [("hub", "GET"), ("storage", "GET")]
     (tmp_path / "a+b.pth").unlink()
     assert "is not there any more" in refused(replace(head, filename="gone.pth"), tmp_path, hub.endpoint)
     assert "must have a pin" in refused(replace(head, sha256=None), tmp_path, hub.endpoint)
@@ -367,7 +367,7 @@ def test_an_oracle_brings_all_its_files():
         "sac+logos+ava1-l14-linearMSE.pth", "clip-vit-large-patch14.safetensors",
     }  # fmt: skip
     assert catalogue.files_of("aesthetic-v1")[0].github_url() == (
-        "https://raw.githubusercontent.com/LAION-AI/aesthetic-predictor/6d122adad522ab246644d9dc1c6d7a3810ee255f/"
+        "https://github.com/LAION-AI/aesthetic-predictor/raw/6d122adad522ab246644d9dc1c6d7a3810ee255f/"
         "sa_0_4_vit_l_14_linear.pth"
     )
     assert "sac%2Blogos%2Bava1" in files_of("aesthetic-v2")[0].github_url()
