@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..samplers.presets import AUTO, CUSTOM, TILES, find_preset, initial_scale, preset_sigmas, recognise
+from ..samplers.presets import AUTO, CUSTOM, TILES, choice_for, find_preset, initial_scale, preset_sigmas, recognise
 from ..samplers.schedules import rollback_of, sampling_kind
 from ..samplers.students import sample_tcd
 from .drawing import Drawing
@@ -83,9 +83,14 @@ def chosen_preset(model: Any) -> tuple[str, str]:
     if named := preset_by_name(model, files):
         return named
     raise ValueError(
-        "The preset 'auto' needs a model with a card, as SiD Distill and Load Student give it, and this one has none: choose the "
-        "preset that the student was made for."
+        "The preset 'auto' can't tell what the student was made as, since neither a card nor its file's name says so. This is "
+        f"{choice_for(_classes(model), sampling_kind(model.get_model_object('model_sampling')))}."
     )
+
+
+def _classes(model: Any) -> list[str]:
+    """The names of its configuration's class and of that's ancestors, by which families are told."""
+    return [cls.__name__ for cls in type(getattr(model.model, "model_config", None)).__mro__]
 
 
 def tiles_of(model: Any, latent: Latent) -> float:
@@ -117,7 +122,8 @@ def student_schedule(model: Any, preset: str, drawing: Drawing, tiles: float = T
     sampler = sampler if isinstance(drawing.sampler, str) else drawing.sampler
     if drawing.sigmas is not None:
         return model, sampler, drawing.sigmas
-    return model, sampler, preset_sigmas(preset, steps, model.get_model_object("model_sampling"), drawing.denoise, tiles)
+    sampling = model.get_model_object("model_sampling")
+    return model, sampler, preset_sigmas(preset, steps, sampling, drawing.denoise, tiles, _classes(model))
 
 
 def schedule_in_words(preset: str, sampler: Any, sigmas: Tensor, cfg: float, guider: Any = None) -> str:

@@ -61,7 +61,9 @@ class EDMPixels(comfy.latent_formats.LatentFormat):
         self.latent_rgb_factors = torch.eye(RGB).tolist()
 
 
-class _Config(comfy.supported_models_base.BASE):
+class EDMConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI wants to know of the family."""
+
     unet_extra_config: ClassVar[dict[str, Any]] = {}
     latent_format = EDMPixels
     supported_inference_dtypes: ClassVar[list[torch.dtype]] = [torch.float32]
@@ -114,7 +116,7 @@ class NativeEDM(nn.Module):
 class EDMModel(comfy.model_base.BaseModel):
     """BaseModel with EDM preconditioning around ``NativeEDM``; its conditioning is a label vector a picture."""
 
-    def __init__(self, config: _Config, network: NativeEDM, device: torch.device | None = None) -> None:
+    def __init__(self, config: EDMConfig, network: NativeEDM, device: torch.device | None = None) -> None:
         kind = comfy.model_base.ModelType.EDM
         super().__init__(config, model_type=kind, device=device, unet_model=lambda **_: network)
 
@@ -189,7 +191,7 @@ def native_edm(precond: edm.EDMPrecond) -> comfy.model_patcher.ModelPatcher:
     """
     if precond.img_channels != RGB:
         raise ValueError(f"This network draws in {precond.img_channels} channels; only RGB, which has {RGB}, can be shown.")
-    config = _Config({"in_channels": RGB})
+    config = EDMConfig({"in_channels": RGB})
     config.sampling_settings.update(
         sigma_data=precond.sigma_data,
         sigma_min=max(_SIGMA_MIN, precond.sigma_min),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -11,7 +12,7 @@ import comfy.sample
 import torch
 from torch import Tensor
 
-from .info import INFO
+from .info import INFO, info_of, with_info
 from .pixels import to_pixels
 from .rows import Latent, take_latent, take_rows
 
@@ -133,6 +134,35 @@ def latents_of(latent: dict[str, Any], rows: list[int], total: int) -> dict[str,
     part = take_latent(latent, rows)
     part.pop(INFO, None)  # it tells of the whole batch
     return part
+
+
+def part_of(latent: Latent, rows: list[int]) -> Latent:
+    """The latents of ``rows``, with their masks, places, and what they cost."""
+    info, total = info_of(latent), len(latent["samples"])
+    part = latents_of(latent, rows, total)
+    if info is None:
+        return part
+    costs = tuple(info.nfe[row] for row in rows)
+    return with_info(part, part["samples"], replace(info, nfe=costs, source=take_rows(info.source, rows, total)))
+
+
+def put_back(whole: Tensor, part: Tensor, rows: list[int], what: str) -> Tensor:
+    """``whole`` [B, ...] with ``rows`` from ``part``, in order.
+
+    Raises:
+        ValueError: Their numbers or sizes differ.
+    """
+    if len(part) != len(rows):
+        raise ValueError(f"{len(rows)} {what} were rejected, but {len(part)} came back; connect all of them, as one batch.")
+    if part.shape[1:] != whole.shape[1:]:
+        before, after = (" x ".join(map(str, batch.shape[1:])) for batch in (whole, part))
+        raise ValueError(
+            f"The whole batch's {what} measure {before} and the rejected came back as {after}, so they can't be one batch: scale "
+            f"the whole batch alike before it is merged, or the rejected ones back."
+        )
+    merged = whole.clone()
+    merged[rows] = part.to(merged)
+    return merged
 
 
 def masks_of(masks: list[Tensor], rows: list[int], total: int) -> Tensor:

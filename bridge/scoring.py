@@ -46,6 +46,8 @@ def score(oracle: OracleBase, images: Tensor, prompts: list[str], report: Report
         _MEMORY[key] = fresh_scores(oracle, images, prompts, report)
         while len(_MEMORY) > _REMEMBERED:
             _MEMORY.popitem(last=False)
+    elif report is not None:
+        report(0, _MEMORY[key])
     _MEMORY.move_to_end(key)
     return _MEMORY[key]
 

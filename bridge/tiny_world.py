@@ -52,7 +52,9 @@ class TinyWorldLatent(comfy.latent_formats.LatentFormat):
         )
 
 
-class _Config(comfy.supported_models_base.BASE):
+class TinyWorldConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI wants to know of the family."""
+
     unet_extra_config: dict[str, Any] = {}
     latent_format = TinyWorldLatent
     sampling_settings = {"sigma_data": SIGMA_DATA, "sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX}
@@ -75,13 +77,13 @@ class _NativeUNet(TinyUNet):
 class TinyWorldModel(comfy.model_base.BaseModel):
     """BaseModel with EDM preconditioning around ``TinyUNet``."""
 
-    def __init__(self, config: _Config, device: torch.device | None = None) -> None:
+    def __init__(self, config: TinyWorldConfig, device: torch.device | None = None) -> None:
         super().__init__(config, model_type=comfy.model_base.ModelType.EDM, device=device, unet_model=_NativeUNet)
 
 
 def model_of(tensors: dict[str, Tensor]) -> comfy.model_patcher.ModelPatcher:
     """A U-Net of the tiny world with these weights, as a MODEL."""
-    config = _Config({"in_channels": 4})  # "in_channels" is what ComfyUI asks to tell inpainting models
+    config = TinyWorldConfig({"in_channels": 4})  # "in_channels" is what ComfyUI asks to tell inpainting models
     config.set_inference_dtype(torch.float32, None)
     config.custom_operations = comfy.ops.disable_weight_init
     offload = comfy.model_management.unet_offload_device()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..gate.calibration import Calibration
 from ..gate.verdict import ACCEPTED, IMPROVED
-from .contact_sheet import COLOURS, FAINT, INK, PAPER, font
+from .contact_sheet import COLOURS, FAINT, INK, PAPER
+from .lettering import font, shortened, write
 
 WIDTH, HEIGHT, MARGIN, BINS = 720, 320, 36, 32
 
@@ -24,7 +25,7 @@ def chart(calibration: Calibration) -> Tensor:
     marks = calibration.quantiles()
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     pen = ImageDraw.Draw(picture)
-    pen.text((MARGIN, 10), _title(calibration), INK, font(13))
+    write(pen, (MARGIN, 8), shortened(_title(calibration), WIDTH - 2 * MARGIN, 14), INK, 14)
     values = [*drafts, *teachers, *marks.values()]
     if values:
         room = (max(values) - min(values)) * 0.04 or 0.5
@@ -40,7 +41,7 @@ def chart(calibration: Calibration) -> Tensor:
 def _title(calibration: Calibration) -> str:
     what = f"{len(calibration)} drafts" if len(calibration) else "published percentiles"
     teacher = "; outlined: the teacher" if calibration.teacher_scores else ""
-    return f"{calibration.name}: {what}, {calibration.oracle_name}{teacher}"[:100]
+    return f"{calibration.name}: {what}, {calibration.oracle_name}{teacher}"
 
 
 def _bars(

@@ -11,9 +11,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..gate.selection import Agreement
-from .contact_sheet import FAINT, GAP, INK, PAPER, PICTURE, font, shortened, thumbnail
+from .contact_sheet import FAINT, GAP, INK, PAPER, thumbnail
+from .lettering import font, shortened, width_of, write
 
-PLOT, EDGE, DOT = 620, 56, 40  # sizes in pixels: the plot, room for its axes, a picture in it
+PLOT, EDGE, DOT, PICTURE = 620, 56, 40, 160  # sizes in pixels: the plot, room for its axes, a picture in it and beside it
 ACCENT = (190, 60, 50)
 
 
@@ -37,7 +38,7 @@ def comparison_chart(
     # The disagreements last, so that they lie on top.
     for i in sorted(places, key=lambda i: i in odd):
         x, y = places[i]
-        small = thumbnail(images[i]).resize((DOT, DOT), Image.Resampling.LANCZOS)
+        small = thumbnail(images[i], PICTURE).resize((DOT, DOT), Image.Resampling.LANCZOS)
         sheet.paste(small, (x - DOT // 2, y - DOT // 2))
         box = (x - DOT // 2 - 2, y - DOT // 2 - 2, x + DOT // 2 + 1, y + DOT // 2 + 1)
         pen.rectangle(box, outline=ACCENT if i in odd else FAINT, width=2)
@@ -50,8 +51,9 @@ def _axes(pen: ImageDraw.ImageDraw, names: tuple[str, str]) -> None:
     pen.line((EDGE, PLOT, PLOT, PLOT), FAINT)
     pen.polygon([(EDGE - 4, EDGE), (EDGE + 4, EDGE), (EDGE, EDGE - 8)], FAINT)
     pen.polygon([(PLOT, PLOT - 4), (PLOT, PLOT + 4), (PLOT + 8, PLOT)], FAINT)
-    pen.text((PLOT, PLOT + 14), shortened(names[0], 400, font(13)), INK, font(13), anchor="ra")
-    pen.text((EDGE + 10, EDGE - 16), shortened(names[1], 400, font(13)), INK, font(13))
+    name = shortened(names[0], 400, 13)
+    write(pen, (PLOT - width_of(name, 13), PLOT + 12), name, INK, 13)
+    write(pen, (EDGE + 10, EDGE - 18), shortened(names[1], 400, 13), INK, 13)
 
 
 def _places(scores: tuple[Sequence[float], Sequence[float]]) -> dict[int, tuple[int, int]]:
@@ -77,13 +79,13 @@ def _disagreements(
     pen.text((left, 10), "where they differ most" if odd else "they rank all alike", INK, font(15))
     for row, i in enumerate(odd):
         top = 40 + row * (PICTURE + 3 * GAP)
-        picture = thumbnail(images[i])
+        picture = thumbnail(images[i], PICTURE)
         sheet.paste(picture, (left, top))
         pen.rectangle((left - 2, top - 2, left + picture.width + 1, top + picture.height + 1), outline=ACCENT, width=2)
         x = left + PICTURE + GAP
         pen.text((x, top), f"#{i}", INK, font(15))
         for line, (name, values, ranks) in enumerate(zip(names, scores, (agreement.ranks_a, agreement.ranks_b), strict=True)):
             y = top + 28 + 56 * line
-            pen.text((x, y), shortened(name, PICTURE + GAP, font(12)), FAINT, font(12))
+            write(pen, (x, y), shortened(name, PICTURE + GAP, 12), FAINT, 12)
             pen.text((x, y + 18), f"{values[i]:.3g}", INK, font(14))
             pen.text((x + 62, y + 18), f"rank {ranks[i]:g} of {len(images)}", INK, font(13))

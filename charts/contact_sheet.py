@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..gate.verdict import ACCEPTED, IMPROVED, KEPT, REJECTED, Judgement, Verdict, summary
+from .lettering import Colour, font, missing_letters, width_of, wrapped, write
 
-PAPER, INK, FAINT = (250, 250, 248), (34, 36, 40), (150, 152, 156)
+PAPER, INK, FAINT = (250, 250, 248), (34, 36, 40), (118, 120, 126)
 COLOURS = {ACCEPTED: (46, 125, 80), REJECTED: (190, 60, 50), IMPROVED: (35, 95, 180), KEPT: (196, 130, 20)}
-PICTURE, GAP, CAPTION, CHART = 160, 14, 56, 210  # sizes in pixels
-COLUMNS = 6
+GAP, TEXT, CHART = 14, 15, 250  # sizes in pixels; CHART: the histogram's height
+LARGEST, SMALLEST, ENLARGED = 512, 128, 256  # of a picture's longer side; ENLARGED: as far as a smaller one is blown up
+AREA = 6_000_000  # pixels that the pictures of a sheet may have together: 64 of them are 306 wide
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What is drawn of one picture: draft and picture, or the picture alone."""
+
+    judgement: Judgement
+    shown: list[Image.Image]
+
+    @property
+    def width(self) -> int:
+        return sum(picture.width + GAP for picture in self.shown)
 
 
 def contact_sheet(verdict: Verdict, images: Tensor, drafts: Tensor | None = None) -> Tensor:
@@ -31,134 +47,173 @@ def contact_sheet(verdict: Verdict, images: Tensor, drafts: Tensor | None = None
     verdict.require_batch(len(images), "images")
     if drafts is not None:
         verdict.require_batch(len(drafts), "draft_images")
-    cells = [_cell(j, images[j.index], None if drafts is None else drafts[j.index]) for j in verdict]
+    side = picture_side(images, sum(2 if drafts is not None and j.decision == IMPROVED else 1 for j in verdict))
+    cells = [_cell(j, images[j.index], None if drafts is None else drafts[j.index], side) for j in verdict]
     body = _rows(cells)
-    width = max(body.width, 3 * PICTURE + 4 * GAP)
-    lines = _wrapped(summary(verdict), width - 2 * GAP, font(14))
-    height = 2 * GAP + 20 * len(lines) + body.height + CHART
-    sheet = Image.new("RGB", (width, height), PAPER)
+    width = max(body.width, 640)
+    lines = wrapped(f"{summary(verdict)} {missing_letters(verdict.prompts)}", width - 2 * GAP, TEXT)
+    head = 2 * GAP + 22 * len(lines)
+    sheet = Image.new("RGB", (width, head + body.height + CHART), PAPER)
     pen = ImageDraw.Draw(sheet)
     for i, line in enumerate(lines):
-        pen.text((GAP, GAP + 20 * i), line, INK, font(14))
-    sheet.paste(body, (0, GAP + 20 * len(lines)))
-    sheet.paste(histogram(verdict, width, CHART), (0, height - CHART))
+        write(pen, (GAP, GAP + 22 * i), line, INK, TEXT)
+    sheet.paste(body, (0, head))
+    sheet.paste(histogram(verdict, min(width, 1000), CHART), (0, head + body.height))
     return torch.from_numpy(np.asarray(sheet).astype(np.float32) / 255)[None]
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, so that sheets look alike everywhere."""
-    return ImageFont.load_default(size)
+def picture_side(images: Tensor, count: int) -> int:
+    """How long a picture's longer side is drawn: large enough to compare hands, as far as so many leave room for it."""
+    room = min(LARGEST, max(SMALLEST, math.isqrt(AREA // max(count, 1))))
+    return min(room, max(ENLARGED, *images.shape[1:3]))
 
 
-def thumbnail(image: Tensor) -> Image.Image:
-    """A picture [H, W, 3 or more] in 0..1 with its longer side ``PICTURE`` pixels long."""
+def thumbnail(image: Tensor, side: int) -> Image.Image:
+    """A picture [H, W, 3 or more] in 0..1 with its longer side ``side`` pixels long."""
     values = (image[..., :3].nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
     picture = Image.fromarray(values)
-    scale = PICTURE / max(picture.size)
+    scale = side / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _cell(judgement: Judgement, image: Tensor, draft: Tensor | None) -> Image.Image:
-    """One picture, or draft and picture side by side, in the colour of the decision, with a caption below."""
-    shown = [thumbnail(image)]
-    if judgement.decision == IMPROVED and draft is not None:
-        shown.insert(0, thumbnail(draft))
-    width = len(shown) * PICTURE + (len(shown) - 1) * GAP
-    cell = Image.new("RGB", (width + GAP, PICTURE + CAPTION + GAP), PAPER)
-    pen = ImageDraw.Draw(cell)
-    colour = COLOURS.get(judgement.decision, INK)
-    for i, picture in enumerate(shown):
-        left = GAP // 2 + i * (PICTURE + GAP)
-        pen.rectangle((left - 3, 4, left + picture.width + 2, 9 + picture.height), outline=colour, width=3)
-        cell.paste(picture, (left, 7))
-    if len(shown) == 2:
-        middle, height = GAP // 2 + PICTURE + GAP // 2, PICTURE // 2
-        pen.polygon([(middle - 4, height), (middle - 4, height + 12), (middle + 5, height + 6)], fill=colour)
-    score = f"{judgement.score:.3g}"
+def _cell(judgement: Judgement, image: Tensor, draft: Tensor | None, side: int) -> _Cell:
+    before = [] if draft is None or judgement.decision != IMPROVED else [thumbnail(draft, side)]
+    return _Cell(judgement, [*before, thumbnail(image, side)])
+
+
+def _draw_cell(pen: ImageDraw.ImageDraw, sheet: Image.Image, cell: _Cell, place: tuple[int, int], tall: int) -> None:
+    """One picture, or draft and picture side by side, in the colour of the decision, with its words below ``tall``."""
+    left, top = place
+    colour = COLOURS.get(cell.judgement.decision, INK)
+    x = left
+    for picture in cell.shown:
+        pen.rectangle((x - 3, top - 3, x + picture.width + 2, top + picture.height + 2), outline=colour, width=3)
+        sheet.paste(picture, (x, top))
+        x += picture.width + GAP
+    if len(cell.shown) == 2:
+        middle, height = left + cell.shown[0].width + GAP // 2, top + cell.shown[0].height // 2
+        pen.polygon([(middle - 3, height - 6), (middle - 3, height + 6), (middle + 4, height)], fill=colour)
+    size = TEXT if cell.shown[0].width >= 200 else TEXT - 2
+    y = top + tall + 6.0
+    for text, ink, smaller, most in _caption(cell.judgement, colour):
+        for line in wrapped(text, cell.width - GAP, size - smaller, most):
+            write(pen, (left, y), line, ink, size - smaller)
+            y += 1.4 * (size - smaller)
+
+
+def _caption(judgement: Judgement, colour: Colour) -> list[tuple[str, Colour, int, int]]:
+    """Number and score, before it the draft's where the teacher's picture is shown; what was decided; the prompt.
+
+    Each with its colour, by how much its letters are smaller, and in how many lines at most.
+    """
+    score = "no score" if math.isnan(judgement.score) else f"{judgement.score:.3g}"
     if judgement.draft_score is not None and judgement.decision == IMPROVED:
-        score = f"{judgement.draft_score:.3g} to {score}"
-    lines = [f"#{judgement.index}  {score}", judgement.decision]
-    for i, line in enumerate(lines):
-        pen.text((GAP // 2 - 2, PICTURE + 12 + 15 * i), line, colour if i else INK, font(13))
-    prompt = shortened(judgement.prompt, width, font(11))
-    pen.text((GAP // 2 - 2, PICTURE + 43), prompt, FAINT, font(11))
-    return cell
+        score = f"{judgement.draft_score:.3g} → {score}".replace("nan", "no score")
+    head = f"#{judgement.index}: {score}"
+    decision = judgement.decision + " by hand" * bool(judgement.override)
+    return [(head, INK, 0, 2), (decision, colour, 0, 1), (judgement.prompt, FAINT, 1, 2)]
 
 
-def _rows(cells: Sequence[Image.Image]) -> Image.Image:
-    """The cells from left to right in lines of about ``COLUMNS`` pictures."""
-    limit = COLUMNS * (PICTURE + GAP) + GAP
-    lines: list[list[Image.Image]] = [[]]
-    for cell in cells:
-        if lines[-1] and sum(c.width for c in lines[-1]) + cell.width > limit:
-            lines.append([])
-        lines[-1].append(cell)
-    width = max((sum(c.width for c in line) for line in lines), default=0) + GAP
-    height = PICTURE + CAPTION + GAP
-    body = Image.new("RGB", (max(width, 1), height * len(lines) + GAP), PAPER)
-    for row, line in enumerate(lines):
-        left = GAP // 2
+def _rows(cells: Sequence[_Cell]) -> Image.Image:
+    """The cells from left to right, in lines that make the whole about three wide and two high."""
+    if not cells:
+        return Image.new("RGB", (1, 1), PAPER)
+    words = 7 * TEXT
+    area = sum(cell.width * (max(p.height for p in cell.shown) + words + GAP) for cell in cells)
+    total, widest = sum(cell.width for cell in cells), max(cell.width for cell in cells)
+    rows = max(1, round(total / math.sqrt(area * 1.3)))
+    limit = max(total / rows, widest)
+    lines: list[list[_Cell]] = [[] for _ in range(rows)]
+    before = 0.0
+    for cell in cells:  # into the line that its middle falls into
+        lines[min(int((before + cell.width / 2) / limit), rows - 1)].append(cell)
+        before += cell.width
+    lines = [line for line in lines if line]
+    heights = [max(p.height for cell in line for p in cell.shown) for line in lines]
+    width = max(sum(cell.width for cell in line) for line in lines) + GAP
+    body = Image.new("RGB", (width, sum(heights) + len(lines) * (words + GAP)), PAPER)
+    pen, top = ImageDraw.Draw(body), 4
+    for line, tall in zip(lines, heights, strict=True):
+        left = GAP
         for cell in line:
-            body.paste(cell, (left, row * height + GAP))
+            _draw_cell(pen, body, cell, (left, top), tall)
             left += cell.width
+        top += tall + words + GAP
     return body
 
 
+# -------------------------------------------------------------------------------------------------------- histogram
+
+
 def histogram(verdict: Verdict, width: int, height: int, bins: int = 24) -> Image.Image:
-    """How the drafts scored, with the threshold as a line; scores that are not numbers are left out."""
+    """How the drafts scored, stacked by what became of them, with the threshold as a line; below, how many of each."""
     chart = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(chart)
-    scores = [s for s in (_draft_score(j) for j in verdict) if math.isfinite(s)]
+    scores = {word: [s for j in verdict if j.decision == word and math.isfinite(s := _draft_score(j))] for word in COLOURS}
+    every = [score for group in scores.values() for score in group]
     thresholds = {j.threshold for j in verdict}
-    threshold = thresholds.pop() if len(thresholds) == 1 else math.nan  # every picture its own: no line, no sides
-    left, right, top, bottom = 2 * GAP, width - 2 * GAP, 34, height - 34
-    pen.text((GAP, 8), "scores of the drafts, and the threshold", INK, font(13))
+    threshold = thresholds.pop() if len(thresholds) == 1 else math.nan  # every picture its own: no line
+    write(pen, (GAP, 2), f"scores of the drafts{_about(threshold, len(verdict))}", INK, TEXT)
+    left, right, top, bottom = 2 * GAP, width - 2 * GAP, 56, height - 62
     pen.line((left, bottom, right, bottom), FAINT)
-    if not scores:
+    _legend(pen, verdict, (left, height - 32), right)
+    if not every:
         return chart
-    values = [*scores, threshold] if math.isfinite(threshold) else scores
-    low, high = min(values), max(values)
-    room = (high - low) * 0.04 or 0.5
-    low, high = low - room, high + room
-    counts, _ = np.histogram(scores, bins, (low, high))
-    step = (right - left) / bins
-    for i, count in enumerate(counts):
-        if count:
-            middle = low + (i + 0.5) * (high - low) / bins
-            colour = FAINT if math.isnan(threshold) else COLOURS[ACCEPTED if not middle < threshold else REJECTED]
-            tall = (bottom - top) * count / counts.max()
-            pen.rectangle((left + i * step + 1, bottom - tall, left + (i + 1) * step - 1, bottom), fill=colour)
-    for text, value in ((f"{low:.3g}", low), (f"{high:.3g}", high)):
-        x = left + (value - low) / (high - low) * (right - left)
-        pen.text((min(x, right - pen.textlength(text, font(11))), bottom + 6), text, FAINT, font(11))
+    values = [*every, threshold] if math.isfinite(threshold) else every
+    room = (max(values) - min(values)) * 0.04 or 0.5
+    low, high = min(values) - room, max(values) + room
+    groups = [(COLOURS[word], np.histogram(group, bins, (low, high))[0]) for word, group in scores.items()]
+    _stacks(pen, groups, (left, right, top, bottom))
+    pen.text((left, bottom + 5), f"{low:.3g}", FAINT, font(TEXT - 3), anchor="la")
+    pen.text((right, bottom + 5), f"{high:.3g}", FAINT, font(TEXT - 3), anchor="ra")
     if math.isfinite(threshold):
         x = left + (threshold - low) / (high - low) * (right - left)
-        pen.line((x, top - 4, x, bottom + 4), INK, 2)
-        pen.text((min(x + 5, right - 60), bottom + 6), f"{threshold:.4g}", INK, font(12))
+        pen.line((x, top - 8, x, bottom + 4), INK, 2)
+        label, half = f"{threshold:.4g}", font(TEXT - 1).getlength(f"{threshold:.4g}") / 2
+        pen.text((min(max(x, left + half), right - half), top - 10), label, INK, font(TEXT - 1), anchor="ms")
     return chart
+
+
+def _about(threshold: float, pictures: int) -> str:
+    if not pictures:
+        return ""
+    if math.isnan(threshold):
+        return "; each picture has its own threshold"
+    if math.isinf(threshold):
+        return "; every one passes" if threshold < 0 else "; none passes"
+    return ", and the threshold"
+
+
+def _stacks(
+    pen: ImageDraw.ImageDraw, groups: Sequence[tuple[Colour, np.ndarray[Any, Any]]], box: tuple[int, int, int, int]
+) -> None:
+    """A bar a bin, the groups on top of each other."""
+    left, right, top, bottom = box
+    total = np.sum([counts for _, counts in groups], axis=0)
+    step, unit = (right - left) / len(total), (bottom - top) / max(int(total.max()), 1)
+    under = np.zeros_like(total)
+    for colour, counts in groups:
+        for i in np.flatnonzero(counts):
+            lower, upper = bottom - under[i] * unit, bottom - (under[i] + counts[i]) * unit
+            pen.rectangle((left + i * step + 1, upper, left + (i + 1) * step - 1, lower - 1), fill=colour)
+        under = under + counts
+
+
+def _legend(pen: ImageDraw.ImageDraw, verdict: Verdict, place: tuple[int, int], right: int) -> None:
+    """How many of each decision, and how many have no score; what doesn't fit its line is left to the summary above."""
+    x, y = place
+    unscored = sum(not math.isfinite(_draft_score(j)) for j in verdict)
+    entries = [(f"{count} {word}", COLOURS[word]) for word in COLOURS if (count := sum(j.decision == word for j in verdict))]
+    entries += [(f"{unscored} without a score", PAPER)] if unscored else []
+    for words, colour in entries:
+        wide = 20 + width_of(words, TEXT - 1)
+        if x + wide > right:
+            break
+        pen.rectangle((x, y + 3, x + 12, y + 15), fill=colour, outline=FAINT if colour == PAPER else colour)
+        write(pen, (x + 20, y), words, INK, TEXT - 1)
+        x += round(wide) + 2 * GAP
 
 
 def _draft_score(judgement: Judgement) -> float:
     return judgement.score if judgement.draft_score is None else judgement.draft_score
-
-
-def shortened(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """``text`` in one line of at most ``width`` pixels, with "…" where something was left out."""
-    line = " ".join(text.split())
-    if face.getlength(line) <= width:
-        return line
-    while line and face.getlength(line + "…") > width:
-        line = line[:-1]
-    return line + "…"
-
-
-def _wrapped(text: str, width: float, face: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if face.getlength(longer) > width and lines[-1]:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -10,7 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .contact_sheet import FAINT, GAP, INK, PAPER, font
+from .contact_sheet import FAINT, GAP, INK, PAPER
+from .lettering import font
 
 WIDTH, PANEL, EDGE = 720, 200, 78  # sizes in pixels: the chart, the height of a panel, room for its axis
 LINE, DOTS = (52, 110, 180), (188, 208, 232)

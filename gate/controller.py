@@ -16,7 +16,7 @@ from typing import Any
 
 from ..files import locked
 from .records import damaged, number, plain, read_record, write_record
-from .thresholds import Gate, quantile, with_thresholds
+from .thresholds import Gate, of_hundred, quantile, with_thresholds
 
 GAIN = 0.125  # gamma
 WINDOW = 100  # scores that the quantile is of
@@ -84,7 +84,7 @@ def step(state: State, scores: Sequence[float], keys: Sequence[str], target: flo
         ValueError: The target is not in 0..1.
     """
     if not 0 <= target <= 1:
-        raise ValueError(f"The share to reject is a number from 0 (nobody) to 1 (everybody), not {target:g}.")
+        raise ValueError(f"The share to reject is a number from 0 (nobody) to 1 (everybody), not {target:g}{of_hundred(target)}.")
     if state.before is not None and target != state.target and set(state.latest) <= set(keys):
         judged = {key: seen for key, seen in state.judged.items() if key not in state.latest}
         state = replace(state.before, judged=judged)

@@ -10,7 +10,18 @@ from ..samplers.adaptive import is_better
 from .calibration import Calibration
 from .controller import FileController
 from .overrides import decided
-from .thresholds import MODES, Gate, above_baselines, absolute, budget, expected_gain, guaranteed, percentile, worst_share
+from .thresholds import (
+    MODES,
+    Gate,
+    above_baselines,
+    absolute,
+    budget,
+    expected_gain,
+    guaranteed,
+    percentile,
+    unit_note,
+    worst_share,
+)
 from .verdict import IMPROVED, KEPT, Judgement, Verdict
 
 
@@ -58,9 +69,18 @@ def gate_scores(
     Raises:
         ValueError: Unknown mode, a value out of its range, or the comparison would mean nothing.
     """
-    situation = situation or Situation()
     if mode not in MODES:
         raise ValueError(f"The threshold is one of {', '.join(MODES)}, not '{mode}'.")
+    gate = _decided(scores, mode, value, calibration, student_nfe, teacher_nfe, situation or Situation())
+    note = unit_note(mode, value, [*scores, *(calibration.scores if calibration is not None else ())])
+    return replace(gate, note=f"{gate.note} {note}".strip()) if note else gate
+
+
+def _decided(
+    scores: Sequence[float], mode: str, value: float, calibration: Calibration | None, student_nfe: float | None,
+    teacher_nfe: float, situation: Situation,
+) -> Gate:  # fmt: skip
+    """By which scores the pictures are compared: alone, by gain, as they are, or after taking off baselines."""
     if len(scores) == 1 and (alone := _gate_alone(scores, mode, value, calibration, situation)) is not None:
         return alone
     if mode == "expected gain":
@@ -120,9 +140,9 @@ def _gate_alone(
         return None
     comparable = calibration is not None and (situation.comparable or set(situation.prompts) <= set(calibration.baselines()))
     if comparable:
-        gate = gate_scores(scores, "percentile", 100 * share, calibration, situation=situation)
+        gate = _decided(scores, "percentile", 100 * share, calibration, None, 0.0, situation)
     elif situation.controller is not None and situation.comparable:
-        gate = gate_scores(scores, "running", share, situation=situation)
+        gate = _decided(scores, "running", share, None, None, 0.0, situation)
     else:
         return None
     of = "the calibration's scores" if comparable else "the single pictures judged so far"

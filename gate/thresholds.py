@@ -10,7 +10,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-MODES = ("absolute", "worst share", "percentile", "budget", "expected gain", "running", "guaranteed")
+
+@dataclass(frozen=True)
+class Unit:
+    """What the artist's number is in one mode.
+
+    Attributes:
+        words: For people; what the number decides, and its range.
+        default: A good one to begin with; None where it depends on the oracle's scale: then the last verdict's threshold.
+        low, high: What it may be.
+    """
+
+    words: str
+    default: float | None
+    low: float = -math.inf
+    high: float = math.inf
+
+
+UNITS: dict[str, Unit] = {
+    "absolute": Unit("a score", None),
+    "worst share": Unit("part of the batch (0-1); of a single picture, of those judged so far", 0.3, 0, 1),
+    "percentile": Unit("of the student's scores (0-100)", 30, 0, 100),
+    "budget": Unit("average network evaluations a picture", 16, 0),
+    "expected gain": Unit("what the teacher must promise to gain, in score", 0),
+    "running": Unit("share to reject over time (0-1)", 0.3, 0, 1),
+    "guaranteed": Unit("share of accepted drafts that may be worse than the teacher's (0-1)", 0.1, 0, 1),
+}
+MODES = tuple(UNITS)
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,7 @@ def worst_share(scores: Sequence[float], share: float) -> Gate:
         ValueError: The share is not in 0..1.
     """
     if not 0 <= share <= 1:
-        raise ValueError(f"The worst share is a number from 0 (nobody) to 1 (everybody), not {share:g}.")
+        raise ValueError(f"The worst share is a number from 0 (nobody) to 1 (everybody), not {share:g}{of_hundred(share)}.")
     count = math.floor(share * len(scores) + 0.5)
     # NaN counts as the worst of all.
     order = sorted(range(len(scores)), key=lambda i: (_rank(scores[i]), -i))
@@ -111,6 +137,8 @@ def budget(scores: Sequence[float], nfe: float, student_nfe: float, teacher_nfe:
         f"A budget of {nfe:g} evaluations a picture, {student_nfe:g} for the draft and {teacher_nfe:g} for the teacher, "
         f"sends {share:.0%} of the drafts to the teacher: {affordable} of {len(scores)}."
     )
+    if nfe < student_nfe:
+        note += f" The draft alone costs more than {nfe:g}: with 'budget', value is network evaluations a picture."
     if len(scores) == 1 and 0 < share < 1:
         note += f" A single picture's budget is all or nothing; for single pictures take running with {share:.2g}."
     return Gate(gate.threshold, gate.accepted, note)
@@ -224,7 +252,9 @@ def pairs_needed(alpha: float, confidence: float) -> int:
 
 def _check_promise(alpha: float, confidence: float) -> None:
     if not 0 <= alpha <= 1:
-        raise ValueError(f"The share of accepted drafts that may be worse is a number from 0 to 1, not {alpha:g}.")
+        raise ValueError(
+            f"The share of accepted drafts that may be worse is a number from 0 to 1, not {alpha:g}{of_hundred(alpha)}."
+        )
     if not 0 < confidence < 1:
         raise ValueError(f"The confidence is a number between 0 and 1, such as 0.9, not {confidence:g}.")
 
@@ -269,6 +299,40 @@ def _most_worse(m: int, alpha: float, level: float) -> int:
         return -1
     least = int(binom.ppf(level, m, alpha))  # the smallest k that reaches the level
     return least if binom.cdf(least, m, alpha) <= level else least - 1
+
+
+def of_hundred(share: float) -> str:
+    """What to add to the refusal of a share above 1 that was meant as a percentage."""
+    return f"; for {share:g} of 100 set {share / 100:g}" if 1 < share <= 100 else ""
+
+
+def unit_note(mode: str, value: float, scores: Sequence[float]) -> str:
+    """What to say of a number that looks like another mode's, as after a change of the mode alone; nothing of one that doesn't.
+
+    Args:
+        scores: Of the batch, and of the calibration where there is one.
+    """
+    finite = [score for score in scores if math.isfinite(score)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    range_ = f"{low:.3g} to {high:.3g}" if high > low else f"{low:.3g}"
+    if mode == "percentile" and 0 < value < 1:
+        return f"Percentile {value:g} is {value:g} of 100; for a share of {value:g} set {100 * value:g}."
+    if mode == "absolute" and finite and _far(value, low, high):
+        return (
+            f"The threshold {value:g} is far from all scores here ({range_}), so it says the same of each: with 'absolute', "
+            f"value is a score."
+        )
+    if mode == "expected gain" and high > low and value > 2 * (high - low):
+        return f"A gain of {value:g} is more than twice what lies between all scores here ({range_}): nothing is sent for it."
+    return ""
+
+
+def _far(value: float, low: float, high: float) -> bool:
+    """Whether a threshold is nowhere near scores from ``low`` to ``high``."""
+    if high > low:
+        return not low - 2 * (high - low) <= value <= high + 2 * (high - low)
+    small, large = sorted((abs(value), abs(low)))  # one score alone tells little: ten times as large is no coincidence
+    return large > 1 and large > 10 * small
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -16,6 +16,7 @@ from .oracles import ApprenticeBestOf, ApprenticeCombineOracles, ApprenticeLoadO
 from .promptkd import ApprenticePromptKDDistill, ApprenticePromptKDTeacher
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
+from .split import ApprenticeMerge, ApprenticeSplit
 from .start import ApprenticeTiltedStart
 from .students import ApprenticeLoadStudent
 from .world import ApprenticePrompts, ApprenticeTinyWorld
@@ -53,6 +54,8 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeRewardFinetune,
     ApprenticeRewardCurve,
     ApprenticeTiltedStart,
+    ApprenticeSplit,
+    ApprenticeMerge,
 ]
 
 

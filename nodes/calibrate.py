@@ -8,7 +8,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..bridge.calibrate import Answers, Artist, CalibrationBar
-from ..bridge.drafts import schedule_in_words, student_schedule
+from ..bridge.drafts import known_preset, schedule_in_words, student_schedule
 from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name
 from ..bridge.pixels import as_pictures
@@ -160,6 +160,7 @@ class ApprenticeCalibrate(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         lines, path = gather_prompts(prompts, text, max_prompts), folders.calibration_file(name)
         drawing = Drawing(steps, cfg, sampler_name, scheduler, first_seed)
+        preset = known_preset(model, preset)  # the calibration names the preset that "auto" took, as drafts do
         _, sampler, sigmas = student_schedule(model, preset, drawing, width * height / 256)
         second = None
         if teacher is not None:

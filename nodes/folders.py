@@ -13,8 +13,10 @@ import folder_paths
 from ..gate import calibration
 from ..gate.calibrate import BUNDLED as BUNDLED_PROMPTS
 from ..gate.calibrate import clean_prompts, read_prompts
+from ..samplers.presets import AUTO
 from ..training.run_folder import RunFolder
 from ..training.target import Target
+from ..weights import catalogue
 from ..weights.checkpoints import PICKLED
 from ..world.weights import CLIPS_FOLDER, CRITICS_FOLDER, EDM_FOLDER
 
@@ -119,6 +121,42 @@ def oracle_files() -> list[str]:
     return list(folder_paths.get_filename_list(ORACLES))
 
 
+def oracle_choices() -> list[str]:
+    """``oracle_files``, and then the published oracles that could be fetched."""
+    files = oracle_files()
+    return [*files, *catalogue.offers(_bare(files))]
+
+
+def oracle_file(name: str) -> Path | None:
+    """Where the weights of an entry of ``oracle_choices`` are; None where they aren't."""
+    oracle = catalogue.offered(name)
+    wanted = catalogue.files_of(oracle)[0].local if oracle else name
+    listed = next((file for file in oracle_files() if oracle and Path(file).name == wanted), wanted)
+    return model_file(listed, ORACLES)
+
+
+def missing_oracle(name: str, clip: str) -> str:
+    """What to say where an entry of ``oracle_choices`` can't be loaded for want of a file; nothing where it can.
+
+    Args:
+        clip: The CLIP that was chosen for a head that stands on one.
+    """
+    path = oracle_file(name)
+    file = path.name if path else Path(name).name
+    oracle = catalogue.offered(name) or catalogue.oracle_of(file)
+    lacking = catalogue.missing(oracle, _bare(clip_files())) if oracle else []
+    if path is None and not oracle:
+        return f"There is no file '{name}' in models/oracles; 'apprentice models list' shows which can be fetched."
+    if path is None or (lacking and lacking[0].local != file and clip == AUTO):
+        what = f"There is no file '{lacking[0].local if lacking else name}' in models/oracles"
+        return f"{what}: {catalogue.fetching(oracle, lacking or catalogue.files_of(oracle))}; then queue again."
+    return ""
+
+
+def _bare(files: list[str]) -> set[str]:
+    return {Path(file).name for file in files}
+
+
 def edm_files() -> list[str]:
     """Networks in the ``edm`` model folders."""
     return list(folder_paths.get_filename_list(EDM))
@@ -182,7 +220,12 @@ def is_missing(name: Any, *kinds: str) -> bool:
 def stamp(name: str | None, *kinds: str) -> str:
     """For ``fingerprint_inputs`` of a loader: another file under the same name is another input."""
     path = model_file(name, *kinds) if isinstance(name, str) else None  # what is connected has no value yet
-    return f"{path} {path.stat().st_mtime_ns}" if path else str(name)
+    return stamp_of(path) or str(name)
+
+
+def stamp_of(path: Path | None) -> str:
+    """The file as it is now; "" where there is none."""
+    return f"{path} {path.stat().st_mtime_ns}" if path else ""
 
 
 def prompt_files() -> list[str]:

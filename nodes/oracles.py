@@ -54,8 +54,9 @@ class ApprenticeLoadOracle(io.ComfyNode):
             "file in models/oracles. Nothing is downloaded: 'apprentice models pull' does that.",
             inputs=[
                 io.Combo.Input(
-                    "name", options=[WORLD, *folders.oracle_files()], default=WORLD,
-                    tooltip="The built-in oracle, or a file in models/oracles (.safetensors, or .pt and .bin read as data only).",
+                    "name", options=[WORLD, *folders.oracle_choices()], default=WORLD,
+                    tooltip="The built-in oracle, or a file in models/oracles (.safetensors, or .pt and .bin read as data only). "
+                    "Those that are not here yet are listed with the command that fetches them.",
                 ),  # fmt: skip
                 io.Combo.Input(
                     "kind", options=COMBOS["kind"], default=AUTO, optional=True,
@@ -81,8 +82,8 @@ class ApprenticeLoadOracle(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: Any = None, kind: Any = None, clip: Any = None, precision: Any = None) -> bool | str:
         """Combos of V3 nodes are not checked by ComfyUI."""
-        if name != WORLD and folders.is_missing(name, folders.ORACLES):
-            return f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull', or put it there."
+        if isinstance(name, str) and name != WORLD and (wrong := folders.missing_oracle(name, clip or "")):
+            return wrong
         if clip != AUTO and folders.is_missing(clip, folders.ORACLES, "clip_vision"):
             return f"There is no file '{clip}' in models/oracles or models/clip_vision; choose CLIP ViT-L/14."
         return check_combos(kind=kind, precision=precision)
@@ -90,7 +91,8 @@ class ApprenticeLoadOracle(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, name: Any = None, **_: Any) -> str:
         """Another file under the same name is another oracle."""
-        return folders.stamp(name, folders.ORACLES)
+        path = folders.oracle_file(name) if isinstance(name, str) else None
+        return folders.stamp_of(path) or str(name)
 
     @classmethod
     def execute(
@@ -98,9 +100,9 @@ class ApprenticeLoadOracle(io.ComfyNode):
     ) -> io.NodeOutput:
         if name == WORLD:
             return io.NodeOutput(loader.load_world_oracle())
-        path = folders.model_file(name, folders.ORACLES)
-        if path is None:
-            raise ValueError(f"There is no file '{name}' in models/oracles; pull an oracle with 'apprentice models pull'.")
+        path = folders.oracle_file(name)
+        if path is None:  # a name that came over a wire
+            raise ValueError(folders.missing_oracle(name, clip))
         oracle = _load(path, kind, clip, open_clip_model.strip())
         with torch.inference_mode(False):  # what is cast in it can't teach any more
             if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):

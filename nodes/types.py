@@ -12,7 +12,7 @@ from comfy_execution.validation import validate_node_input
 from ..bridge.teacher import STRATEGIES
 from ..bridge.training import PRECISIONS
 from ..gate.overrides import read_overrides
-from ..gate.thresholds import MODES
+from ..gate.thresholds import MODES, UNITS
 from ..oracles.ensemble import COMBINATIONS
 from ..oracles.promptkd import MEASURES
 from ..oracles.registry import KINDS
@@ -101,9 +101,9 @@ def preset() -> io.Combo.Input:
     return io.Combo.Input(
         "preset",
         options=COMBOS["preset"],
-        default="tiny-world",
-        tooltip="The schedule that the student was made for. 'custom' uses sampler_name and scheduler like a KSampler; 'auto' "
-        "takes what the model's card or its file's name says for certain, where Apprentice made or loaded it.",
+        default=AUTO,
+        tooltip="The schedule that the student was made for. 'auto' takes what the model's card or its file's name says for "
+        "certain, and else tells which there are for such a model. 'custom' uses sampler_name and scheduler like a KSampler.",
     )
 
 
@@ -136,10 +136,7 @@ def threshold() -> io.Combo.Input:
         "threshold",
         options=COMBOS["threshold"],
         default="worst share",
-        tooltip="What value means. absolute: a score. worst share: part of the batch (0-1); of a single picture, of those "
-        "judged so far. percentile: of the student's scores (0-100). budget: average network evaluations a picture. expected "
-        "gain: what the teacher must promise to gain. running: share to reject over time (0-1). guaranteed: share of accepted "
-        "drafts that may be worse than the teacher's.",
+        tooltip="What value means. " + " ".join(f"{mode}: {unit.words}." for mode, unit in UNITS.items()),
     )
 
 

@@ -113,6 +113,55 @@ PRESETS: dict[str, Preset] = {
 CUSTOM = "custom"  # the artist's own sampler and scheduler
 AUTO = "auto"  # the preset that the model's card names
 
+# What people call a kind of sampling.
+_KINDS = {
+    "discrete": "models with Stable Diffusion's timesteps", "flow": "flow models", "edm": "EDM models",
+    "rflow": "Cosmos's flow models", "cascade": "Stable Cascade",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that share their students: what people call one, and the presets of students that there are."""
+
+    name: str
+    presets: tuple[str, ...]
+
+
+_SD = ("lcm-lora-sd15-sdxl", "hyper-sd", "tcd-eta0.3", "pcm")
+# By ComfyUI's classes of model configurations.
+FAMILIES: dict[str, Family] = {
+    "SDXL": Family("an SDXL model", ("sdxl-lightning", "dmd2", "sdxl-turbo/stability-first-n", *_SD)),
+    "SD15": Family("an SD1.5 model", (*_SD, "sid-lsg")),
+    "SD20": Family("an SD2 model", ("sdxl-turbo/stability-first-n", "sid-lsg")),
+    "SD3": Family("an SD3 model", ("sd35-large-turbo/shift3", "sid-dit")),
+    "Flux2": Family("a FLUX.2 model", ("flux2-klein",)),
+    "Flux": Family("a FLUX.1 model", ("flux-schnell", "sid-dit")),
+    "ZImage": Family("a Z-Image model", ("z-image-turbo/res-multistep", "z-image-turbo/shift3")),
+    "QwenImage": Family("a Qwen-Image model", ("qwen-image-lightning/shift3", "qwen-image-lightning/shift3.1", "qwen-image-2.1-turbo")),
+    "HiDream": Family("a HiDream model", ("hidream-i1-fast/shift3", "hidream-i1-dev/shift6")),
+    "LTXV": Family("an LTX model", ("ltx-distilled",)),
+    "LTXAV": Family("an LTX model", ("ltx-distilled",)),
+    "WAN21_T2V": Family("a Wan model", ("wan21-lightx2v/shift5", "wan22-lightx2v/shift5")),
+    "TinyWorldConfig": Family("the tiny world's model", ("tiny-world", "sid-edm")),
+    "EDMConfig": Family("an EDM network", ("sid-edm",)),
+}  # fmt: skip
+
+
+def choice_for(classes: Iterable[str], kind: str) -> str:
+    """What a model is, and which presets there are for it, as the end of a sentence for people.
+
+    Args:
+        classes: The names of its configuration's class and of that's ancestors, the nearest first.
+        kind: Of its sampling.
+    """
+    family = next((FAMILIES[name] for name in classes if name in FAMILIES), None)
+    fits = [name for name in (family.presets if family else PRESETS) if PRESETS[name].kind == kind]
+    who = family.name if family else f"a model of another family, of {_KINDS[kind]}"
+    if not fits:
+        return f"{who}, for which there is no preset: take '{CUSTOM}' with its own sampler and scheduler"
+    return f"{who}: choose {', '.join(fits)}, whichever it was made as, or '{CUSTOM}' with its own sampler and scheduler"
+
 
 def find_preset(name: str, steps: int | None = None) -> tuple[Preset, int]:
     """The preset called ``name`` and the number of steps: asked for, or in the name ("pcm/8step"), or the preset's own.
@@ -151,7 +200,8 @@ def recognise(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def preset_sigmas(
-    preset: str, steps: int | None = None, model_sampling: Any = None, denoise: float = 1.0, tiles: float = TILES
+    preset: str, steps: int | None = None, model_sampling: Any = None, denoise: float = 1.0, tiles: float = TILES,
+    classes: Iterable[str] = (),
 ) -> Tensor:
     """The noise levels [steps + 1] that a student is drawn at, falling, the last 0.
 
@@ -161,6 +211,7 @@ def preset_sigmas(
         model_sampling: The model's; without it, the timesteps are those of SD 1.5 and SDXL.
         denoise: Part of the way that is drawn (0..1], as in the stock KSampler.
         tiles: The picture's size in tiles of 16 x 16 pixels, for presets that depend on it.
+        classes: As ``choice_for``, for what is said of a model of another kind.
 
     Raises:
         ValueError: Unknown preset, steps or denoise out of range, or a model of another kind.
@@ -170,8 +221,7 @@ def preset_sigmas(
         raise ValueError(f"denoise is above 0 and at most 1, not {denoise:g}.")
     if model_sampling is not None and sampling_kind(model_sampling) != row.kind:
         raise ValueError(
-            f"The preset '{preset}' is for {row.kind} models, but this is of kind {sampling_kind(model_sampling)}; "
-            f"choose the preset that the student was made for, or '{CUSTOM}'."
+            f"The preset '{preset}' is for {_KINDS[row.kind]}, but this is {choice_for(classes, sampling_kind(model_sampling))}."
         )
     levels = (shifted_flow(row.shift(count, tiles)) if row.shift else row.rule)(count, denoise)
     if row.kind == "discrete":

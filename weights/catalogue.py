@@ -6,6 +6,7 @@ it out, says so, and writes it down (see ``download``).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from ..files import human_size
 
 HUB = "https://huggingface.co"
 GITHUB = "https://github.com"
+_NOT_HERE = " (not here: apprentice models pull "
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,34 @@ def files_of(oracle: str) -> list[ModelFile]:
     if not files:
         raise ValueError(f"There is no oracle called {oracle!r}: choose among {', '.join(names())}.")
     return files
+
+
+def missing(oracle: str, present: Collection[str]) -> list[ModelFile]:
+    """What ``oracle`` needs beside the files called ``present``. Configurations aren't counted: oracles do without."""
+    return [file for file in files_of(oracle) if file.local not in present and not file.local.endswith(".json")]
+
+
+def fetching(oracle: str, files: Sequence[ModelFile]) -> str:
+    """How ``files`` of an oracle are fetched, as the middle of a sentence for people."""
+    size = human_size(sum(file.size or file.rough_size or 0 for file in files))
+    about = "" if all(file.size for file in files) else "about "
+    return f"'apprentice models pull {oracle}' in a terminal fetches {about}{size}"
+
+
+def offers(present: Collection[str]) -> dict[str, str]:
+    """The oracles that could be had but aren't here: how a list of files shows one -> its name."""
+    return {f"{name}{_NOT_HERE}{name})": name for name in names() if missing(name, present)}
+
+
+def offered(entry: str) -> str:
+    """The oracle that an entry of ``offers`` stands for, also once it has been fetched; "" for any other entry."""
+    name = entry.partition(_NOT_HERE)[0]
+    return name if name != entry and name in names() else ""
+
+
+def oracle_of(local: str) -> str:
+    """The first oracle that needs the file of that name; "" where none does."""
+    return next((file.oracles[0] for file in FILES if file.local == local), "")
 
 
 def size_text(file: ModelFile) -> str:

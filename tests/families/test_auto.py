@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 
 tiny.start()
 
-from comfyui_apprentice.bridge.drafts import chosen_preset  # noqa: E402
+from comfyui_apprentice.bridge.drafts import chosen_preset, student_schedule  # noqa: E402
+from comfyui_apprentice.bridge.drawing import Drawing  # noqa: E402
 from comfyui_apprentice.bridge.info import CARD, info_of  # noqa: E402
 from comfyui_apprentice.networks.diffusers_unet import UNetFiles  # noqa: E402
 from comfyui_apprentice.nodes import sample, students  # noqa: E402
+from comfyui_apprentice.samplers.presets import FAMILIES  # noqa: E402
 
 
 def carded(name: str, file: str, metadata: dict[str, str] | None = None, scheduler: Path | None = None) -> tuple[Any, str]:
@@ -30,8 +33,40 @@ def test_load_student_believes_a_published_name_for_models_of_its_kind() -> None
     for name, file in (("flux", "sdxl_lightning_8step_unet.safetensors"), ("sdxl", "my student.safetensors")):
         model, told = carded(name, file)
         assert told == ""
-        with pytest.raises(ValueError, match="'auto' needs a model with a card"):
+        fits = {"flux": "a FLUX.1 model: choose flux-schnell", "sdxl": "an SDXL model: choose sdxl-lightning, dmd2"}
+        with pytest.raises(ValueError, match=f"'auto' can't tell .* This is {fits[name]}"):
             chosen_preset(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "says"),
+    [
+        ("sdxl", "tiny-world", "is for EDM models, but this is an SDXL model: choose sdxl-lightning, dmd2, sdxl-turbo"),
+        ("sd15", "flux-schnell", "is for flow models, but this is an SD1.5 model: choose lcm-lora-sd15-sdxl, .*sid-lsg"),
+        ("zimage", "sdxl-lightning", "this is a Z-Image model: choose z-image-turbo/res-multistep"),
+        ("qwen", "tiny-world", "this is a Qwen-Image model: choose qwen-image-lightning/shift3,"),
+    ],
+)
+def test_a_wrong_preset_is_answered_with_the_right_ones(name: str, preset: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        student_schedule(tiny.model(name), preset, Drawing(0, 1.0, "euler", "simple", 0))
+
+
+def test_the_presets_named_for_a_family_are_drawn_by_it() -> None:
+    """What the sentence advises is not refused in turn, and every family that presets are named for is one of ComfyUI's."""
+    import comfy.supported_models
+
+    named = {config.__name__ for config in comfy.supported_models.models}
+    for family in set(FAMILIES) - {"TinyWorldConfig", "EDMConfig", "LTXAV"}:  # LTXAV: newer ComfyUIs'
+        assert family in named
+    for name in ("sdxl", "sd15", "flux", "zimage", "qwen", "wan21"):
+        model = tiny.model(name)
+        with pytest.raises(ValueError, match="choose") as told:
+            student_schedule(model, "auto", Drawing(0, 1.0, "euler", "simple", 0))
+        advised = re.search(r"choose ([^:]*), whichever", str(told.value))
+        assert advised is not None
+        for preset in advised[1].split(", "):
+            assert len(student_schedule(model, preset, Drawing(0, 1.0, "euler", "simple", 0))[2]) > 1
 
 
 def test_load_student_believes_titles_and_the_pipelines_scheduler(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_levels_alone_leave_the_preset_its_sampler_and_a_sampler_alone_its_level
     assert torch.equal(drafted(patcher, latent, "dmd2", sigmas=sigmas, **given)["samples"], expected)
     found = drafted(patcher, latent, "sdxl-lightning", sampler=named("heun"), **given)
     assert "heun at 14.61 4.08" in info_of(found).schedule and "CFGGuider cfg=2" in info_of(found).schedule
-    with pytest.raises(ValueError, match="needs a model with a card"):
+    with pytest.raises(ValueError, match="'auto' can't tell"):
         drafted(patcher, latent, "auto", sigmas=sigmas, **given)
 
 

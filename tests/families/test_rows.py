@@ -362,8 +362,9 @@ def test_latents_of_unknown_origin_belong_to_the_teacher_that_drew_them() -> Non
     nothing = {"samples": torch.zeros(2, 4, 8, 8)}
     drawn = tiny.stock(patcher, nothing, tiny.text("sd15"), tiny.text("sd15", seed=9))
     assert same(improved(patcher, once, "regenerate", [1])["samples"][1:], drawn[1:], drawn)
+    verdict = SimpleNamespace(rejected=[1], stopped=False)
     asked = ApprenticeTeacher.check_lazy_status(
-        verdict=SimpleNamespace(rejected=[1]), drafts=once, model=patcher, positive=[], negative=[], vae=None, teacher_vae=None
+        verdict=verdict, drafts=once, model=patcher, positive=[], negative=[], vae=None, teacher_vae=None
     )
     assert asked == []
 

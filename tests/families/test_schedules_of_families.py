@@ -54,7 +54,7 @@ def test_rollback_of_a_discrete_edm_schedule_is_a_level_between_its_ends() -> No
 
 
 def test_presets_of_stable_diffusion_are_refused_by_cascade() -> None:
-    with pytest.raises(ValueError, match="is for discrete models, but this is of kind cascade"):
+    with pytest.raises(ValueError, match="of Stable Cascade, for which there is no preset"):
         preset_sigmas("dmd2", None, sampling("StableCascadeSampling", shift=2.0))
 
 

@@ -114,7 +114,7 @@ def test_direct_tunes_the_bundled_sid_student_at_its_own_level() -> None:
     student = ApprenticeLoadEDM.execute("coloured digits SiD student.safetensors").result[0]
     assert direct(student)[1] == [2.5, 0.0]
     assert [direct(loader.load_student(name))[1] for name in loader.students()] == [[80.0, 0.0]] * 2
-    with pytest.raises(ValueError, match="'auto' needs a model with a card"):
+    with pytest.raises(ValueError, match="'auto' can't tell what the student was made as"):
         direct(ApprenticeLoadEDM.execute("coloured digits teacher.safetensors").result[0])
 
 
@@ -123,7 +123,7 @@ def test_the_preset_decides_the_level_where_there_is_no_card() -> None:
 
     model = tiny.model("sdxl")
     sampling = model.get_model_object("model_sampling")
-    with pytest.raises(ValueError, match="'auto' needs a model with a card"):
+    with pytest.raises(ValueError, match="'auto' can't tell what the student was made as"):
         direct(model)
     cases = ("sid-lsg", 625, False), ("dmd2-1step/t399", 399, True), ("sdxl-turbo/trailing", 999, False)
     for preset, timestep, scaled in cases:

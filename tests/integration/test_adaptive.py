@@ -280,7 +280,7 @@ def test_saved_png_holds_its_own_judgement_beside_the_workflow(comfy: Comfy) -> 
     ("change", "message"),
     [
         ({"preset": "nonsense"}, "preset is 'nonsense', which is not one of: tiny-world"),
-        ({"preset": "lcm-lora-sd15-sdxl"}, "is for discrete models, but this is of kind edm"),
+        ({"preset": "lcm-lora-sd15-sdxl"}, "this is the tiny world's model: choose tiny-world"),
         ({"steps": 9}, "draws in 1 to 8 steps, not 9"),
         ({"threshold": "worst share", "value": 3.0}, "The worst share is a number from 0"),
     ],

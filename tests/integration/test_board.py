@@ -32,7 +32,7 @@ def live(run: Run) -> list[dict[str, Any]]:
 
 def test_pictures_and_scores_arrive_while_it_runs_on_the_node_that_the_artist_sees(comfy: Comfy) -> None:
     world = World(PROMPTS)
-    world.sampler("live")
+    world.sampler("live", seed=21)
     run = comfy.run(world.g)
     events = live(run)
     assert {event["node"] for event in events} == {"live"} and {event["total"] for event in events} == {4}

@@ -22,7 +22,7 @@ NODE_IDS = [
     "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill", "ApprenticePromptKDTeacher",
     "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
     "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
-    "ApprenticeTiltedStart",
+    "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge",
 ]  # fmt: skip
 
 

@@ -210,5 +210,5 @@ def test_preset_auto_without_a_card_is_one_clear_sentence(comfy: Comfy) -> None:
     g = Graph()
     world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
     draw(g, world[0], world[2], "auto", "ApprenticeStudentSampler", preset="auto", cfg=1.0, denoise=1.0)
-    with pytest.raises(GraphError, match="'auto' needs a model with a card"):
+    with pytest.raises(GraphError, match="'auto' can't tell what the student was made as"):
         comfy.run(g)

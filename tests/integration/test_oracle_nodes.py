@@ -128,6 +128,48 @@ def test_two_oracles_are_compared_and_combined(comfy: Comfy) -> None:
     assert "uncertainty" in run.outputs["combined"]["text"][0]
 
 
+def test_what_could_be_had_is_listed_and_the_node_says_which_command_fetches_it(comfy: Comfy) -> None:
+    spec = comfy.get("/object_info/ApprenticeLoadOracle")["ApprenticeLoadOracle"]["input"]["required"]["name"]
+    options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+    entry = "hpsv2.1 (not here: apprentice models pull hpsv2.1)"
+    assert options[0] == "tiny world" and entry in options and options.index(entry) > options.index("PickScore_tiny.safetensors")
+
+    def refused(name: str, **options: str) -> str:
+        world = World(PROMPTS, oracle="world")
+        scored = world.g.add("ApprenticeScore", oracle=load(world, name, **options)[0], images=drafts(world)[1], prompt="x")
+        world.g.add("PreviewAny", source=scored[1])
+        with pytest.raises(GraphError) as told:
+            comfy.run(world.g)
+        return str(told.value)
+
+    for name in (entry, "HPS_v2.1_compressed.pt"):  # chosen from the list, or saved by somebody who has it
+        words = refused(name)
+        assert "'HPS_v2.1_compressed.pt' in models/oracles: 'apprentice models pull hpsv2.1' in a terminal fetches 1.97 GB" in words, words
+    assert "'apprentice models list' shows" in refused("nobody's.pt")
+    head = comfy.base / "models" / "oracles" / "sac+logos+ava1-l14-linearMSE.pth"
+    head.write_bytes(b"")
+    try:  # the head is here, the CLIP that it stands on isn't
+        words = refused(head.name)
+        assert "'clip-vit-large-patch14.safetensors'" in words and "'apprentice models pull aesthetic-v2'" in words
+        assert "apprentice models pull" not in refused(head.name, clip="clip_tiny.pt")
+    finally:
+        head.unlink()
+
+
+def test_an_entry_that_was_fetched_since_is_loaded_as_it_stands(comfy: Comfy) -> None:
+    folder = comfy.base / "models" / "oracles"
+    fetched = folder / "PickScore_v1.safetensors"
+    fetched.write_bytes((folder / "PickScore_tiny.safetensors").read_bytes())
+    try:
+        world = World(["crab"] * 2)
+        loaded = load(world, "pickscore (not here: apprentice models pull pickscore)")
+        scored = world.g.add("ApprenticeScore", "by_entry", oracle=loaded[0], images=drafts(world)[1], prompt="crab")
+        world.g.add("PreviewAny", "words", source=scored[1])
+        assert "PickScore v1" in comfy.run(world.g).outputs["words"]["text"][0]
+    finally:
+        fetched.unlink()
+
+
 def test_wrong_files_are_one_clear_sentence(comfy: Comfy) -> None:
     for name, message in (("broken.safetensors", "damaged"), ("missing.safetensors", "There is no file 'missing.safetensors'")):
         world = World(PROMPTS)

@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from comfyui_apprentice.gate import controller
@@ -14,12 +15,14 @@ from comfyui_apprentice.gate.controller import FileController, State, step
 from comfyui_apprentice.gate.decision import Situation, gate_scores, judge
 from comfyui_apprentice.gate.thresholds import (
     MODES,
+    UNITS,
     certified_threshold,
     expected_gain,
     guaranteed,
     is_worse,
     pairs_needed,
     percentile,
+    unit_note,
 )
 
 NAN, INF = math.nan, math.inf
@@ -42,6 +45,60 @@ def binomial_interval(p: float, tail: float = 0.0005) -> tuple[int, int]:
 
 def test_modes_keep_their_order_because_workflows_name_them() -> None:
     assert MODES == ("absolute", "worst share", "percentile", "budget", "expected gain", "running", "guaranteed")
+
+
+# ------------------------------------------------------------------------------------------------------- units
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "scores", "says"),
+    [
+        ("percentile", 0.5, [0.2, 0.4], "for a share of 0.5 set 50"),
+        ("absolute", 0.5, [21.0, 22.5, 20.1], "far from all scores here (20.1 to 22.5)"),  # PickScore
+        ("absolute", 0.5, [0.25, 0.27, 0.26], "value is a score"),  # HPSv2
+        ("absolute", 50, [0.2], "far from all scores here (0.2)"),
+        ("absolute", 0.5, [21.3], "far"),
+        ("expected gain", 0.5, [0.25, 0.27, 0.26, NAN], "A gain of 0.5 is more than twice"),
+    ],
+)
+def test_a_number_of_another_modes_unit_is_named(mode: str, value: float, scores: list[float], says: str) -> None:
+    prompts = Situation(["a prompt"] * max(len(scores), 2))
+    assert says in unit_note(mode, value, scores)
+    if len(scores) > 1:
+        assert gate_scores(scores, mode, value, situation=prompts).note.endswith(unit_note(mode, value, scores))
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "scores"),
+    [
+        ("percentile", 30, [0.2, 0.4]), ("percentile", 0, [0.2, 0.4]), ("percentile", 1, [0.2, 0.4]),
+        ("absolute", 0.5, [0.1, 0.9]), ("absolute", 0.5, [0.7, 0.9]), ("absolute", 0.5, [0.1]), ("absolute", 0.0, [-0.3, 0.4]),
+        ("absolute", 0.5, [NAN, NAN]), ("absolute", 0.5, []), ("absolute", 6.5, [5.5]), ("expected gain", 0.01, [0.25, 0.27]),
+        ("worst share", 0.5, [20.0, 21.0]), ("running", 0.5, [20.0]), ("absolute", 0.5, [0.4, 0.4]),
+    ],
+)  # fmt: skip
+def test_a_number_that_may_be_meant_is_left_alone(mode: str, value: float, scores: list[float]) -> None:
+    assert unit_note(mode, value, scores) == ""
+
+
+@pytest.mark.parametrize("mode", ["worst share", "guaranteed", "running"])
+def test_a_percentage_where_a_share_is_meant_is_answered_with_the_share(mode: str, tmp_path: Path) -> None:
+    pairs = Calibration((0.1, 0.2), "o", "o", teacher_scores=(0.1, 0.2), prompts=("a", "b"))
+    situation = Situation(["a"] * 3, controller=FileController(tmp_path / "c.json"), keys=["x", "y", "z"])
+    with pytest.raises(ValueError, match=r"not 30; for 30 of 100 set 0\.3"):
+        gate_scores([0.1, 0.2, 0.3], mode, 30, pairs, situation=situation)
+
+
+def test_a_calibrations_scores_tell_the_scale_too() -> None:
+    calibration = Calibration(tuple(i / 100 for i in range(100)), "o", "o")
+    assert gate_scores([0.9, 0.91], "absolute", 0.1).note and not gate_scores([0.9, 0.91], "absolute", 0.1, calibration).note
+
+
+@pytest.mark.parametrize("mode", [mode for mode, unit in UNITS.items() if unit.default is not None])
+def test_the_default_of_every_mode_is_in_its_range_and_draws_no_remark(mode: str) -> None:
+    unit = UNITS[mode]
+    assert unit.default is not None and unit.low <= unit.default <= unit.high
+    assert unit_note(mode, unit.default, [0.25, 0.27, 20.0]) == ""
 
 
 # -------------------------------------------------------------------------------------------------- percentile
