@@ -13,6 +13,7 @@ from .calibrate import calibrate
 from .convert import convert
 from .distill import distill
 from .finetune import finetune
+from .inspect import inspect
 from .models import models
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
 
@@ -23,6 +24,7 @@ app.add_typer(distill, name="distill")
 app.add_typer(models, name="models")
 app.command()(calibrate)
 app.command()(convert)
+app.command()(inspect)
 app.command(cls=Finite)(finetune)
 
 

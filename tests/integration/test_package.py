@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,7 +33,8 @@ def environment(base: Path) -> Path:
     venv.create(place, symlinks=True)
     python = place / "bin" / "python"
     (Path(sysconfig.get_path("purelib", vars={"base": str(place)})) / "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "-e", ".", "--no-deps", "--no-build-isolation"]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    command = [*pip, "install", "-q", "-e", ".", "--no-deps", "--no-build-isolation"]
     subprocess.run(command, cwd=base / "custom_nodes" / "apprentice", env=_bare(), check=True, capture_output=True, text=True)
     return python
 
@@ -66,12 +68,10 @@ def test_the_registrys_package_boots_and_draws_an_example(base: Path, environmen
         assert "ApprenticeSampler" in server.get("/object_info")
         pictures = _draw(server, base)
         assert server.refused() == []
-    assert len(pictures) == 8 and all((base / "output" / p["subfolder"] / p["filename"]).stat().st_size for p in pictures)
+    assert len(pictures) == 9 and all((base / "output" / p["subfolder"] / p["filename"]).stat().st_size for p in pictures)
 
 
 def _draw(server: Comfy, base: Path) -> list[dict[str, str]]:
-    import json
-
     workflow = json.loads((base / "custom_nodes" / "apprentice" / "example_workflows" / "adaptive.json").read_text())
     run = server.run(to_prompt(workflow, server.get("/object_info")))
     return [image for output in run.outputs.values() for image in output.get("images", []) if image["type"] == "output"]
@@ -79,11 +79,11 @@ def _draw(server: Comfy, base: Path) -> list[dict[str, str]]:
 
 def test_a_wheel_has_everything_that_the_registrys_package_has_but_papers(base: Path) -> None:
     """Docs and the like lie beside the package; web, locales and examples are in it."""
-    source, target = base / "custom_nodes" / "apprentice", base / "wheels"
-    command = [sys.executable, "-m", "pip", "wheel", "-q", ".", "--no-deps", "--no-build-isolation", "-w", str(target)]
-    subprocess.run(command, cwd=source, env=_bare(), check=True, capture_output=True, text=True)
-    with zipfile.ZipFile(next(target.glob("*.whl"))) as wheel:
+    build = f"import setuptools.build_meta; setuptools.build_meta.build_wheel({str(base)!r})"
+    source = base / "custom_nodes" / "apprentice"
+    subprocess.run([sys.executable, "-c", build], cwd=source, env=_bare(), check=True, capture_output=True, text=True)
+    with zipfile.ZipFile(next(base.glob("*.whl"))) as wheel:
         inside = {name.removeprefix("comfyui_apprentice/") for name in wheel.namelist()}
     beside = {path for path in shipped() if "/" not in path and not path.endswith(".py")}
-    wanted = {path for path in shipped() if not path.startswith(("docs/",))} - beside
-    assert sorted(wanted - inside) == []
+    papers = {path for path in shipped() if path.startswith(("docs/", "world/sheet.png"))}
+    assert sorted(set(shipped()) - papers - beside - inside) == []

@@ -58,8 +58,8 @@ def test_installers_and_the_registry_ship_the_same_folders() -> None:
 
 def test_the_package_is_small_and_has_what_artists_need() -> None:
     files = shipped()
-    for needed in ("__init__.py", "requirements.txt", "web/docs/", "locales/en/", "example_workflows/adaptive.json", "world/weights/"):
-        assert any(path.startswith(needed) for path in files), needed
+    needed = ("__init__.py", "requirements.txt", "web/docs/", "locales/en/", "example_workflows/adaptive.json", "world/weights/")
+    assert [start for start in needed if not any(path.startswith(start) for path in files)] == []
     assert not any(path.startswith(("tests/", "benchmarks/", "world/recipe/", "scripts/", ".")) for path in files)
     assert sum((ROOT / path).stat().st_size for path in files) < 80e6
 
