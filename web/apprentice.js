@@ -13,6 +13,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { DraftBoard } from "./board/board.js";
 import { make } from "./board/dom.js";
+import { readOverrides } from "./board/overrides.js";
 import { showText } from "./results.js";
 
 const JUDGES = new Set(["ApprenticeJudge", "ApprenticeKeepBetter", "ApprenticeSampler"]);
@@ -60,6 +61,9 @@ function addBoard(node) {
   };
   node.onConfigure = function (/** @type {any[]} */ ...args) {
     const result = onConfigure?.apply(this, args);
+    const overrides = board.widget("overrides");
+    // A file of version 0.4.0 may hold the node's old progress text in this place.
+    if (overrides && !readOverrides(overrides.value).size) overrides.value = "";
     board.render(); // the widgets have their saved values now
     return result;
   };

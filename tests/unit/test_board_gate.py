@@ -55,8 +55,7 @@ def test_the_boards_mathematics_agrees_with_the_gates(tmp_path: Path) -> None:
     defaults = {mode: unit.default for mode, unit in thresholds.UNITS.items()}
     file.write_text(json.dumps({"gates": cases(), "defaults": defaults}), encoding="utf-8")
     files = sorted(str(path) for path in (ROOT / "tests" / "js").glob("*.test.js"))
-    done = subprocess.run(
-        [node(), "--test", *files], env={**os.environ, "APPRENTICE_GATE_CASES": str(file)}, capture_output=True, text=True, cwd=ROOT
-    )  # fmt: skip
+    environment = {**os.environ, "APPRENTICE_GATE_CASES": str(file)}
+    done = subprocess.run([node(), "--test", *files], env=environment, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "# skipped 0" in done.stdout and "# pass 0" not in done.stdout
