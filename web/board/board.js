@@ -141,7 +141,7 @@ export class DraftBoard {
     }
     const passes = this.passes();
     const words = this.words;
-    const actions = { choose: this.hasGate ? this.choose.bind(this) : null, open: this.open.bind(this) };
+    const actions = { choose: this.hasGate ? (...a) => this.choose(...a) : null, open: (...a) => this.open(...a) };
     const cards = board.pictures.map((p, i) => card(this.api, p, passes[i], words.get(p.key), actions));
     const grid = make("div", { class: "ab-grid", role: "list", "aria-label": "Pictures" }, ...cards);
     return [grid, this.chart(passes), this.say(passes), this.foot()].filter((part) => part !== null);
@@ -157,7 +157,7 @@ export class DraftBoard {
       mode, line, states: this.board.pictures.map((p, i) => stateOf(p, passes[i], words.get(p.key)).state),
       text: (at) => this.ahead(settingAt(this.board, mode, at)),
       preview: (at) => { this.dragged = at; this.refresh(); },
-      commit: movable ? this.commit.bind(this) : null,
+      commit: movable ? (...a) => this.commit(...a) : null,
     });
   }
 
@@ -224,7 +224,7 @@ export class DraftBoard {
   /** @param {import("./state.js").Picture} picture */
   open(picture) {
     openViewer(this.api, () => this.board.pictures, picture.index, {
-      choose: this.hasGate ? this.choose.bind(this) : null, word: (p) => this.words.get(p.key),
+      choose: this.hasGate ? (...a) => this.choose(...a) : null, word: (p) => this.words.get(p.key),
     });
   }
 }
