@@ -294,6 +294,11 @@ def _ran_full(error: BaseException | None) -> bool:
     return False
 
 
+def free_space(folder: Path) -> int:
+    """Bytes that are free where ``folder`` is, or will be."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
+
+
 def human_size(size: int) -> str:
     """``size`` in bytes, for people: three digits and a decimal unit."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the adaptive example workflow in a real ComfyUI, with the built-in models.
 #   bash quickstart.sh           draw, judge, improve; print the table; save the pictures
-#   bash quickstart.sh --serve   the same ComfyUI in the browser
+#   bash quickstart.sh --serve   the same ComfyUI in the browser, with live previews
 #   bash quickstart.sh --help    this text
 # The first call installs PyTorch, ComfyUI 0.3.75 and what they need into .venv and .cache of this folder: about 2 GB on disk
 # with PyTorch's CPU build, which is taken where there is no NVIDIA driver and an index that has it, 6 GB with CUDA.

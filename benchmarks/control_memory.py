@@ -75,16 +75,17 @@ def calls(problem: Problem, batch: int) -> dict[str, Callable[[], object]]:
     }
 
 
-def run(quick: bool, say: Callable[[str], None], counts: Sequence[int] = ()) -> Figures:
+def run(quick: bool, say: Callable[[str], None], counts: Sequence[int] = (), batch: int = 4) -> Figures:
     """MiB for each algorithm and number of steps, and beside them what one picture's network and judge take.
 
     Args:
         counts: Numbers of steps, if not the usual ones.
+        batch: Pictures at a time, up to 4.
 
     Raises:
         FileNotFoundError: The tiny world's weights are not there.
     """
-    counts, batch = counts or ((4, 8) if quick else (10, 20, 40)), 4
+    counts = counts or ((4, 8) if quick else (10, 20, 40))
     tuned = Tuned(World(), 16, 0)
     figures = Figures("control-memory", {"steps": counts, "batch": batch})
     rows = torch.arange(batch)

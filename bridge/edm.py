@@ -201,7 +201,7 @@ def native_edm(precond: edm.EDMPrecond) -> comfy.model_patcher.ModelPatcher:
     # Weights stay float32 and are cast as they are used, as in ``EDMPrecond``.
     half = precond.use_fp16 and comfy.model_management.should_use_fp16(device)
     config.set_inference_dtype(torch.float32, torch.float16 if half else None)
-    network = NativeEDM(precond.eval().requires_grad_(False)).to(offload)
+    network = NativeEDM(precond.train(False).requires_grad_(False)).to(offload)
     model = EDMModel(config, network, device=offload)
     # Whole: EDM's blocks reach into their layers for weights, which ComfyUI would leave behind when it loads in part.
     return WholePatcher(model, load_device=device, offload_device=offload)

@@ -69,7 +69,7 @@ def _taesd_file(kind: Any) -> str | None:
 def _taesd(path: str, channels: int) -> Any:
     from comfy.taesd.taesd import TAESD
 
-    return TAESD(None, path, latent_channels=channels).eval()
+    return TAESD(None, path, latent_channels=channels).train(False)
 
 
 @lru_cache(maxsize=1)

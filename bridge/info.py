@@ -28,6 +28,7 @@ class Info:
         note: For people.
         student: Fingerprint of the student that drew it; empty where the teacher did.
         schedule: The student's noise levels and guidance in words; likewise.
+        teacher: Fingerprint of the teacher that improved it; empty where none did.
         mark: ``mark_of`` the samples that all this is true of.
     """
 
@@ -39,6 +40,7 @@ class Info:
     note: str = ""
     student: str = ""
     schedule: str = ""
+    teacher: str = ""
     mark: str = ""
 
 

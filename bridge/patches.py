@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -57,7 +56,7 @@ def _file_of(function: Any) -> Path | None:
         function = function.func
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)  # a bound method hands on its function's
-    file = code.co_filename if code else getattr(sys.modules.get(type(function).__module__), "__file__", None)
+    file = code.co_filename if code else getattr(inspect.getmodule(type(function)), "__file__", None)
     return Path(file) if file else None
 
 

@@ -6,6 +6,7 @@ Latents stay latents within one family of models; between families they go throu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..samplers.schedules import refine_sigmas, rollback_sigma
 from .counting import count_evaluations
 from .drawing import Drawing
+from .fingerprints import model_fingerprint
 from .guiders import draws_whole, step_cache
 from .info import INFO, Info, family_of, info_of, with_info
 from .latents import family, without_ratios
@@ -96,18 +98,19 @@ def improve(
     if foreign and vaes and len(drawn):
         drawn = _back_through_pixels(drawn, drafts["samples"], vaes)
     origin = info or Info((), 0, _unknown_source(drafts), 1.0, family_of(drafts) or ("" if foreign else family(model)))
-    return _replaced(drafts, rows, drawn, evaluations, drawing, origin, note)
+    origin = replace(origin, note=note, teacher=model_fingerprint(model))
+    return _replaced(drafts, rows, drawn, evaluations, drawing, origin)
 
 
 def _replaced(
-    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, origin: Info, note: str
+    drafts: Latent, rows: Sequence[int], drawn: Tensor, evaluations: list[float], drawing: Drawing, origin: Info
 ) -> Latent:
     samples = drafts["samples"].clone()
     samples[list(rows)] = drawn.to(samples)
     nfe = [0.0] * len(samples)
     for row, count in zip(rows, evaluations, strict=True):
         nfe[row] = count
-    info = Info(tuple(nfe), drawing.seed, origin.source, origin.denoise, origin.family, note)
+    info = replace(origin, nfe=tuple(nfe), seed=drawing.seed, student="", schedule="")
     return with_info(drafts, samples, info)
 
 

@@ -189,7 +189,7 @@ class TinyWorldVAE(comfy.sd.VAE):
         super().__init__(sd={"pixel_space_vae": torch.tensor(1.0)}, dtype=torch.float32)
         model = TinyAutoencoder()
         model.load_state_dict({key: value.float() for key, value in read("autoencoder")[0].items()})
-        self.first_stage_model = _TwoWay(model.eval())
+        self.first_stage_model = _TwoWay(model.train(False))
         self.latent_channels = LATENT_CHANNELS
         self.downscale_ratio = self.upscale_ratio = COMPRESSION
         self.memory_used_encode = lambda shape, dtype: 512 * shape[2] * shape[3] * 4
@@ -229,7 +229,7 @@ def load_control() -> comfy.controlnet.ControlNet:
     network = TinyControlNet(operations=comfy.ops.disable_weight_init)
     network.load_state_dict({key: value.float() for key, value in read("control")[0].items()})
     return comfy.controlnet.ControlNet(
-        network.eval(),
+        network.train(False),
         compression_ratio=COMPRESSION,
         load_device=comfy.model_management.get_torch_device(),
         manual_cast_dtype=None,

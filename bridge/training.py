@@ -378,7 +378,7 @@ class Decoder:
         device = comfy.model_management.get_torch_device()
         half = device.type != "cpu" and native_bfloat16(str(device))
         self.model, self.vae, self.dtype = model, vae, torch.bfloat16 if half else torch.float32
-        self.network = _copy(vae.first_stage_model, self.dtype).eval()
+        self.network = _copy(vae.first_stage_model, self.dtype).train(False)
         if getattr(vae, "latent_dim", 2) == 2:
             checkpoint_blocks(self.network, smallest=True)
 

@@ -6,13 +6,13 @@ builds), Arabic letters are joined here, and lines that run from right to left a
 
 from __future__ import annotations
 
-import os
 import sys
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from os import environ, walk
 from pathlib import Path
 from typing import Literal
 
@@ -204,7 +204,7 @@ def _drawn(face: Font, letter: str) -> tuple[float, bytes]:
 @lru_cache(maxsize=1)
 def system_fonts() -> tuple[Path, ...]:
     """This machine's fonts for Chinese, Japanese and Korean; looked for when a letter first needs one."""
-    at = {file: Path(folder) / file for place in _font_folders() for folder, _, files in os.walk(place) for file in files}
+    at = {file: Path(folder) / file for place in _font_folders() for folder, _, files in walk(place) for file in files}
     readable = []
     for name in _SYSTEM:
         if name in at:
@@ -219,11 +219,11 @@ def system_fonts() -> tuple[Path, ...]:
 def _font_folders() -> list[Path]:
     home = Path.home()
     if sys.platform == "win32":
-        local = Path(os.environ.get("LOCALAPPDATA", home)) / "Microsoft" / "Windows" / "Fonts"
-        return [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts", local]
+        local = Path(environ.get("LOCALAPPDATA", home)) / "Microsoft" / "Windows" / "Fonts"
+        return [Path(environ.get("WINDIR", "C:/Windows")) / "Fonts", local]
     if sys.platform == "darwin":
         return [home / "Library/Fonts", Path("/Library/Fonts"), Path("/System/Library/Fonts")]
-    shared = os.environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
+    shared = environ.get("XDG_DATA_DIRS") or "/usr/local/share:/usr/share"
     return [home / ".fonts", home / ".local/share/fonts", *(Path(folder) / "fonts" for folder in shared.split(":"))]
 
 

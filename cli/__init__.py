@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from .calibrate import calibrate
 from .convert import convert
 from .distill import distill
 from .finetune import finetune
+from .inspect import inspect
 from .models import models
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
 
@@ -23,6 +24,7 @@ app.add_typer(distill, name="distill")
 app.add_typer(models, name="models")
 app.command()(calibrate)
 app.command()(convert)
+app.command()(inspect)
 app.command(cls=Finite)(finetune)
 
 
@@ -46,7 +48,7 @@ def _benchmark(name: str, threads: int | None = None, parameters: int = 0) -> An
     """
     try:
         set_threads(threads, parameters=parameters)
-        return importlib.import_module(f"..benchmarks.{name}", __package__)
+        return import_module(f"..benchmarks.{name}", __package__)
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
             f"'{error.name}' is missing: benchmarks come with the repository, not with the registry's package; clone it and "

@@ -105,6 +105,7 @@ class _Server:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as aiohttp: no proxy in between
 
     def run(self, graph: dict[str, Any]) -> str:
         """Run a graph, show its progress, and return the Calibrate node's report.
@@ -135,12 +136,12 @@ class _Server:
             bar.cancel()
 
     async def _show(self, client: str) -> None:
-        import aiohttp
+        from aiohttp import ClientSession, WSMsgType
 
         with typer.progressbar(length=1000, label="Calibrating", show_eta=True) as bar:
-            async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as socket:
+            async with ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as socket:
                 async for message in socket:
-                    event = json.loads(message.data) if message.type == aiohttp.WSMsgType.TEXT else {}
+                    event = json.loads(message.data) if message.type == WSMsgType.TEXT else {}
                     if event.get("type") == "progress":
                         part = event["data"]["value"] / max(event["data"]["max"], 1)
                         bar.update(max(0, round(1000 * part) - bar.pos))
@@ -149,7 +150,7 @@ class _Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with self._opener.open(request, timeout=60) as answer:
                 return json.loads(answer.read() or b"{}")
         except urllib.error.HTTPError as error:
             raise ValueError(f"ComfyUI refused: {_refusal(error.read())}") from error

@@ -114,7 +114,7 @@ def _task(network: Any, judge: Oracle, lines: tuple[str, ...], steps: int, devic
     classes, channels, size = int(network.label_dim), int(network.img_channels), int(network.img_resolution)
     if len(lines) != max(classes, 1):
         raise ValueError(f"There are {len(lines)} prompts, and the network has {classes} classes: give {max(classes, 1)}.")
-    network.to(device).eval().requires_grad_(False)
+    network.to(device).train(False).requires_grad_(False)
     tuned = copy.deepcopy(network).requires_grad_(True)
     judge.network.to(device)
 

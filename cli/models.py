@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,6 +46,7 @@ def pull(
     from ..weights.download import pull as fetch
 
     files, place = _chosen(names or [], everything), _place(comfyui, folder)
+    _tell_sizes(files, place)
     failed = False
     for file in files:
         try:
@@ -113,6 +114,21 @@ def _state(file: ModelFile, place: Path | None) -> str:
         raise typer.BadParameter(str(error)) from error
 
 
+def _tell_sizes(files: tuple[ModelFile, ...], place: Path) -> None:
+    """What is about to be fetched, before the first byte: each file's size, what lies here of it, and the room there is."""
+    from ..files import free_space, human_size
+    from ..weights.catalogue import size_text
+    from ..weights.download import started
+
+    rows = [(file, started(file, place)) for file in files if not (place / file.local).exists()]
+    if not rows:
+        return
+    left = sum(max((file.size or file.rough_size or 0) - here, 0) for file, here in rows)
+    typer.echo(f"To fetch into {place}: {human_size(left)}; {human_size(free_space(place))} are free there.")
+    for file, here in rows:
+        typer.echo(f"  {file.local}, {size_text(file)}{f', of which {human_size(here)} are here' if here else ''}")
+
+
 def _tell(file: ModelFile, pulled: Pulled) -> None:
     typer.echo(f"{pulled.path}: {'fetched and verified' if pulled.fetched else 'here already, verified'}")
     if pulled.pinned:
@@ -125,15 +141,18 @@ def _tell(file: ModelFile, pulled: Pulled) -> None:
 @contextmanager
 def _bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar that appears with the first report; it gets the bytes that are here and the bytes in all."""
+    from ..files import human_size
+
     with ExitStack() as stack:
-        bars: list[object] = []
+        bars: list[Any] = []
         shown = 0
 
         def report(done: int, total: int | None) -> None:
             nonlocal shown
             if not bars:
-                bars.append(stack.enter_context(typer.progressbar(length=total or 0, label=label)))
-            bars[0].update(done - shown)  # type: ignore[attr-defined]
+                bars.append(stack.enter_context(typer.progressbar(length=total or 0, label=label, show_eta=True)))
+            bars[0].label = f"{label} {human_size(done)}{f' of {human_size(total)}' if total else ''}"
+            bars[0].update(done - shown)
             shown = done
 
         yield report

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import environ
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +60,7 @@ def set_threads(asked: int | None, device: str = "cpu", parameters: int = 0) -> 
 
     if asked is not None:
         torch.set_num_threads(asked)
-    elif device == "cpu" and parameters < LARGE and "OMP_NUM_THREADS" not in os.environ:
+    elif device == "cpu" and parameters < LARGE and "OMP_NUM_THREADS" not in environ:
         torch.set_num_threads(1)
 
 

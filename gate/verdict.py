@@ -59,6 +59,8 @@ class Verdict:
         mode: How the threshold was found: one of ``thresholds.MODES``.
         value: The artist's number for that mode.
         stopped: Whether the artist wants to look before the teacher works.
+        student: The fingerprint of the model that drew the drafts, where known.
+        teacher: Likewise of the one that improved the rejected; empty before its turn.
     """
 
     judgements: tuple[Judgement, ...]
@@ -68,6 +70,8 @@ class Verdict:
     value: float
     note: str = ""
     stopped: bool = False
+    student: str = ""
+    teacher: str = ""
 
     def __len__(self) -> int:
         return len(self.judgements)

@@ -199,7 +199,7 @@ class PromptedClip(nn.Module):
 
     def __init__(self, clip: Any, picture_tokens: PromptTokens | None, text_tokens: PromptTokens | None, tokenizer: Any) -> None:
         super().__init__()
-        self.clip: Any = clip.requires_grad_(False).eval()
+        self.clip: Any = clip.requires_grad_(False).train(False)
         self.picture_tokens, self.text_tokens, self.tokenizer = picture_tokens, text_tokens, tokenizer
         if picture_tokens is not None:
             prompt_picture_tower(clip.visual, picture_tokens)
@@ -310,7 +310,7 @@ class PromptedStudent(nn.Module):
 
     def __init__(self, visual: Any, tokens: PromptTokens, projector: Projector, logit_scale: Tensor) -> None:
         super().__init__()
-        self.visual: Any = visual.requires_grad_(False).eval()
+        self.visual: Any = visual.requires_grad_(False).train(False)
         self.tokens, self.projector = tokens, projector
         self.register_buffer("logit_scale", logit_scale.detach().clone().float())
         prompt_picture_tower(visual, tokens)
@@ -318,7 +318,7 @@ class PromptedStudent(nn.Module):
     def train(self, mode: bool = True) -> PromptedStudent:
         """Only the projector knows of training: the tower is frozen."""
         super().train(mode)
-        self.visual.eval()
+        self.visual.train(False)
         return self
 
     @property

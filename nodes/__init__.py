@@ -20,6 +20,7 @@ from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTe
 from .split import ApprenticeMerge, ApprenticeSplit
 from .start import ApprenticeTiltedStart
 from .students import ApprenticeLoadStudent
+from .taste import ApprenticeLoadTaste, ApprenticeTaste
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
 NODES: list[type[io.ComfyNode]] = [
@@ -55,6 +56,8 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeRewardFinetune,
     ApprenticeRewardCurve,
     ApprenticeTiltedStart,
+    ApprenticeTaste,
+    ApprenticeLoadTaste,
     ApprenticeSplit,
     ApprenticeMerge,
 ]

@@ -116,6 +116,7 @@ class ApprenticeJudge(io.ComfyNode):
             keys=keys, overrides=read_overrides(overrides[0] if overrides else ""),
             stopped=bool(stop_after_judging and stop_after_judging[0]),
         )  # fmt: skip
+        verdict = replace(verdict, student=info.student if info else "")
         rows = pictures_of(verdict, gate.accepted, baselines_of(gate, threshold[0], value[0], len(pictures)))
         content = board.whole(
             verdict, [{**row, "draft": file} for row, file in zip(rows, files, strict=True)],
@@ -207,6 +208,8 @@ class ApprenticeKeepBetter(io.ComfyNode):
         result = keep_better(
             verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None, note
         )
+        student, teacher = verdict.student or (before.student if before else ""), after.teacher if after and rows else ""
+        result = replace(result, student=student, teacher=teacher)
         chosen = [j.index for j in result if j.decision == IMPROVED]
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         costs = {

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from ..charts.contact_sheet import contact_sheet
 from ..files import NAME_BYTES, write_atomically
+from ..gate.story import CHUNK, story_of
 from ..gate.verdict import Judgement, table
 from ..gate.verdict import Verdict as VerdictData
 from .types import CATEGORY, Verdict
@@ -192,7 +191,7 @@ def too_long(prefix: str) -> str | None:
 
 
 def metadata_of(judgement: Judgement, verdict: VerdictData, hidden: Any) -> dict[str, str]:
-    """Text chunks of one PNG: ComfyUI's ``prompt`` and ``workflow``, and ``apprentice`` with this picture's judgement.
+    """Text chunks of one PNG: ComfyUI's ``prompt`` and ``workflow``, and ``apprentice`` with this picture's story.
 
     Empty where the user has switched metadata off.
     """
@@ -200,14 +199,7 @@ def metadata_of(judgement: Judgement, verdict: VerdictData, hidden: Any) -> dict
         return {}
     chunks = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt is not None else {}
     chunks |= {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
-    story = {key: _plain(value) for key, value in asdict(judgement).items()}
-    story |= {"oracle": verdict.oracle, "oracle_fingerprint": verdict.fingerprint, "mode": verdict.mode, "value": verdict.value}
-    return {**chunks, "apprentice": json.dumps(story)}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN or infinity."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return {**chunks, CHUNK: json.dumps(story_of(judgement, verdict, hidden.prompt))}
 
 
 def save_png(image: Tensor, path: Path, chunks: dict[str, str]) -> None:

@@ -36,7 +36,7 @@ class CriticNetwork(nn.Module):
 
     def __init__(self, student: PromptedStudent, text_features: Tensor) -> None:
         super().__init__()
-        self.student = student.eval().requires_grad_(False)
+        self.student = student.train(False).requires_grad_(False)
         self.register_buffer("text_features", text_features.detach().float())
 
     def residents(self) -> list[nn.Module]:

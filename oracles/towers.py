@@ -33,7 +33,7 @@ def load_exactly(make: Callable[[], nn.Module], weights: Weights, what: str) -> 
         state = network.state_dict()
         given = {key: value.to(state[key].dtype) for key, value in weights.items() if key in state}
         network.load_state_dict(given, strict=False)
-        return network.eval().requires_grad_(False)
+        return network.train(False).requires_grad_(False)
 
 
 def _compare(network: nn.Module, weights: Weights, what: str) -> None:

@@ -171,7 +171,7 @@ def main() -> None:
     arguments = parser.parse_args()
     home = Path(os.environ["COMFYUI_PATH"])
     if arguments.serve:
-        os.execv(sys.executable, _command(home, arguments.port, []))
+        os.execv(sys.executable, _command(home, arguments.port, ["--preview-method", "auto"]))  # pictures while they are drawn
     workflow = json.loads(arguments.workflow.read_text(encoding="utf-8"))
     with comfyui(home, arguments.output) as server:
         outputs = server.run(to_prompt(workflow, server.get("/object_info")))

@@ -200,7 +200,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Comfy]:
+def comfyui(base: Path, *arguments: str, log: Path | None = None, python: str = sys.executable) -> Iterator[Comfy]:
     """Start ComfyUI from ``$COMFYUI_PATH`` with the pack and the test nodes; ``base`` holds its models, input and output."""
     home = Path(os.environ["COMFYUI_PATH"])
     packs = base / "custom_nodes"
@@ -213,7 +213,7 @@ def comfyui(base: Path, *arguments: str, log: Path | None = None) -> Iterator[Co
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}))
     port = free_port()
     command = [
-        sys.executable, str(home / "main.py"), "--cpu", "--disable-api-nodes", "--port", str(port), "--base-directory",
+        python, str(home / "main.py"), "--cpu", "--disable-api-nodes", "--port", str(port), "--base-directory",
         str(base), "--preview-method", "latent2rgb", *arguments,
     ]  # fmt: skip
     record = log or base / "comfyui.log"

@@ -96,8 +96,8 @@ def handler(hub: Hub, role: str) -> type[BaseHTTPRequestHandler]:
             path = self.path.replace("/resolve/main/", f"/resolve/{hub.commit}/")
             if hub.status:
                 self.empty(hub.status[0], {"X-Error-Code": hub.status[1], "X-Error-Message": "no"})
-            elif path == "/owner/heads/" + COMMIT + "/a%2Bb.pth":  # a GitHub file
-                self.send(hub.stored)
+            elif path == "/owner/heads/raw/" + COMMIT + "/a%2Bb.pth":  # a GitHub file
+                self.empty(302, {"Location": f"{hub.storage}/a+b.pth"})
             elif not hub.has(path):
                 self.empty(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": hub.commit})
             elif hub.lfs:

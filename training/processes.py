@@ -6,9 +6,9 @@ add them up. So the number of processes changes the time that a run takes and, t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import environ
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Processes:
         Raises:
             ValueError: accelerate is not installed.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        if int(environ.get("WORLD_SIZE", "1")) <= 1:
             return cls()
         try:
             from accelerate import Accelerator

@@ -146,7 +146,7 @@ def distil(
                 temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
             )  # fmt: skip
         if after_epoch and (number + 1) % schedule.steps_an_epoch == 0:
-            student.eval()
+            student.train(False)
             after_epoch(epoch + 1)
             student.train()
         return {"loss": loss}
@@ -154,7 +154,7 @@ def distil(
     student.train()
     learned = {"tokens": student.tokens, "projector": student.projector}
     _run(learned, optimiser, step, schedule, settings, folder, save_every, watch, processes)
-    return student.eval()
+    return student.train(False)
 
 
 @dataclass(frozen=True)

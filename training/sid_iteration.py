@@ -319,7 +319,7 @@ def edm_players(teacher: nn.Module, fake: nn.Module, generator: nn.Module) -> Pl
     def features(x: Tensor, sigma: Tensor, labels: Labels) -> tuple[Tensor, Tensor]:
         return fake(x, sigma, **as_arguments(labels), return_features=True)
 
-    teacher.eval().requires_grad_(False)
+    teacher.train(False).requires_grad_(False)
     return Players(
         edm_denoise(teacher), edm_denoise(fake), edm_denoise(generator), list(fake.parameters()),
         list(generator.parameters()), features,

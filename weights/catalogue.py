@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ..files import human_size
 
 HUB = "https://huggingface.co"
-GITHUB = "https://raw.githubusercontent.com"
+GITHUB = "https://github.com"
 _NOT_HERE = " (not here: apprentice models pull "
 
 
@@ -49,11 +49,11 @@ class ModelFile:
     @property
     def page(self) -> str:
         """The repository's page, for people."""
-        return f"{'https://github.com' if self.host == 'github' else HUB}/{self.repo}"
+        return f"{GITHUB if self.host == 'github' else HUB}/{self.repo}"
 
     def github_url(self, endpoint: str | None = None) -> str:
-        """Where GitHub (or ``endpoint``) serves the file."""
-        return f"{endpoint or GITHUB}/{self.repo}/{self.revision}/{quote(self.filename)}"
+        """Where GitHub (or ``endpoint``) redirects from to the file."""
+        return f"{endpoint or GITHUB}/{self.repo}/raw/{self.revision}/{quote(self.filename)}"
 
 
 FILES: tuple[ModelFile, ...] = (

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from types import ModuleType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..files import human_size, read_json, write_atomically
+from ..files import free_space, human_size, read_json, write_atomically
 from .catalogue import FILES, ModelFile
 from .checkpoints import sha256
 
@@ -168,6 +167,11 @@ def part_of(file: ModelFile, folder: Path, digest: str) -> Path:
     return folder / f".{file.local}.{digest[:12]}.part"
 
 
+def started(file: ModelFile, folder: Path) -> int:
+    """Bytes of ``file`` that an interrupted pull left in ``folder``, and that the next one goes on from."""
+    return max((part.stat().st_size for part in folder.glob(f".{_glob_safe(file.local)}.*.part")), default=0)
+
+
 def _locate(file: ModelFile, pin: Pin, endpoint: str | None) -> _Remote:
     """Where ``file`` is to be had, once the server has confirmed what the pin says."""
     if file.host == "github":
@@ -264,8 +268,7 @@ def _quiet(hub: ModuleType) -> Iterator[None]:
 
 
 def _require_space(part: Path, have: int, size: int | None) -> None:
-    free = shutil.disk_usage(part.parent).free
-    needed = (size or 0) - have
+    free, needed = free_space(part.parent), (size or 0) - have
     if needed + SPARE > free:
         raise DownloadError(
             f"The disk is too full: {human_size(needed)} are still to be fetched and {human_size(free)} are free at "

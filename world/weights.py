@@ -66,7 +66,7 @@ def load_oracle(name: str) -> TinyWorldOracle:
     words = Vocabulary(json.loads(metadata["words"]))
     network = TinyClip(len(words), **json.loads(metadata["shape"]))
     network.load_state_dict(_float(tensors))
-    return TinyWorldOracle(network.eval().requires_grad_(False), words, f"tiny world {name}")
+    return TinyWorldOracle(network.train(False).requires_grad_(False), words, f"tiny world {name}")
 
 
 def clip_config(size: str, words: int) -> dict[str, Any]:
@@ -95,21 +95,21 @@ def load_text() -> tuple[TinyTextEncoder, Vocabulary]:
     words = Vocabulary(json.loads(metadata["words"]))
     encoder = TinyTextEncoder(len(words))
     encoder.load_state_dict(_float(tensors))
-    return encoder.eval().requires_grad_(False), words
+    return encoder.train(False).requires_grad_(False), words
 
 
 def load_unet(name: str) -> TinyUNet:
     """A U-Net (``teacher``, ``student_consistency``) as plain torch."""
     unet = TinyUNet()
     unet.load_state_dict(_float(read(name)[0]))
-    return unet.eval().requires_grad_(False)
+    return unet.train(False).requires_grad_(False)
 
 
 def load_autoencoder() -> TinyAutoencoder:
     """The autoencoder as plain torch."""
     model = TinyAutoencoder()
     model.load_state_dict(_float(read("autoencoder")[0]))
-    return model.eval().requires_grad_(False)
+    return model.train(False).requires_grad_(False)
 
 
 def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ def main() -> int:
     """0 if all is well."""
     import torch
     from faults import kills
+    from harness import comfyui
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
@@ -37,10 +38,11 @@ def main() -> int:
         for number in range(given.count - served):
             name = list(commands)[number % len(commands)]
             tell(name, kills.kill_command(commands[name], Path(temporary) / name, whole[name], rng))
-    with tempfile.TemporaryDirectory() as temporary:
-        names = [list(kills.SERVED)[number % len(kills.SERVED)] for number in range(served)]
-        for name, problem in kills.kill_in_comfyui(Path(temporary), names, rng) if names else ():
-            tell(name, problem)
+    names = [list(kills.SERVED)[number % len(kills.SERVED)] for number in range(served)]
+    if names:
+        with tempfile.TemporaryDirectory() as temporary, comfyui(Path(temporary)) as calm:
+            for name, problem in kills.kill_in_comfyui(calm, names, rng):
+                tell(name, problem)
     each = ", ".join(f"{name} {count}" for name, count in killed.items())
     print(f"{sum(killed.values())} kills ({each}): {sum(killed.values()) - len(wrong)} resumed to the same bits.")
     for problem in wrong:

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,33 +308,26 @@ def made_in(base: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def kill_in_comfyui(base: Path, names: Sequence[str], rng: random.Random) -> Iterator[tuple[str, str]]:
-    """For each of ``SERVED``'s ``names``: kill ComfyUI while it runs, start it again, let the same run go on, and compare.
-
-    One ComfyUI resumes what the one before was killed in, and is killed in the next run.
+def kill_in_comfyui(calm: Comfy, names: Sequence[str], rng: random.Random) -> Iterator[tuple[str, str]]:
+    """For each of ``SERVED``'s ``names``: kill a second ComfyUI over the same folders while it runs, let ``calm`` go on with the
+    same run, and compare with a run that ``calm`` was left alone with.
 
     Yields:
         The name, and what is wrong; "" if all is well.
     """
     whole: dict[str, tuple[dict[str, Any], float]] = {}
-    killed: tuple[str, str] | None = None
-    for number, name in enumerate([*names, None]):
-        with ExitStack() as stack:
-            before = set(SERVERS)
-            comfy = stack.enter_context(comfyui(base))
+    for number, name in enumerate(names):
+        if name not in whole:
+            began = time.monotonic()
+            SERVED[name](calm, called := f"whole {list(SERVED).index(name)}")
+            whole[name] = made_in(calm.base, called), time.monotonic() - began
+        before = set(SERVERS)
+        with comfyui(calm.base, log=calm.base / "killed.log") as doomed:
             (process,) = SERVERS - before
-            if killed is not None:
-                kind, called = killed
-                SERVED[kind](comfy, called)
-                wrong = difference(whole[kind][0], made_in(base, called))
-                yield kind, f"{wrong} differs" if wrong else ""
-            if name is None:
-                return
-            if name not in whole:
-                began = time.monotonic()
-                SERVED[name](comfy, called := f"whole {list(SERVED).index(name)}")
-                whole[name] = made_in(base, called), time.monotonic() - began
-            killed = name, _killed_run(comfy, name, f"killed {number}", process, whole[name][1], rng)
+            called = _killed_run(doomed, name, f"killed {number}", process, whole[name][1], rng)
+        SERVED[name](calm, called)
+        wrong = difference(whole[name][0], made_in(calm.base, called))
+        yield name, f"{wrong} differs" if wrong else ""
 
 
 def _killed_run(comfy: Comfy, kind: str, called: str, process: int, seconds: float, rng: random.Random) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults import kills
+from harness import Comfy
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +23,9 @@ def test_a_killed_command_goes_on_to_the_same_bits(name: str, commands: dict[str
     assert kills.kill_command(commands[name], tmp_path / "run", whole, random.Random(name)) == ""
 
 
-def test_a_run_in_a_killed_comfyui_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_run_in_a_killed_comfyui_goes_on_to_the_same_bits(comfy: Comfy) -> None:
     names = ["Reward Finetune", "calibrate"]
-    assert list(kills.kill_in_comfyui(tmp_path, names, random.Random(0))) == [(name, "") for name in names]
+    assert list(kills.kill_in_comfyui(comfy, names, random.Random(0))) == [(name, "") for name in names]
 
 
 def test_a_difference_of_one_bit_or_one_file_is_found(tmp_path: Path) -> None:

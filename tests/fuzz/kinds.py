@@ -243,7 +243,7 @@ KINDS = (
     Kind("script.pt", _script, _convert, mutations.archived),
     Kind("student.pth.tar", (DATA / "promptkd" / "tiny_student.pth.tar").read_bytes, _read_official, mutations.archived),
     Kind("snapshot.pkl", (DATA / "sid" / "tiny_edm_snapshot.pkl").read_bytes,
-         lambda path: edm.restore_edm(*read_edm(path), path.name), mutations.pickled),
+         lambda path: edm.restore_edm(*read_edm(path), path.name), mutations.pickled, 0.5),
     Kind("edm.safetensors", lambda: _file(lambda path: to_safetensors(DATA / "sid" / "tiny_edm_snapshot.pkl", path)),
          lambda path: edm.restore_edm(*read_edm(path), path.name), mutations.safetensors, 0.5),
     Kind("config.json", lambda: json.dumps(_UNET).encode(), _read_config, mutations.json_text, 0.3),

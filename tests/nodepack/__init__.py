@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import urllib.request
@@ -11,6 +12,7 @@ import comfy.ops
 import comfy.patcher_extension
 import comfy.samplers
 import comfy.utils
+import execution
 import folder_paths
 import torch
 from aiohttp import web
@@ -39,6 +41,17 @@ async def counts(_request):
     found = dict(COUNTS)
     COUNTS.clear()
     return web.json_response(found)
+
+
+@PromptServer.instance.routes.post("/apprentice_test/validate")
+async def validate(request):
+    """What ComfyUI has against a prompt before it runs; null where it takes it."""
+    taken, error, _, nodes_errors = await execution.validate_prompt("validated", await request.json(), None)
+    return web.json_response(None if taken and not nodes_errors else {"error": error, "nodes": nodes_errors}, dumps=_plainly)
+
+
+def _plainly(value):
+    return json.dumps(value, default=str)
 
 
 @PromptServer.instance.routes.post("/apprentice_test/cancel")

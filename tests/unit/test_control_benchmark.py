@@ -120,7 +120,7 @@ def test_promising_noise_is_promising_for_the_teacher_too(world: World) -> None:
 
 
 def test_only_plain_backpropagation_grows_with_the_steps() -> None:
-    figures = control_memory.run(True, lambda _text: None, (3, 6))
+    figures = control_memory.run(True, lambda _text: None, (3, 6), batch=1)
     held = {row["algorithm"]: [row["3 steps, MiB"], row["6 steps, MiB"]] for row in figures.rows}
     assert held["plain backpropagation"][1] > 1.6 * held["plain backpropagation"][0]
     network, judge = figures.findings["parts"].values()

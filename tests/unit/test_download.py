@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import re
 import shutil
 import socket
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 from comfyui_apprentice.cli.models import models
 from comfyui_apprentice.oracles.registry import KINDS
 from comfyui_apprentice.weights import catalogue, download
@@ -158,7 +160,7 @@ def test_a_server_that_ignores_the_commit_is_refused(hub, tmp_path):
 
 def test_a_full_disk_is_noticed_before_the_transfer(hub, tmp_path, monkeypatch):
     usage = shutil._ntuple_diskusage(10**9, 10**9, 50_000)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     text = refused(FILE, tmp_path, hub.endpoint)
     assert "The disk is too full: 200 kB are still to be fetched and 50 kB are free" in text
     assert hub.ranges() == []
@@ -167,7 +169,7 @@ def test_a_full_disk_is_noticed_before_the_transfer(hub, tmp_path, monkeypatch):
 def test_what_is_here_already_needs_no_room(hub, tmp_path, monkeypatch):
     part_of(FILE, tmp_path, SHA).write_bytes(CONTENT[:150_000])
     usage = shutil._ntuple_diskusage(10**9, 10**9, 60_000)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(download, "SPARE", 0)
     assert pull(FILE, tmp_path, hub.endpoint).path.read_bytes() == CONTENT
 
@@ -305,7 +307,7 @@ def test_a_file_on_github_goes_the_same_way(hub, tmp_path):
     head = replace(FILE, host="github", repo="owner/heads", filename="a+b.pth", local="a+b.pth")
     hub.breaks = [50_000]
     assert pull(head, tmp_path, hub.endpoint).path.read_bytes() == CONTENT
-    assert [method for _, method, _, _ in hub.log] == ["GET", "GET"]
+    assert [(role, method) for role, method, _, _ in hub.log] == 2 * [("hub", "GET"), ("storage", "GET")]
     (tmp_path / "a+b.pth").unlink()
     assert "is not there any more" in refused(replace(head, filename="gone.pth"), tmp_path, hub.endpoint)
     assert "must have a pin" in refused(replace(head, sha256=None), tmp_path, hub.endpoint)
@@ -367,7 +369,7 @@ def test_an_oracle_brings_all_its_files():
         "sac+logos+ava1-l14-linearMSE.pth", "clip-vit-large-patch14.safetensors",
     }  # fmt: skip
     assert catalogue.files_of("aesthetic-v1")[0].github_url() == (
-        "https://raw.githubusercontent.com/LAION-AI/aesthetic-predictor/6d122adad522ab246644d9dc1c6d7a3810ee255f/"
+        "https://github.com/LAION-AI/aesthetic-predictor/raw/6d122adad522ab246644d9dc1c6d7a3810ee255f/"
         "sa_0_4_vit_l_14_linear.pth"
     )
     assert "sac%2Blogos%2Bava1" in files_of("aesthetic-v2")[0].github_url()
@@ -424,6 +426,30 @@ def test_one_failed_file_does_not_stop_the_others(shop, tmp_path):
     text = run("pull", "--all", "--folder", tmp_path, code=1)
     assert "move it away if it is yours" in text
     assert (tmp_path / "second.safetensors").read_bytes() == CONTENT
+
+
+def test_sizes_and_room_are_told_before_the_first_byte(shop, tmp_path, monkeypatch):
+    part_of(FILE, tmp_path, SHA).write_bytes(CONTENT[:150_000])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 0, 52 * 10**9))
+    early: list[str] = []
+    monkeypatch.setattr(typer, "echo", lambda text="", **_: early.append(str(text)) if not shop.log else None)
+    run("pull", "judge", "--folder", tmp_path)
+    assert early == [
+        f"To fetch into {tmp_path}: 250 kB; 52 GB are free there.",
+        "  judge.safetensors, 200 kB, of which 150 kB are here", "  second.safetensors, about 200 kB",
+    ]  # fmt: skip
+    early.clear()
+    shop.log.clear()
+    run("pull", "judge", "--folder", tmp_path)
+    assert not any("To fetch" in text for text in early), "they are there"
+
+
+def test_a_bar_shows_how_much_is_here(shop, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{type(typer.progressbar(length=1)).__module__}.isatty", lambda stream: True)
+    shop.piece, shop.pause = 50_000, 0.02
+    text = run("pull", "judge", "--folder", tmp_path)
+    assert "judge.safetensors" in text and "100%" in text and "200 kB of 200 kB" in text
+    assert re.search(r"1\d\d kB of 200 kB", text), text
 
 
 def test_the_command_says_what_it_needs(shop, tmp_path):

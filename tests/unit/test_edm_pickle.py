@@ -9,6 +9,7 @@ import os
 import pickle
 import pickletools
 import random
+import runpy
 import struct
 import sys
 import tracemalloc
@@ -414,7 +415,8 @@ def test_the_traps_of_these_tests_work():
     assert Path("PWND").exists()
     Path("PWND").unlink()
     del sys.modules["hostile_module"]
-    exec(TRAP)
+    Path("trap.py").write_text(TRAP)
+    runpy.run_path("trap.py")
     Path("PWND").unlink()
     pickle.loads((GOLDENS / "evil.pkl").read_bytes())
     Path("PWND_pwned").unlink()

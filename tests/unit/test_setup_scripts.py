@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import run_workflow
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="bash")
@@ -22,6 +24,19 @@ def test_help_comes_before_any_install(script: str, option: str, tmp_path: Path)
     done = subprocess.run(["bash", script, option], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert f"bash {script} --help" in done.stdout and done.stderr == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["scripts", script])
+
+
+def test_serve_is_comfyui_in_the_foreground_with_live_previews(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The front end's own setting is 'default': what the server was started with."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda program, command: started.append([program, *command]) or sys.exit())
+    monkeypatch.setattr(sys, "argv", ["run_workflow.py", "--serve", "--port", "8190"])
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(SystemExit):
+        run_workflow.main()
+    (command,) = started
+    assert command[command.index("--preview-method") + 1] == "auto" and command[command.index("--port") + 1] == "8190"
+    assert command[:3] == [sys.executable, sys.executable, str(tmp_path / "main.py")]
 
 
 def install(tmp_path: Path, *, driver: bool, has_cpu_build: str, reachable: bool) -> tuple[list[str], str]:
