@@ -45,12 +45,14 @@ class Shown:
         prompt: What it was asked to show.
         score: The oracle's; NaN where it could not be told.
         oracle: That oracle's fingerprint.
+        improved: Whether the teacher made it.
     """
 
     picture: np.ndarray
     prompt: str
     score: float
     oracle: str
+    improved: bool = False
 
 
 _SHOWN: OrderedDict[str, Shown] = OrderedDict()
@@ -119,7 +121,7 @@ class Board:
 
         tell(0, [None] * len(pictures))
         scores = score_list(oracle, batches, prompts, tell)
-        self.remember(keys, pictures, prompts, scores, oracle.fingerprint())
+        self.remember(keys, pictures, prompts, scores, oracle.fingerprint(), self.stage == IMPROVED)
         return scores, files
 
     def tell(self, pictures: Iterable[dict[str, Any]]) -> None:
@@ -127,11 +129,12 @@ class Board:
         send(EVENT, {"stage": self.stage, "total": self.total, "pictures": list(pictures)})
 
     def remember(
-        self, keys: Sequence[str], images: Sequence[Tensor], prompts: Sequence[str], scores: Sequence[float], oracle: str
-    ) -> None:
+        self, keys: Sequence[str], images: Sequence[Tensor], prompts: Sequence[str], scores: Sequence[float], oracle: str,
+        improved: bool = False,
+    ) -> None:  # fmt: skip
         """Keep small pictures for later clicks."""
         for key, image, prompt, score in zip(keys, images, prompts, scores, strict=True):
-            _SHOWN[key] = Shown(np.asarray(_small(_picture(image))), prompt, score, oracle)
+            _SHOWN[key] = Shown(np.asarray(_small(_picture(image))), prompt, score, oracle, improved)
             _SHOWN.move_to_end(key)
         while len(_SHOWN) > _REMEMBERED:
             _SHOWN.popitem(last=False)

@@ -13,12 +13,14 @@ from .finetune import ApprenticeRewardCurve, ApprenticeRewardFinetune
 from .guard import guarded
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
 from .oracles import ApprenticeBestOf, ApprenticeCombineOracles, ApprenticeLoadOracle, ApprenticeOracleCompare, ApprenticeScore
+from .places import placed
 from .promptkd import ApprenticePromptKDDistill, ApprenticePromptKDTeacher
 from .report import ApprenticeReport, ApprenticeSaveImages
 from .sample import ApprenticeFastDecode, ApprenticeStudentSampler, ApprenticeTeacher, ApprenticeTeacherCost
 from .split import ApprenticeMerge, ApprenticeSplit
 from .start import ApprenticeTiltedStart
 from .students import ApprenticeLoadStudent
+from .taste import ApprenticeLoadTaste, ApprenticeTaste
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
 NODES: list[type[io.ComfyNode]] = [
@@ -54,6 +56,8 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeRewardFinetune,
     ApprenticeRewardCurve,
     ApprenticeTiltedStart,
+    ApprenticeTaste,
+    ApprenticeLoadTaste,
     ApprenticeSplit,
     ApprenticeMerge,
 ]
@@ -68,4 +72,4 @@ class ApprenticeExtension(ComfyExtension):
 
 
 for _node in NODES:
-    guarded(_node)
+    guarded(placed(_node))

@@ -35,7 +35,7 @@ class ApprenticeSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApprenticeSampler",
-            display_name="Apprentice Sampler (all in one)",
+            display_name="Apprentice Sampler",
             category=CATEGORY,
             description="The student drafts, the oracle judges, the teacher improves only the weak ones, and the better of the "
             "two is kept. The same as the single nodes wired together.",

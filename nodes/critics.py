@@ -311,7 +311,7 @@ class ApprenticeDomainText(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApprenticeDomainText",
-            display_name="Domain Text (new words for a critic)",
+            display_name="Domain Text",
             category=CATEGORY,
             description="Teaches a critic other words without training: its teacher reads them once, and the critic compares "
             "pictures with them from then on. Words close to those that it was distilled with work best.",

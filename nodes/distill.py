@@ -22,6 +22,7 @@ from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.distill import Settings, Task, card, distil
+from ..training.forecast import Forecast, held, learning, looking, sid_passes
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
@@ -31,7 +32,7 @@ from ..training.sid_options import LORA, SidOptions
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
-from .schema import inputs_of, read
+from .schema import inputs_of, quality, read
 from .types import CATEGORY
 
 PANELS = {"generator": "generator's loss", "fake": "fake score network's loss"}
@@ -45,7 +46,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApprenticeSiDDistill",
-            display_name="SiD Distill (make a student)",
+            display_name="SiD Distill",
             category=CATEGORY,
             description="Makes a one-step student of your own model by Score identity Distillation: prompts only, no pictures. "
             "The student is saved as a LoRA or a full copy that the stock loaders take. Cancel it whenever you like: with the "
@@ -73,6 +74,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
                     "consistency student. It saves most of the way.",
                 ),  # fmt: skip
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the samples; without it they are small previews."),
+                quality(),
             ],
             outputs=[
                 io.Model.Output("distilled", display_name="student", tooltip="The student, for SiD Sampler or Student Sampler."),
@@ -83,8 +85,10 @@ class ApprenticeSiDDistill(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
+    def validate_inputs(
+        cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "student", prompts)
         return wrong or types.check_combos(method=method, training_precision=precision)
 
@@ -97,6 +101,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
             run.prepare(encoded)
+            run.foresee(run.forecast())
             average = run.train(options.save_every)
             with torch.inference_mode():
                 return run.finish(average)
@@ -189,6 +194,19 @@ class _Run(NodeRun):
 
     # ----------------------------------------------------------------------------------------------------- run
 
+    def forecast(self) -> Forecast:
+        """What the run will take, by one pass of the student's network."""
+        settings, players = self.settings, self.task.players
+        count = settings.part or settings.batch
+        z = torch.randn(count, *self.shape, device=self.task.device)
+        sigma, labels = torch.full((count,), self._sigmas(1)[0], device=z.device), torch.ones(count, dtype=torch.long)
+        looks, learns = sid_passes(settings.kappa1, settings.kappa2, settings.kappa4)
+        seconds, kept = learning(lambda x: players.generator(x, sigma, labels), z)
+        seconds = learns * seconds + looks * looking(lambda: players.generator(z, sigma, labels))
+        pictures = settings.schedule.steps * settings.batch
+        learned = [*players.fake_parameters, *players.generator_parameters]
+        return Forecast(pictures, seconds * pictures / count, held([p.model for p in self.patchers], learned) + kept)
+
     def train(self, save_every: int) -> dict[str, Tensor]:
         """Distil, or go on; the student's moving average."""
         total = self.settings.schedule.steps
@@ -208,7 +226,8 @@ class _Run(NodeRun):
         curve = loss_chart(self.folder.losses(), PANELS)
         latents = self.teacher.model.process_latent_out(self._drawn()).float()  # as ComfyUI has them
         samples = to_pixels(self.vae, latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
-        result = shown(f"Saved {self.target.file.name} after {self.settings.schedule.steps * self.settings.batch:,} images.")
+        images = self.settings.schedule.steps * self.settings.batch
+        result = shown(f"Saved {self.target.file.name} after {images:,} images. {self.foreseen}")
         return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.target.file.name, ui=result)
 
     def _drawn(self) -> Tensor:

@@ -29,13 +29,14 @@ from ..training.control import Process
 from ..training.finetune import card, check, finetune
 from ..training.finetune_options import FinetuneOptions
 from ..training.finetune_task import Settings, Task
+from ..training.forecast import Forecast, finetune_passes, held, learning, looking
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
-from .schema import inputs_of, read
+from .schema import inputs_of, quality, read
 from .types import CATEGORY, Oracle
 
 TUNED = "tuned"
@@ -76,6 +77,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                     "text", multiline=True, default="", tooltip="Prompts, one a line. If there are any, no file is read."
                 ),
                 *inputs_of(FinetuneOptions),
+                quality(),
             ],
             outputs=[
                 io.Model.Output("tuned_model", display_name="tuned", tooltip="The model with the LoRA at strength 1."),
@@ -88,9 +90,9 @@ class ApprenticeRewardFinetune(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, prompts: Any = None, name: Any = None, algorithm: Any = None, divergence: Any = None, strength: Any = None,
-        precision: Any = None, scheduler: Any = None, preset: Any = None,
+        precision: Any = None, scheduler: Any = None, preset: Any = None, quality: Any = None,
     ) -> bool | str:  # fmt: skip
-        """Combos of V3 nodes are not checked by ComfyUI."""
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "model", prompts)
         return wrong or types.check_combos(
             algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler,
@@ -108,6 +110,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
         encoded = encode_each(clip, lines)
         with bridge.training():
             run.prepare(encoded, vae)
+            run.foresee(run.forecast())
             return run.finish(*run.tune(options.save_every))
 
 
@@ -164,6 +167,21 @@ class _Run(NodeRun):
             facts=self.task_facts, drawn_at_once=drawn, judged_at_once=min(judged, self.oracle.batch),
         )  # fmt: skip
 
+    def forecast(self) -> Forecast:
+        """What the run will take, by one pass of the network, and one of the oracle."""
+        settings, task = self.settings, self.task
+        count = settings.part or settings.batch
+        x, rows = torch.randn(count, *self.shape, device=task.device), torch.zeros(count, dtype=torch.long)
+        sigma = torch.full((count,), float(bridge.noise_levels(self.model)[1][-1]), device=x.device)
+        looks, learns = finetune_passes(settings.algorithm, task.process.steps, settings.count or task.process.steps)
+        learn, kept = learning(lambda latents: task.tuned(latents, sigma, task.labels(rows)), x)
+        look = looking(lambda: task.base(x, sigma, task.labels(rows)))
+        seconds = learns * learn + looks * look + looking(lambda: task.reward(x, rows))
+        rounds = settings.rounds if settings.algorithm == "weighted_regression" else 1
+        pictures, before = settings.updates * settings.batch, settings.pool * task.prompts * rounds
+        memory = held([patcher.model for patcher in self.patchers], list(self.lora.parameters())) + kept
+        return Forecast(pictures + before, (seconds * pictures + look * task.process.steps * before) / count, memory)
+
     def tune(self, save_every: int) -> tuple[dict[str, Tensor], Baseline]:
         """Tune, or go on; the LoRA's moving average, and what the base earned."""
         total = self.settings.updates
@@ -207,7 +225,7 @@ class _Run(NodeRun):
         tuned = bridge.with_lora(self.model, dict(tensors))
         tuned.set_attachments(CARD, about)
         text = report_text(base, self.folder.losses(), self.task)
-        result = shown(f"Saved {self.target.file.name}.\n{text}")
+        result = shown(f"Saved {self.target.file.name}. {self.foreseen}\n{text}")
         return io.NodeOutput(tuned, self.name, self.target.file.name, text, ui=result)
 
 

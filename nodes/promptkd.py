@@ -21,6 +21,7 @@ from ..precision import DTYPES
 from ..training import critic as critics
 from ..training.critic import Teacher
 from ..training.domain_data import DomainPictures, FixedPictures, Item, few_shot, labelled_folder, pictures_in
+from ..training.forecast import Forecast, held, learning, looking
 from ..training.loop import Watch
 from ..training.options import NODE, given
 from ..training.promptkd_options import CriticOptions, TeacherOptions
@@ -28,7 +29,7 @@ from ..training.promptkd_runs import Settings, SourceSettings
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
 from .runs import NodeRun
-from .schema import inputs_of, read
+from .schema import inputs_of, quality, read
 from .types import CATEGORY, Critic, PromptKDTeacher
 
 NONE, ICONS = "none", "built-in icons"
@@ -62,6 +63,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
                     "each class, named as the class. none: the CLIP as it is, or the tokens chosen above.",
                 ),  # fmt: skip
                 *inputs_of(TeacherOptions),
+                quality(),
             ],
             outputs=[
                 PromptKDTeacher.Output("teacher", display_name="teacher", tooltip="For PromptKD Distill and Domain Text."),
@@ -72,9 +74,10 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, clip: Any = None, tokens: Any = None, labelled: Any = None, name: Any = None, precision: Any = None
-    ) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
+        cls, clip: Any = None, tokens: Any = None, labelled: Any = None, name: Any = None, precision: Any = None,
+        quality: Any = None,
+    ) -> bool | str:  # fmt: skip
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         if tokens != NONE and folders.is_missing(tokens, folders.TEACHERS):
             return f"There is no file '{tokens}' in models/promptkd_teachers; choose one of those listed."
         if None not in (tokens, labelled) and NONE not in (tokens, labelled):
@@ -102,6 +105,7 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
             run = NodeRun(options.name, "teacher", folders.TEACHERS, facts)
             teacher = _go(
                 run, [large.network], settings, len(pictures),
+                _forecast([large], settings, len(pictures), names=len(classes)),
                 lambda watch, every: critics.make_teacher(
                     large, classes, pictures, labels, settings, run.folder, save_every=every, watch=watch
                 ),
@@ -109,7 +113,8 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
             run.check_target()
             about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **run.target.about}
             critics.save_tokens(teacher, run.target.file, about)
-        text = f"Saved {run.target.file.name}: {_about(teacher)} Learned {len(classes)} classes from {len(pictures)} pictures."
+        learned = f"Learned {len(classes)} classes from {len(pictures)} pictures. {run.foreseen}"
+        text = f"Saved {run.target.file.name}: {_about(teacher)} {learned}"
         titles = {"loss": "all losses", "cross_entropy": "cross entropy: how well the classes are told apart"}
         return io.NodeOutput(teacher, loss_chart(run.folder.losses(), titles), text, ui=shown(text))
 
@@ -121,7 +126,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApprenticePromptKDDistill",
-            display_name="PromptKD Distill (make a critic)",
+            display_name="PromptKD Distill",
             category=CATEGORY,
             description="Makes a small, fast critic for your own subject from a folder of pictures and a list of words. The "
             "pictures need no labels: the critic learns to see them as the teacher does. Cancel it whenever you like: with the "
@@ -144,6 +149,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 ),  # fmt: skip
                 *inputs_of(CriticOptions),
                 io.Image.Input("images", optional=True, tooltip="More pictures of your subject, such as a batch that was drawn."),
+                quality(),
             ],
             outputs=[
                 Critic.Output("critic", display_name="critic", tooltip="For Classify, Sort by Class and PromptKD Oracle."),
@@ -153,8 +159,10 @@ class ApprenticePromptKDDistill(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None) -> bool | str:
-        """Combos of V3 nodes are not checked by ComfyUI."""
+    def validate_inputs(
+        cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None, quality: Any = None
+    ) -> bool | str:
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         return _wrong(clip, pictures, name, precision)
 
     @classmethod
@@ -168,7 +176,8 @@ class ApprenticePromptKDDistill(io.ComfyNode):
     ) -> io.NodeOutput:
         options = read(CriticOptions, widgets)
         with torch.inference_mode(False):
-            options = replace(options, precision=_precision(options.precision))
+            asked = bool(widgets.get("augment")) or pictures not in (NONE, ICONS)  # "paper" augments what can be
+            options = replace(options, precision=_precision(options.precision), augment=options.augment and asked)
             settings, augment = Settings(**given(options, NODE, Settings)), options.augment
             small, words = _load(clip), folders.lines_of(classes) or (domain_names() if pictures == ICONS else ())
             domain = _domain(pictures, images, teacher.clip.picture_size, augment, options.seed)
@@ -176,6 +185,7 @@ class ApprenticePromptKDDistill(io.ComfyNode):
             run = NodeRun(options.name, "critic", folders.CRITICS, {"kind": "critic", **facts})
             critic: CriticData = _go(
                 run, [teacher.clip, small.network], settings, len(domain),
+                _forecast([small, teacher.clip], settings, len(domain), looks=settings.epochs if augment else 1),
                 lambda watch, every: critics.make_critic(
                     run.name, teacher, small, words, domain, settings, run.folder, depth=options.depth,
                     sources=None if augment else domain.sources(), save_every=every, watch=watch,
@@ -184,7 +194,8 @@ class ApprenticePromptKDDistill(io.ComfyNode):
             run.check_target()
             about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **run.target.about}
             save_critic(critic, run.target.file, about)
-        result = shown(f"Saved {run.target.file.name}: {len(words)} classes from {len(domain)} pictures without labels.")
+        said = f"{len(words)} classes from {len(domain)} pictures without labels. {run.foreseen}"
+        result = shown(f"Saved {run.target.file.name}: {said}")
         curve = loss_chart(run.folder.losses(), {"loss": "divergence from the teacher's view, times the weight"})
         return io.NodeOutput(critic, curve, run.target.file.name, ui=result)
 
@@ -274,12 +285,38 @@ def _precision(asked: str) -> str:
     return next(name for name, of_name in DTYPES.items() if of_name == dtype)
 
 
+def _forecast(clips: list[Any], settings: Settings, pictures: int, looks: int = 0, names: int = 0) -> Callable[[], Forecast]:
+    """What a run will take, by a pass of the CLIP that learns, the first of ``clips``.
+
+    Args:
+        looks: How often a teacher, the second of them, looks at each picture.
+        names: How many are encoded in each step, where text tokens are learned.
+    """
+
+    def measured() -> Forecast:
+        networks = [getattr(clip, "network", None) or clip.clip for clip in clips]
+        visual = networks[0].visual
+        like, size, batch = next(visual.parameters()), clips[0].picture_size, settings.batch
+        pixels = torch.randn(batch, 3, size, size, device=like.device, dtype=like.dtype)
+        step, kept = learning(visual, pixels)
+        if names:
+            words = clips[0].tokenizer(["a word"] * names).to(like.device)
+            step += 3 * looking(lambda: networks[0].encode_text(words))  # there, and back twice as long
+        look = looking(lambda: clips[1].encode_pictures(pixels)) if looks else 0.0
+        total = settings.schedule(pictures).steps * step + looks * pictures * look / batch
+        return Forecast(settings.epochs * pictures, total, held(networks, []) + kept)
+
+    return measured
+
+
 def _go(
-    run: NodeRun, networks: list[Any], settings: Settings, pictures: int, work: Callable[[Watch, int], Any]
-) -> Any:
+    run: NodeRun, networks: list[Any], settings: Settings, pictures: int, forecast: Callable[[], Forecast],
+    work: Callable[[Watch, int], Any],
+) -> Any:  # fmt: skip
     """``work``, whose networks lie on the computing device until it ends, however it ends; the CLIPs are as they were then."""
     steps = settings.schedule(pictures).steps
     with bridge.borrowed(networks, torch.float16 if settings.precision == "fp16" else torch.float32):
+        run.foresee(forecast())
         learned = run.follow(lambda progress: work(progress.watch, max(25, steps // 20)), steps, max(1, min(25, steps // 100)))
     (learned.clip if isinstance(learned, Teacher) else learned.network).to("cpu", torch.float32)
     return learned

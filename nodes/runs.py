@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..bridge import training as bridge
+from ..bridge.progress import show_text
 from ..files import save_safetensors_atomically
+from ..training.forecast import Forecast
 from ..training.progress import Progress
 from ..training.target import Target
 from . import folders
@@ -35,6 +37,11 @@ class NodeRun:
         self.folder.check(facts, free)
         self.target = Target.of(folders.made_file(kind, self.name, what), facts, free)
         self.check_target()
+
+    def foresee(self, forecast: Forecast) -> None:
+        """Tell on the node what the run will take, before it starts; ``foreseen`` says it once more beside the result."""
+        self.foreseen = f"Foreseen: {forecast}."
+        show_text(self.foreseen)
 
     def follow(self, work: Callable[[Progress], T], total: int, report_every: int, **more: Any) -> T:
         """``work`` with the folder held, a progress bar, and cancelling that saves first.

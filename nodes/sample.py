@@ -135,7 +135,7 @@ class ApprenticeTeacher(_TeacherNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApprenticeTeacher",
-            display_name="Teacher (improves rejected drafts)",
+            display_name="Teacher",
             category=CATEGORY,
             description="Refines or redraws the drafts that the judge rejected. When nothing was rejected, the teacher and "
             "all that is before it is not even loaded.",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 from comfy_api.v0_0_2 import io
 
 from ..training.options import NODE, Offer, offers
+from ..training.qualities import AS_SET, settings_of
 from . import types
 
 T = TypeVar("T")
@@ -20,8 +21,19 @@ def inputs_of(options: type) -> list[Any]:
 
 
 def read(options: type[T], inputs: Mapping[str, Any]) -> T:
-    """The options of a node that was given these ``inputs``."""
-    return options(**{field: inputs.get(name, offer.default) for field, name, offer in offers(options, NODE)})
+    """The options of a node that was given these ``inputs``, of which ``quality`` may set others."""
+    values = {field: inputs.get(name, offer.default) for field, name, offer in offers(options, NODE)}
+    return options(**{**values, **settings_of(options, inputs.get("quality"))})
+
+
+def quality() -> io.Combo.Input:
+    """The one choice that sets the rest; the last widget of a training node."""
+    return io.Combo.Input(
+        "quality", options=types.choices("quality"), default=AS_SET, optional=True,
+        tooltip="quick: a first look. good: the numbers that the widgets come with, or more. paper: the published run's. These "
+        "three set how long and how much is learned, whatever the widgets say; as set: the widgets count. Pictures, time and "
+        "memory are told before it starts.",
+    )  # fmt: skip
 
 
 def _input(name: str, kind: type, offer: Offer) -> Any:

@@ -52,7 +52,7 @@ class ApprenticeTiltedStart(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="ApprenticeTiltedStart",
-            display_name="Tilted Start (promising noise)",
+            display_name="Tilted Start",
             category=CATEGORY,
             description="Drafts every picture from several noises with the fast student, and picks one by the oracle's score. "
             "From the same noise the teacher draws much the same picture, so it starts where something good is to be expected.",

@@ -19,6 +19,7 @@ from ..oracles.registry import KINDS
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
+from ..training.qualities import QUALITIES
 from ..training.sid_options import FULL, LORA
 
 CATEGORY = "Apprentice"
@@ -47,6 +48,7 @@ COMBOS: dict[str, list[str]] = {
     "algorithm": list(ALGORITHMS),
     "divergence": list(DIVERGENCES),
     "strength": list(STRENGTHS),
+    "quality": list(QUALITIES),
 }
 
 

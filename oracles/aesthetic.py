@@ -21,8 +21,11 @@ class AestheticNetwork(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Scores [B] of normalised pictures [B, 3, 224, 224]."""
-        features = F.normalize(self.visual(pixels), dim=-1)
-        return self.head(features).float()[:, 0]
+        return self.head(self.features(pixels)).float()[:, 0]
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """CLIP's, of length 1: [B, D]."""
+        return F.normalize(self.visual(pixels), dim=-1)
 
 
 def build_head(weights: Weights, what: str) -> Any:
@@ -53,6 +56,7 @@ class Aesthetic(Oracle):
     differentiable = True
     comparable_across_prompts = True
     reads_prompts = False
+    has_features = True
     batch = 16
 
     def __init__(
@@ -70,5 +74,12 @@ class Aesthetic(Oracle):
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """See ``Oracle.reward``; ``prompts`` are not read."""
+        return self.network(self._pixels(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """See ``Oracle.features``."""
+        return self.network.features(self._pixels(images)).float()
+
+    def _pixels(self, images: Tensor) -> Tensor:
         size = self.network.visual.image_size
-        return self.network(resize_and_crop(images, size[0] if isinstance(size, (tuple, list)) else size).to(self.dtype))
+        return resize_and_crop(images, size[0] if isinstance(size, (tuple, list)) else size).to(self.dtype)

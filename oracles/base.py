@@ -19,6 +19,7 @@ class Oracle(ABC):
         differentiable: Whether ``reward`` passes gradients to the pictures.
         comparable_across_prompts: Whether one threshold means the same for every prompt.
         reads_prompts: Whether scores depend on the prompt.
+        has_features: Whether ``features`` shows what it sees of a picture.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Oracle(ABC):
     differentiable: bool = False
     comparable_across_prompts: bool = True
     reads_prompts: bool = True
+    has_features: bool = False
     batch: int = 32
 
     @abstractmethod
@@ -53,6 +55,14 @@ class Oracle(ABC):
         result = torch.cat(scores)
         broken = ~images.flatten(1).isfinite().all(dim=1).cpu() if len(images) else torch.zeros(0, dtype=torch.bool)
         return result.masked_fill(broken, float("nan"))
+
+    def features(self, images: Tensor) -> Tensor:
+        """What it sees of pictures [B, H, W, 3] in 0..1, whatever they were asked to show: [B, D], for a taste to learn on.
+
+        Raises:
+            ValueError: It doesn't show it; see ``has_features``.
+        """
+        raise ValueError(f"{self.name} shows no features of pictures; take a CLIP, PickScore, HPSv2 or an aesthetic predictor.")
 
     def doubts(self, pictures: Sequence[Tensor]) -> str:
         """What to say of ``pictures`` ([H, W, 3] each, in 0..1) of a kind that it knows nothing of; nothing where all is well."""
@@ -85,6 +95,11 @@ class TwoTowerOracle(Oracle):
     """
 
     _remembered = 1024
+    has_features = True
+
+    def features(self, images: Tensor) -> Tensor:
+        """See ``Oracle.features``."""
+        return self.image_features(images)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit features [B, D], float32, of ``images`` [B, H, W, 3] in 0..1, with gradients."""

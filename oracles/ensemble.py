@@ -55,8 +55,8 @@ class Member:
         return (scores - self.mean) / self.std
 
 
-class _Members(nn.ModuleList):
-    """The members' networks, which are loaded as the members': each has one owner."""
+class Members(nn.ModuleList):
+    """Networks that several oracles share, each loaded as its owner's."""
 
     def residents(self) -> list[nn.Module]:
         """What is loaded one by one."""
@@ -81,7 +81,7 @@ class Ensemble(Oracle):
         if any(m.weight <= 0 for m in members):
             raise ValueError("Every oracle in an ensemble needs a weight above 0; leave out the one that should not count.")
         self.members, self.combination = tuple(members), combination
-        self.network = _Members(m.oracle.network for m in members)
+        self.network = Members(m.oracle.network for m in members)
         self.batch = min(m.oracle.batch for m in members)
         self.differentiable = combination == WEIGHTED and all(m.oracle.differentiable for m in members)
         self.reads_prompts = any(m.oracle.reads_prompts for m in members)

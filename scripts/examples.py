@@ -393,8 +393,36 @@ def custom() -> Example:
     })  # fmt: skip
 
 
+def detailer() -> Example:
+    """The rejected go through stock nodes of the artist's own choice, and back into their places."""
+    g = Example()
+    drafts = g.draft("5", g.world[1], seed=12, steps=1)
+    pictures = g.decode("6", drafts[0])
+    judge = g.add(
+        "ApprenticeJudge", "7", oracle=g.world[4], images=pictures[0], prompt=g.lines[1], threshold="worst share", value=0.5,
+        drafts=drafts[0],
+    )  # fmt: skip
+    split = g.add("ApprenticeSplit", "8", verdict=judge[0], images=pictures[0], latents=drafts[0])
+    again = g.add("ApprenticePrompts", "9", clip=g.world[2], text=split[4])
+    redrawn = g.add(
+        "KSampler", "10", model=g.world[0], positive=again[0], negative=g.negative[0], latent_image=split[3], seed=13, steps=12,
+        cfg=2.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.6,
+    )  # fmt: skip
+    merged = g.add(
+        "ApprenticeMerge", "11", verdict=judge[0], images=pictures[0], rejected=g.decode("12", redrawn[0])[0], latents=drafts[0],
+        rejected_latents=redrawn[0],
+    )  # fmt: skip
+    g.add("SaveImage", "13", images=merged[0], filename_prefix="apprentice/detailed")
+    g.add("PreviewImage", "14", images=split[2])
+    return g.at({
+        "5": (400, 60, 320, 520), "6": (400, 660, 200, 60), "7": (780, 60, 340, 330), "8": (780, 470, 340, 220),
+        "14": (780, 780, 340, 330), "9": (1180, 60, 320, 160), "10": (1180, 300, 320, 520), "12": (1180, 900, 200, 60),
+        "11": (1180, 1040, 320, 110), "13": (1560, 60, 560, 700),
+    })  # fmt: skip
+
+
 EXAMPLES = {
     "adaptive": adaptive, "adaptive-modular": modular, "editing": editing, "calibrate-then-gate": calibrated, "oracles": oracles,
     "distil": distil, "students": students, "critic": critic, "sorting": sorting,
-    "critic-teaches-student": teaches, "promising-noise": promising, "custom-sampling": custom,
+    "critic-teaches-student": teaches, "promising-noise": promising, "custom-sampling": custom, "own-detailer": detailer,
 }  # fmt: skip

@@ -21,7 +21,7 @@ def locale(object_info: dict[str, Any]) -> dict[str, Any]:
         if not node_id.startswith("Apprentice"):
             continue
         inputs = {
-            name: {"name": name, "tooltip": spec[1]["tooltip"]}
+            name: {"name": spec[1].get("display_name") or name, "tooltip": spec[1]["tooltip"]}
             for part in ("required", "optional")
             for name, spec in info["input"].get(part, {}).items()
         }

@@ -42,7 +42,7 @@ def test_example_opens_is_queued_by_a_click_and_shows_its_pictures(front_end: Co
         load(page, ROOT / "example_workflows" / "adaptive.json")
         titles = page.evaluate("() => window.app.graph._nodes.map((n) => n.title)")
         missing = page.evaluate("() => window.app.graph._nodes.filter((n) => n.has_errors).map((n) => n.type)")
-        assert "Apprentice Sampler (all in one)" in titles and missing == []
+        assert "Apprentice Sampler" in titles and missing == []
         assert close_messages(page) == [], "the front end has nothing to complain about"
         entry = queue_and_wait(page)
         assert entry["status"]["status_str"] == "success"
@@ -70,3 +70,33 @@ def test_workflow_survives_saving_and_loading_in_the_browser(front_end: Comfy) -
         wait_for_nodes(page, nodes)
         assert page.evaluate(prompt) == first
         assert first["7"]["inputs"]["threshold"] == "budget" and first["8"]["inputs"]["strategy"] == "regenerate"
+
+
+def test_advanced_widgets_are_folded_until_asked_for_and_titles_fit(front_end: Comfy) -> None:
+    shown = "(n) => (n.widgets ?? []).filter((w) => n.isWidgetVisible(w)).map((w) => w.name)"
+    with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+        made = page.evaluate(
+            f"""() => Object.keys(LiteGraph.registered_node_types).filter((t) => t.startsWith('Apprentice')).map((type) => {{
+                const n = LiteGraph.createNode(type);
+                window.app.graph.add(n);
+                const pen = document.createElement('canvas').getContext('2d');
+                pen.font = n.titleFontStyle;
+                const title = pen.measureText(n.title).width;
+                return {{ type, shown: ({shown})(n), width: n.size[0], title, height: n.size[1], needs: n.computeSize()[1] }};
+            }})"""
+        )
+        assert len(made) > 30
+        for node in made:
+            assert len(node["shown"]) <= 8, node
+            assert node["width"] >= node["title"] + 36 and node["height"] >= node["needs"], node
+        folded = page.evaluate(
+            f"""() => {{
+                const n = window.app.graph._nodes.find((n) => n.type === 'ApprenticeSampler'), before = n.size[1];
+                n.widgets.find((w) => w.name === 'teacher_steps').value = 33;
+                n.toggleAdvanced();
+                const saved = n.serialize().widgets_values;
+                return {{ shown: ({shown})(n), all: n.widgets.length, grown: n.size[1] - before, saved }};
+            }}"""
+        )
+        assert len(folded["shown"]) == folded["all"] > 15 and folded["grown"] > 200
+        assert 33 in folded["saved"], "what is folded away is saved like the rest"

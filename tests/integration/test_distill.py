@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def unmatched(comfy: Comfy) -> Any:
 
 def test_tiny_world_s_lora_goes_through_the_stock_lora_loader(comfy: Comfy, unmatched: Any) -> None:
     g = Graph()
-    made = tiny(g, name="tiny lora")
+    made = tiny(g, name="tiny lora", quality="Saved something after 20 images.")  # what an old file's text became
     draw(g, made[0], ["tiny", 2], "made")
     g.add("TestSave", "save_pictures", name="distilled", image=made[2])
     run = comfy.run(g)
@@ -65,6 +66,8 @@ def test_tiny_world_s_lora_goes_through_the_stock_lora_loader(comfy: Comfy, unma
     assert card["teacher"] == "TinyWorldModel" and len(card["teacher_fingerprint"]) == 16
     assert comfy.tensors("distilled")["image"].shape == (3, 64, 64, 3)
     assert run.binaries, "previews while it trains"
+    said = run.outputs["distil"]["apprentice_text"][0]
+    assert re.search(r"after 12 images\. Foreseen: 12 pictures, about \d+ (s|min), about [\d.]+ MB", said), said
 
     g = Graph()
     world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")

@@ -57,6 +57,8 @@ def test_the_lora_goes_through_the_stock_loader_and_the_curve_shows_the_run(comf
     assert run.outputs["save curve"]["text"][0].count("\n") == 4  # steps 0, 1 and 2 below the head
     assert comfy.tensors("album")["image"].shape == (3, 2 * 64, 4 * 64, 3)
     assert "nats a picture" in run.outputs["save album"]["text"][0]
+    base = 8 * 2 * (2 if algorithm == "weighted_regression" else 1)  # draws of both prompts, in every round
+    assert f"Foreseen: {2 * 4 + base} pictures, about " in run.outputs["tune"]["apprentice_text"][0]
     g = Graph()
     world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
     log = (comfy.base / "comfyui.log").stat().st_size

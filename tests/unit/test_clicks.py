@@ -1,0 +1,97 @@
+"""The file of clicks: it only grows, survives what crashes leave, and believes no stranger."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comfyui_apprentice.files import UnreadableFile
+from comfyui_apprentice.training.clicks import ClickedPicture, ClickFile
+
+A, B, C = "a" * 16, "b" * 16, "c" * 16
+
+
+def picture(value: int = 0, side: int = 8) -> ClickedPicture:
+    return ClickedPicture(np.full((side, side, 3), value, dtype=np.uint8), f"prompt {value}", bool(value))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> ClickFile:
+    return ClickFile(tmp_path / "deep" / "mine.jsonl")
+
+
+def test_clicks_pictures_and_undo_come_back(file: ClickFile) -> None:
+    assert file.read().pairs == [] and not file.path.exists()
+    file.add({A: picture(1), B: picture(2)}, A, B)
+    assert file.add({C: picture(3)}, C, A).pairs == [(A, B), (C, A)], "a picture is kept once"
+    assert file.path.read_text().count('"kind": "picture"') == 3
+    there = file.undo()
+    assert there.pairs == [(A, B)] and there.pictures[A].prompt == "prompt 1" and there.pictures[A].improved
+    assert (there.pictures[B].pixels == 2).all()
+    assert file.undo().pairs == [] and file.undo().pairs == []
+    file.delete()
+    assert not file.path.exists() and file.read().pictures == {}
+
+
+def test_large_pictures_are_kept_small(file: ClickFile) -> None:
+    file.add({A: picture(1, 600), B: picture(2)}, A, B)
+    assert file.read().pictures[A].pixels.shape == (256, 256, 3)
+
+
+def test_features_are_kept_by_network(file: ClickFile) -> None:
+    file.add({A: picture(), B: picture(1)}, A, B)
+    file.remember(C, {A: np.array([1.0, -2.5])})
+    assert file.read().features[C][A].tolist() == [1.0, -2.5]
+
+
+def test_a_line_that_a_crash_cut_off_costs_that_line_alone(file: ClickFile) -> None:
+    file.add({A: picture(), B: picture(1)}, A, B)
+    with file.path.open("ab") as torn:
+        torn.write(b'{"kind": "click", "bet')
+    assert file.read().unread == 1
+    there = file.add({C: picture(2)}, C, B)
+    assert there.pairs == [(A, B), (C, B)] and there.unread == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "null", "{}", '{"kind": "click", "better": "../../etc", "worse": "b"}', '{"kind": "picture", "key": "x", "png": ""}',
+     json.dumps({"kind": "picture", "key": C, "prompt": "p", "png": base64.b64encode(b"GIF89a").decode()}),
+     json.dumps({"kind": "features", "key": A, "of": C, "values": base64.b64encode(np.float32("nan").tobytes()).decode()}),
+     "{" * 100_000, '{"kind": "run", "command": "x"}'],
+)  # fmt: skip
+def test_a_strangers_line_is_left_out_and_counted(file: ClickFile, line: str) -> None:
+    file.add({A: picture(), B: picture(1)}, A, B)
+    with file.path.open("a") as more:
+        more.write(line + "\n")
+    there = file.read()
+    assert there.pairs == [(A, B)] and there.unread >= 1 and there.features == {}
+
+
+def test_a_file_of_something_else_is_refused(file: ClickFile) -> None:
+    file.path.parent.mkdir()
+    file.path.write_text("hello\nworld\n")
+    with pytest.raises(UnreadableFile, match="no file of clicks"):
+        file.read()
+
+
+NAMELESS = [(A, A, "two different"), ("x", B, "two different"), (A, C, f"{C} is not there")]
+
+
+@pytest.mark.parametrize(("better", "worse", "words"), NAMELESS)
+def test_clicks_that_name_no_two_pictures_are_refused(file: ClickFile, better: str, worse: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        file.add({A: picture(), B: picture(1)}, better, worse)
+    assert not file.path.exists()
+
+
+def test_two_writers_lose_nothing(file: ClickFile) -> None:
+    keys = [f"{i:016x}" for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: ClickFile(file.path).add({keys[i]: picture(), A: picture(1)}, keys[i], A), range(40)))
+    there = file.read()
+    assert len(there.pairs) == 40 and len(there.pictures) == 41 and there.unread == 0
