@@ -15,16 +15,15 @@ const NOTHING = -4; // the height of a row that LiteGraph leaves no room for: it
  */
 function fold(node, widget) {
   widget.advanced = true;
-  const layout = widget.computeLayoutSize?.bind(widget);
-  if (layout && !widget.computeSize) {
+  const { computeLayoutSize, computeSize } = widget;
+  if (computeLayoutSize && !computeSize) {
     widget.computeLayoutSize = (/** @type {any} */ of) =>
-      node.showAdvanced ? layout(of) : { minHeight: NOTHING, maxHeight: NOTHING, minWidth: 0 };
+      node.showAdvanced ? computeLayoutSize.apply(widget, [of]) : { minHeight: NOTHING, maxHeight: NOTHING, minWidth: 0 };
     return;
   }
-  const size = widget.computeSize?.bind(widget);
   widget.computeSize = (/** @type {number} */ width) => {
     if (!node.showAdvanced) return [0, NOTHING];
-    return size ? size(width) : [width, /** @type {any} */ (window).LiteGraph.NODE_WIDGET_HEIGHT];
+    return computeSize ? computeSize.apply(widget, [width]) : [width, /** @type {any} */ (window).LiteGraph.NODE_WIDGET_HEIGHT];
   };
 }
 

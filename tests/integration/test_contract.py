@@ -22,7 +22,7 @@ NODE_IDS = [
     "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill", "ApprenticePromptKDTeacher",
     "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
     "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
-    "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge",
+    "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge", "ApprenticeTaste", "ApprenticeLoadTaste",
 ]  # fmt: skip
 
 
