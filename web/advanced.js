@@ -15,15 +15,16 @@ const NOTHING = -4; // the height of a row that LiteGraph leaves no room for: it
  */
 function fold(node, widget) {
   widget.advanced = true;
-  const { computeLayoutSize, computeSize } = widget;
-  if (computeLayoutSize && !computeSize) {
+  const layout = widget.computeLayoutSize;
+  if (layout && !widget.computeSize) {
     widget.computeLayoutSize = (/** @type {any} */ of) =>
-      node.showAdvanced ? computeLayoutSize.apply(widget, [of]) : { minHeight: NOTHING, maxHeight: NOTHING, minWidth: 0 };
+      node.showAdvanced ? layout.call(widget, of) : { minHeight: NOTHING, maxHeight: NOTHING, minWidth: 0 };
     return;
   }
+  const size = widget.computeSize;
   widget.computeSize = (/** @type {number} */ width) => {
     if (!node.showAdvanced) return [0, NOTHING];
-    return computeSize ? computeSize.apply(widget, [width]) : [width, /** @type {any} */ (window).LiteGraph.NODE_WIDGET_HEIGHT];
+    return size ? size.call(widget, width) : [width, /** @type {any} */ (window).LiteGraph.NODE_WIDGET_HEIGHT];
   };
 }
 
