@@ -7,7 +7,7 @@ import { duel } from "./duel.js";
 import { costOf, lineAt, passing, settingAt } from "./gate.js";
 import { histogram } from "./histogram.js";
 import { choose, readOverrides, wordsOf, writeOverrides } from "./overrides.js";
-import { emptyBoard, withEvent, withWhole } from "./state.js";
+import { emptyBoard, isUnfinished, withEvent, withWhole } from "./state.js";
 import { changedMode } from "./units.js";
 import { openViewer } from "./viewer.js";
 
@@ -220,6 +220,7 @@ export class DraftBoard {
     const done = board.pictures.filter((p) => p.decision || p.draft !== null).length;
     let text = board.summary;
     if (board.running) text = board.stage === "improved" ? "The teacher's pictures are judged…" : `${done} of ${board.total} judged…`;
+    else if (isUnfinished(board)) text = "The run ended before the verdict: queue again.";
     else if (changed && set) text = `Next run: ${this.ahead(set) || `${set.mode} ${short(set.value)}`}. Queue to apply it; drafts and scores are kept.`;
     else if (board.stopped) text = `${board.summary} Stopped after judging: choose, switch the stop off, and queue again.`;
     return make("div", { class: "ab-say", role: "status" }, text);
