@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from comfyui_apprentice.charts.lettering import wrapped, write
 
@@ -33,18 +33,19 @@ def drawn_card(title: str, pictures: Sequence[Image.Image]) -> Image.Image:
     if not pictures:
         raise ValueError("This example saves no pictures; a card needs some.")
     image, _pen = _titled(title)
-    shown = [p for p in pictures if max(p.size) <= 256] or list(pictures)
-    rows = 1 if len(shown) <= 2 else 2
-    columns = min(len(shown), 4 if rows == 2 else 2) if len(shown) <= 8 else 4
-    columns = (len(shown[: rows * columns]) + rows - 1) // rows
-    width, height = SIDE // columns, (SIDE - STRIP) // rows
-    for number, picture in enumerate(shown[: rows * columns]):
-        scale = max(width / picture.width, height / picture.height) if picture.width == picture.height else min(
-            width / picture.width, height / picture.height
-        )
-        tile = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-        left, top = (tile.width - width) // 2, (tile.height - height) // 2
-        image.paste(tile.crop((left, top, left + width, top + height)), (number % columns * width, number // columns * height))
+    squares = [picture for picture in pictures if picture.width == picture.height]
+    if squares:
+        rows = 1 if len(squares) <= 2 else 2
+        columns = min(len(squares) // rows, 3)
+        tiles = [(squares[n], n % columns, n // columns) for n in range(rows * columns)]
+        size = (SIDE // columns + 1, (SIDE - STRIP) // rows)
+    else:  # charts, which are wide, one below the other
+        image.paste("#fafaf7", (0, 0, SIDE, SIDE - STRIP))
+        tiles = [(picture, 0, row) for row, picture in enumerate(pictures[:2])]
+        size = (SIDE, (SIDE - STRIP) // len(tiles))
+    for picture, column, row in tiles:
+        tile = ImageOps.fit(picture, size) if squares else ImageOps.contain(picture, size)
+        image.paste(tile, (column * (size[0] - bool(squares)) + (size[0] - tile.width) // 2, row * size[1] + (size[1] - tile.height) // 2))
     return image
 
 

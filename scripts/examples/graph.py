@@ -70,11 +70,11 @@ class Example(Graph):
         """Pictures of the world's latents."""
         return self.add("VAEDecode", key, samples=samples, vae=self.world[3])
 
-    def calibrate(self, key: str, oracle: Any) -> Node:
+    def calibrate(self, key: str, oracle: Any, name: str = "tiny world example") -> Node:
         """The student's scores on some of the bundled prompts."""
         return self.add(
             "ApprenticeCalibrate", key, model=self.world[1], clip=self.world[2], vae=self.world[3], oracle=oracle,
-            prompts="bundled", text="", name="tiny world example", max_prompts=24, drafts_per_prompt=2, batch_size=8, width=64,
+            prompts="bundled", text="", name=name, max_prompts=24, drafts_per_prompt=2, batch_size=8, width=64,
             height=64, first_seed=0, preset="tiny-world", steps=2, cfg=1.0, sampler_name="dpmpp_2m", scheduler="karras",
         )  # fmt: skip
 
