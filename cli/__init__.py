@@ -219,3 +219,10 @@ def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Wri
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     _report(_benchmark("startup").run, json)
+
+
+@bench.command()
+def taste(quick: Quick = False, json: Json = None, threads: Threads = None) -> None:
+    """What clicks of simulated artists teach, and what their taste does for the gate, on prompts that they never saw."""
+    benchmark = _benchmark("taste", threads)
+    _report(lambda: benchmark.run(quick, _say), json)

@@ -30,11 +30,15 @@ class TinyImageTower(nn.Module):
         self.norm, self.project = ops.LayerNorm(width), ops.Linear(width, embed)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.project(self.norm(self.layers(images)[-1].mean(1)))
+
+    def layers(self, images: Tensor) -> list[Tensor]:
+        """What each block says of the patches: [B, 64, width], one a block."""
         x = self.stem(images).flatten(2).transpose(1, 2)
-        x = x + self.position.to(x)
+        outputs = [x + self.position.to(x)]
         for block in self.blocks:
-            x = block(x)
-        return self.project(self.norm(x.mean(1)))
+            outputs.append(block(outputs[-1]))
+        return outputs[1:]
 
 
 class TinyClip(nn.Module):
@@ -58,10 +62,19 @@ class TinyClip(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Unit features [B, embed] of pictures [B, 3, H, W] in -1..1; other sizes are resampled to 64x64."""
-        if images.shape[-2:] != (64, 64):
-            images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
-        return F.normalize(self.visual(images).float(), dim=-1)
+        return F.normalize(self.visual(_resampled(images)).float(), dim=-1)
+
+    def look(self, images: Tensor) -> Tensor:
+        """The same pictures before they are told in words: each block's mean over the patches, [B, layers x width].
+
+        The first blocks see colours and edges, which the common space with texts has mostly forgotten.
+        """
+        return torch.cat([layer.float().mean(1) for layer in self.visual.layers(_resampled(images))], dim=-1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """Unit features [B, embed] of token ids [B, 16]."""
         return F.normalize(self.text_projection(self.text(ids)[:, 0]).float(), dim=-1)
+
+
+def _resampled(images: Tensor) -> Tensor:
+    return images if images.shape[-2:] == (64, 64) else F.interpolate(images, (64, 64), mode="bilinear", antialias=True)

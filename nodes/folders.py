@@ -144,10 +144,11 @@ def missing_oracle(name: str, clip: str) -> str:
     path = oracle_file(name)
     file = path.name if path else Path(name).name
     oracle = catalogue.offered(name) or catalogue.oracle_of(file)
-    lacking = catalogue.missing(oracle, _bare(clip_files())) if oracle else []
+    here = _bare(clip_files()) | ({file} if path else set())  # ComfyUI's lists may be a moment old
+    lacking = catalogue.missing(oracle, here) if oracle else []
     if path is None and not oracle:
         return f"There is no file '{name}' in models/oracles; 'apprentice models list' shows which can be fetched."
-    if path is None or (lacking and lacking[0].local != file and clip == AUTO):
+    if path is None or (lacking and clip == AUTO):
         what = f"There is no file '{lacking[0].local if lacking else name}' in models/oracles"
         return f"{what}: {catalogue.fetching(oracle, lacking or catalogue.files_of(oracle))}; then queue again."
     return ""

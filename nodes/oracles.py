@@ -100,9 +100,9 @@ class ApprenticeLoadOracle(io.ComfyNode):
     ) -> io.NodeOutput:
         if name == WORLD:
             return io.NodeOutput(loader.load_world_oracle())
-        path = folders.oracle_file(name)
-        if path is None:  # a name that came over a wire
-            raise ValueError(folders.missing_oracle(name, clip))
+        path, wrong = folders.oracle_file(name), folders.missing_oracle(name, clip)
+        if path is None or wrong:  # a name that came over a wire, or was left out
+            raise ValueError(wrong)
         oracle = _load(path, kind, clip, open_clip_model.strip())
         with torch.inference_mode(False):  # what is cast in it can't teach any more
             if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):

@@ -39,7 +39,7 @@ PLACES: dict[str, Place] = {
     ),
     "ApprenticeSampler": Place(
         DRAW, ("adaptive", "gate", "all in one", "turbo", "lcm", "quality", "ksampler", "draft and refine"),
-        ("prompt", "seed", "preset", "threshold", "value", "rollback", "stop_after_judging"),
+        ("prompt", "seed", "preset", "threshold", "value", "rollback", "teacher_steps"),
     ),
     "ApprenticeLoadStudent": Place(DRAW, ("turbo", "lcm", "diffusers", "unet loader"), ("student", "guidance")),
     "ApprenticeLoadEDM": Place(DRAW, ("edm", "sid", "pkl", "pixel network")),
@@ -51,7 +51,7 @@ PLACES: dict[str, Place] = {
     "ApprenticeFastDecode": Place(DRAW, ("taesd", "preview decode", "vae")),
     "ApprenticeJudge": Place(
         JUDGE, ("gate", "aesthetic", "score", "filter", "threshold", "adaptive", "quality", "pick"),
-        ("prompt", "threshold", "value", "stop_after_judging"),
+        ("prompt", "threshold", "value"),
     ),
     "ApprenticeKeepBetter": Place(JUDGE, ("best of", "compare", "pick", "keep best")),
     "ApprenticeSplit": Place(JUDGE, ("filter", "gate", "switch", "rejected", "detailer", "upscale")),
@@ -64,6 +64,8 @@ PLACES: dict[str, Place] = {
     "ApprenticeBestOf": Place(JUDGE, ("best of", "best of n", "pick", "select", "top", "filter", "aesthetic")),
     "ApprenticeCombineOracles": Place(JUDGE, ("ensemble", "vote", "mix")),
     "ApprenticeOracleCompare": Place(LOOK, ("correlation", "aesthetic", "imagereward", "hps", "pick")),
+    "ApprenticeTaste": Place(JUDGE, ("preference", "own judge", "clicks", "favourites", "aesthetic")),
+    "ApprenticeLoadTaste": Place(JUDGE, ("preference", "own judge", "clicks", "aesthetic")),
     "ApprenticePromptKDOracle": Place(JUDGE, ("critic", "classifier", "own judge")),
     "ApprenticeCalibrate": Place(
         JUDGE, ("percentile", "distribution", "gate", "statistics"),

@@ -105,10 +105,10 @@ class ApprenticePromptKDTeacher(io.ComfyNode):
             run = NodeRun(options.name, "teacher", folders.TEACHERS, facts)
             teacher = _go(
                 run, [large.network], settings, len(pictures),
-                _forecast([large], settings, len(pictures), names=len(classes)),
                 lambda watch, every: critics.make_teacher(
                     large, classes, pictures, labels, settings, run.folder, save_every=every, watch=watch
                 ),
+                _forecast([large], settings, len(pictures), names=len(classes)),
             )  # fmt: skip
             run.check_target()
             about = {"classes": str(len(classes)), "pictures": str(len(pictures)), **run.target.about}
@@ -185,11 +185,11 @@ class ApprenticePromptKDDistill(io.ComfyNode):
             run = NodeRun(options.name, "critic", folders.CRITICS, {"kind": "critic", **facts})
             critic: CriticData = _go(
                 run, [teacher.clip, small.network], settings, len(domain),
-                _forecast([small, teacher.clip], settings, len(domain), looks=settings.epochs if augment else 1),
                 lambda watch, every: critics.make_critic(
                     run.name, teacher, small, words, domain, settings, run.folder, depth=options.depth,
                     sources=None if augment else domain.sources(), save_every=every, watch=watch,
                 ),
+                _forecast([small, teacher.clip], settings, len(domain), looks=settings.epochs if augment else 1),
             )  # fmt: skip
             run.check_target()
             about = {"teacher": teacher.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **run.target.about}
@@ -310,13 +310,14 @@ def _forecast(clips: list[Any], settings: Settings, pictures: int, looks: int = 
 
 
 def _go(
-    run: NodeRun, networks: list[Any], settings: Settings, pictures: int, forecast: Callable[[], Forecast],
-    work: Callable[[Watch, int], Any],
+    run: NodeRun, networks: list[Any], settings: Settings, pictures: int, work: Callable[[Watch, int], Any],
+    forecast: Callable[[], Forecast] | None = None,
 ) -> Any:  # fmt: skip
     """``work``, whose networks lie on the computing device until it ends, however it ends; the CLIPs are as they were then."""
     steps = settings.schedule(pictures).steps
     with bridge.borrowed(networks, torch.float16 if settings.precision == "fp16" else torch.float32):
-        run.foresee(forecast())
+        if forecast:
+            run.foresee(forecast())
         learned = run.follow(lambda progress: work(progress.watch, max(25, steps // 20)), steps, max(1, min(25, steps // 100)))
     (learned.clip if isinstance(learned, Teacher) else learned.network).to("cpu", torch.float32)
     return learned

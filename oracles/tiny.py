@@ -37,11 +37,12 @@ class TinyWorldOracle(Oracle):
         unique = list(dict.fromkeys(prompts))
         ids = self.words.encode(unique).to(images.device)
         text = self.network.encode_text(ids)[[unique.index(p) for p in prompts]]
-        return self.network.logit_scale.exp().clamp(max=100) * (self.features(images) * text).sum(-1)
+        image = self.network.encode_image(images.movedim(-1, 1) * 2 - 1)
+        return self.network.logit_scale.exp().clamp(max=100) * (image * text).sum(-1)
 
     def features(self, images: Tensor) -> Tensor:
         """See ``Oracle.features``."""
-        return self.network.encode_image(images.movedim(-1, 1) * 2 - 1)
+        return self.network.look(images.movedim(-1, 1) * 2 - 1)
 
     def doubts(self, pictures: Sequence[Tensor]) -> str:
         """See ``Oracle.doubts``."""

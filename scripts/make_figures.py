@@ -94,6 +94,17 @@ def bfloat16_figures(results: dict[str, Any]) -> str:
     return "\n".join(_table([{name: row[name] for name in names} for row in results["rows"]], "---"))
 
 
+def taste_figures(results: dict[str, Any]) -> str:
+    """What each number of clicks teaches, and the mean over the artists."""
+    alone, say = "published alone", "published oracle's say"
+    rows = [{**row, alone: f"{row[alone]:.2f}", say: f"{row[say]:.0%}"} for row in results["rows"]]
+    for count in dict.fromkeys(row["clicks"] for row in results["rows"]):
+        both = [results["claims"][f"taste_{what}_{count}"] for what in ("accuracy", "gain")]
+        shown = ["{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**claim) for claim in both]
+        rows.append(dict(zip(rows[0], ("all", count, shown[0], "", shown[1], ""), strict=True)))
+    return "\n".join(_table(rows, "---"))
+
+
 def _table(rows: list[dict[str, Any]], rule: str = "---:") -> list[str]:
     """Rows with the same keys; ``rule`` is what all columns but the first are ruled with."""
     lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + f" {rule} |" * (len(rows[0]) - 1)]
@@ -205,6 +216,7 @@ _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "control": (control_figures, ("control", "control-toy", "control-memory")),
     "families": (family_figures, ("families", "families-newest")),
     "bfloat16": (bfloat16_figures, ("bfloat16",)),
+    "taste": (taste_figures, ("taste",)),
     "soak": (soak_figures, ("soak",)),
 }
 """Where it stands in ``docs/results.md`` -> what writes it, and from which results."""

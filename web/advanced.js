@@ -1,7 +1,9 @@
+// @ts-check
 /**
  * Folds advanced widgets away on the canvas too: Vue nodes do so by themselves, LiteGraph wants it said on the widget.
  * The node's menu ("Show Advanced") shows them again. Without this file all are shown, and everything works the same.
  */
+// @ts-ignore: ComfyUI's own
 import { app } from "../../scripts/app.js";
 
 const NOTHING = -4; // the height of a row that LiteGraph leaves no room for: it adds 4 between rows
@@ -13,16 +15,16 @@ const NOTHING = -4; // the height of a row that LiteGraph leaves no room for: it
  */
 function fold(node, widget) {
   widget.advanced = true;
-  const layout = widget.computeLayoutSize?.bind(widget);
+  const layout = widget.computeLayoutSize;
   if (layout && !widget.computeSize) {
     widget.computeLayoutSize = (/** @type {any} */ of) =>
-      node.showAdvanced ? layout(of) : { minHeight: NOTHING, maxHeight: NOTHING, minWidth: 0 };
+      node.showAdvanced ? layout.call(widget, of) : { minHeight: NOTHING, maxHeight: NOTHING, minWidth: 0 };
     return;
   }
-  const size = widget.computeSize?.bind(widget);
+  const size = widget.computeSize;
   widget.computeSize = (/** @type {number} */ width) => {
     if (!node.showAdvanced) return [0, NOTHING];
-    return size ? size(width) : [width, window.LiteGraph.NODE_WIDGET_HEIGHT];
+    return size ? size.call(widget, width) : [width, /** @type {any} */ (window).LiteGraph.NODE_WIDGET_HEIGHT];
   };
 }
 

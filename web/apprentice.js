@@ -54,6 +54,7 @@ function addBoard(node) {
   boards.set(node, board);
   hide(board.widget("overrides"));
   watch(board);
+  fit(node, board); // a file that is opened says another size afterwards
   const { onRemoved, onConfigure } = node;
   node.onRemoved = function (/** @type {any[]} */ ...args) {
     boards.delete(node);

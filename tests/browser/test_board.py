@@ -220,3 +220,18 @@ def test_another_kind_of_threshold_does_not_keep_a_number_of_another_unit(page: 
            const w = n.widgets.find((w) => w.name === "threshold"); w.value = "percentile"; w.callback?.("percentile"); }"""
     )
     assert widgets(page)["value"] == 30
+
+
+def test_in_a_subgraph_the_board_fills_too(page: Page) -> None:
+    load(page, json.loads(WORKFLOW.read_text()))
+    page.evaluate(
+        """() => { const g = window.app.graph;
+           const inside = g._nodes.filter((n) => n.comfyClass.startsWith("Apprentice") && n.comfyClass !== "ApprenticeTinyWorld");
+           g.convertToSubgraph(new Set(inside)); }"""
+    )
+    assert queue_and_wait(page)["status"]["status_str"] == "success"
+    page.wait_for_timeout(800)
+    filled = """() => window.app.graph._nodes.filter((n) => n.subgraph).flatMap((n) => n.subgraph._nodes)
+        .filter((n) => n.comfyClass === "ApprenticeJudge").map((n) => n.widgets.find((w) => w.name === "apprentice_board")
+        .element.querySelectorAll(".ab-card").length)"""
+    assert page.evaluate(filled) == [8]

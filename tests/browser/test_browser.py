@@ -73,16 +73,20 @@ def test_workflow_survives_saving_and_loading_in_the_browser(front_end: Comfy) -
 
 
 def test_advanced_widgets_are_folded_until_asked_for_and_titles_fit(front_end: Comfy) -> None:
-    shown = "(n) => (n.widgets ?? []).filter((w) => n.isWidgetVisible(w)).map((w) => w.name)"
+    shown = "(n) => (n.widgets ?? []).filter((w) => n.isWidgetVisible(w) && !w.name.startsWith('apprentice_')).map((w) => w.name)"
     with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+        page.evaluate(
+            "() => Object.keys(LiteGraph.registered_node_types).filter((t) => t.startsWith('Apprentice')).forEach((type) => "
+            "window.app.graph.add(LiteGraph.createNode(type)))"
+        )
+        page.wait_for_timeout(500)  # until it is drawn
         made = page.evaluate(
-            f"""() => Object.keys(LiteGraph.registered_node_types).filter((t) => t.startsWith('Apprentice')).map((type) => {{
-                const n = LiteGraph.createNode(type);
-                window.app.graph.add(n);
+            f"""() => window.app.graph._nodes.map((n) => {{
                 const pen = document.createElement('canvas').getContext('2d');
                 pen.font = n.titleFontStyle;
                 const title = pen.measureText(n.title).width;
-                return {{ type, shown: ({shown})(n), width: n.size[0], title, height: n.size[1], needs: n.computeSize()[1] }};
+                const size = {{ width: n.size[0], height: n.size[1], needs: n.computeSize()[1] }};
+                return {{ type: n.type, shown: ({shown})(n), title, ...size }};
             }})"""
         )
         assert len(made) > 30
@@ -92,10 +96,11 @@ def test_advanced_widgets_are_folded_until_asked_for_and_titles_fit(front_end: C
         folded = page.evaluate(
             f"""() => {{
                 const n = window.app.graph._nodes.find((n) => n.type === 'ApprenticeSampler'), before = n.size[1];
-                n.widgets.find((w) => w.name === 'teacher_steps').value = 33;
+                n.widgets.find((w) => w.name === 'teacher_cfg').value = 33;
                 n.toggleAdvanced();
                 const saved = n.serialize().widgets_values;
-                return {{ shown: ({shown})(n), all: n.widgets.length, grown: n.size[1] - before, saved }};
+                const all = n.widgets.filter((w) => !w.hidden && !w.name.startsWith('apprentice_')).length;
+                return {{ shown: ({shown})(n), all, grown: n.size[1] - before, saved }};
             }}"""
         )
         assert len(folded["shown"]) == folded["all"] > 15 and folded["grown"] > 200

@@ -27,7 +27,7 @@ NODE_IDS = [
     "ApprenticeLoadStudent", "ApprenticeLoadEDM", "ApprenticeSiDSampler", "ApprenticeSiDDistill", "ApprenticePromptKDTeacher",
     "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
     "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
-    "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge",
+    "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge", "ApprenticeTaste", "ApprenticeLoadTaste",
 ]  # fmt: skip
 
 
@@ -125,10 +125,10 @@ def quickly(prompt: dict[str, Any], name: str) -> None:
     for node in prompt.values():
         if node["class_type"] == "ApprenticeSiDDistill":  # a few iterations instead of minutes of them
             assert node["inputs"]["pictures"] >= 1000
-            node["inputs"] |= {"pictures": 8, "batch_size": 4, "name": f"from {name}"}
+            node["inputs"] |= {"pictures": 4, "batch_size": 2, "name": f"from {name}"}
         if node["class_type"] == "ApprenticeRewardFinetune":
             assert node["inputs"]["updates"] >= 20
-            few = {"updates": 2, "batch_size": 4, "base_draws": 8, "max_prompts": 2, "steps": 4, "regressed_steps": 2}
+            few = {"updates": 2, "batch_size": 2, "base_draws": 8, "max_prompts": 1, "steps": 4, "regressed_steps": 2}
             node["inputs"] |= few | {"name": f"tuned for {name}"}
         if node["class_type"] == "ApprenticePromptKDDistill":
             assert node["inputs"]["epochs"] >= 10

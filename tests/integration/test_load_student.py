@@ -1,7 +1,7 @@
 """Students in diffusers' format: ComfyUI's network gives what diffusers' own gives, and the node draws with it.
 
-The networks are small and random, made and saved by diffusers. As a script (``python test_load_student.py COMFYUI BASE JOBS``)
-this file loads them by the node inside a process with ComfyUI, and writes down what their networks answer.
+The networks are small and random, made and saved by diffusers. ``students_in_comfy`` loads them by the node
+inside ComfyUI, and writes down what their networks answer.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.weights.checkpoints import to_safetensors
-from harness import ROOT, Comfy, GraphError
+from harness import Comfy, GraphError
 from safetensors.torch import load_file, save_file
 from worlds import World
 
@@ -144,60 +142,8 @@ def save_scheduler(pipeline: Path, predicts: str) -> None:
     scheduler.save_pretrained(pipeline / "scheduler")
 
 
-def in_comfy(home: Path, base: Path, jobs: dict[str, dict[str, Any]]) -> None:
-    """Inside a process with ComfyUI: load students by the node and note what comes of it in ``answers``."""
-    sys.argv = [sys.argv[0], "--cpu", "--base-directory", str(base)]
-    sys.path.insert(0, str(home))
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    import comfy.model_management
-    import comfy.sd
-    import utils.extra_config  # noqa: F401 - as main.py: nodes.py would let comfy/utils.py take the name
-    from comfyui_apprentice.bridge.fingerprints import model_fingerprint
-    from comfyui_apprentice.nodes.students import ApprenticeLoadStudent
-
-    notes = {}
-    for name, job in jobs.items():
-        valid = ApprenticeLoadStudent.validate_inputs(job["student"], job.get("weight_dtype", "default"))
-        if valid is not True:
-            notes[name] = {"error": valid}
-            continue
-        try:
-            with torch.inference_mode():
-                options = {key: job[key] for key in ("guidance", "weight_dtype") if key in job}
-                patcher = ApprenticeLoadStudent.execute(job["student"], **options).args[0]
-                comfy.model_management.load_models_gpu([patcher])
-                model = patcher.model
-                given = load_file(base / "inputs" / f"{job['kind']}.safetensors")
-                answer = model.diffusion_model(
-                    given["x"], given["t"], context=given["context"], y=given.get("y"), transformer_options={}
-                )
-                save_file({"answer": answer.contiguous().clone()}, base / "answers" / f"{name}.safetensors")
-                notes[name] = {
-                    "fingerprint": model_fingerprint(patcher), "clone": model_fingerprint(patcher.clone()),
-                    "class": type(model).__name__, "config": type(model.model_config).__name__,
-                    "dtype": str(next(model.diffusion_model.parameters()).dtype), "type": model.model_type.name,
-                    "sigma_max": float(patcher.get_model_object("model_sampling").sigma_max),
-                    "sampling": [c.__name__ for c in type(patcher.get_model_object("model_sampling")).__mro__],
-                    "inputs": ApprenticeLoadStudent.fingerprint_inputs(job["student"]),
-                }  # fmt: skip
-                if "save_as" in job:
-                    comfy.sd.save_checkpoint(str(base / "models" / "diffusion_models" / job["save_as"]), patcher)
-                if "pooled" in given:
-                    sizes = {"height": 1024, "width": 768, "crop_h": 0, "crop_w": 8, "target_height": 512, "target_width": 640}
-                    y = model.encode_adm(pooled_output=given["pooled"], **sizes)
-                    notes[name]["y"] = float((y - given["y"]).abs().max())
-        except (ValueError, FileNotFoundError) as error:
-            notes[name] = {"error": str(error)}
-        except Exception as error:
-            notes[name] = {"crash": repr(error)}
-        patcher = model = None  # else ComfyUI takes each for a leak and collects garbage, which is most of the time here
-    (base / "notes.json").write_text(json.dumps(notes))
-
-
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+def loaded(comfy: Comfy, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
     """What became of every student, and of the broken ones."""
     base = tmp_path_factory.mktemp("students")
     save_students(base / "models")
@@ -219,9 +165,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
     for name in jobs:
         (base / "answers" / name).parent.mkdir(parents=True, exist_ok=True)
     (base / "jobs.json").write_text(json.dumps(jobs))
-    paths = os.pathsep.join(filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": paths}
-    subprocess.run([sys.executable, __file__, os.environ["COMFYUI_PATH"], str(base)], check=True, cwd=base, env=environment)
+    comfy.run({"1": {"class_type": "TestLoadStudents", "inputs": {"base": str(base)}}})
     return base, json.loads((base / "notes.json").read_text())
 
 
@@ -358,7 +302,7 @@ def test_what_is_wrong_is_one_clear_sentence(loaded: Any, student: str) -> None:
     message = notes[student].get("error", "")
     assert re.search(BROKEN[student], message), notes[student]
     assert "\n" not in message and message.endswith(".")
-    assert not (base / "hacked").exists()
+    assert not any(Path(folder, "hacked").exists() for folder in (base, Path.cwd(), os.environ["COMFYUI_PATH"]))
 
 
 @pytest.fixture(scope="module")
@@ -432,9 +376,3 @@ def test_a_student_that_is_gone_is_one_clear_sentence(served: Comfy) -> None:
     world.stock("x", world.g.add("ApprenticeLoadStudent", student="nobody"))
     with pytest.raises(GraphError, match="There is no student 'nobody'"):
         served.run(world.g)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[2])
-    in_comfy(Path(sys.argv[1]), folder, json.loads((folder / "jobs.json").read_text()))

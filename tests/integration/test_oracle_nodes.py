@@ -150,9 +150,11 @@ def test_what_could_be_had_is_listed_and_the_node_says_which_command_fetches_it(
     head = comfy.base / "models" / "oracles" / "sac+logos+ava1-l14-linearMSE.pth"
     head.write_bytes(b"")
     try:  # the head is here, the CLIP that it stands on isn't
-        words = refused(head.name)
-        assert "'clip-vit-large-patch14.safetensors'" in words and "'apprentice models pull aesthetic-v2'" in words
-        assert "apprentice models pull" not in refused(head.name, clip="clip_tiny.pt")
+        for options in ({"clip": "auto"}, {}):  # before anything runs; where it is left out, when the node runs
+            words = refused(head.name, **options)
+            assert "'clip-vit-large-patch14.safetensors'" in words and "'apprentice models pull aesthetic-v2'" in words
+            assert ("node_errors" in words) == bool(options)
+        assert "There is no file" not in refused(head.name, clip="clip_tiny.pt")
     finally:
         head.unlink()
 

@@ -220,6 +220,21 @@ class TestManualSigmas:
         return (torch.tensor([float(s) for s in sigmas.split(",")]),)
 
 
+class TestLoadStudents:
+    """See students_in_comfy."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"base": ("STRING", {"default": ""})}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "load", "test", True
+
+    def load(self, base):
+        """Load, ask, and write down."""
+        from students_in_comfy import load_students, models_in
+
+        with models_in(Path(base) / "models"):
+            load_students(Path(base))
+        return {"ui": {"loaded": [base]}}
+
+
 class TestTellSigmas:
     """Tells noise levels as numbers."""
 
@@ -246,7 +261,7 @@ class TestOldChoice:
 NODE_CLASS_MAPPINGS = {
     c.__name__: c
     for c in (
-        TestBoomModel, TestCalibration, TestCountModel, TestLoadLatent, TestManualSigmas, TestOldChoice, TestPromptOracle,
-        TestSave, TestStackMasks, TestTellSigmas,
+        TestBoomModel, TestCalibration, TestCountModel, TestLoadLatent, TestLoadStudents, TestManualSigmas, TestOldChoice,
+        TestPromptOracle, TestSave, TestStackMasks, TestTellSigmas,
     )  # fmt: skip
 }
