@@ -12,7 +12,7 @@ def oracles() -> Example:
     pictures = g.decode("6", drafts[0])
     one = g.add("ApprenticeLoadOracle", "7", name="tiny world")
     critic = g.add("ApprenticeLoadPromptKD", "8", file="tiny world critic.safetensors", clip="auto", classes="")
-    two = g.add("ApprenticePromptKDOracle", "9", critic=critic[0], measure="logit", class_name="")
+    two = g.add("ApprenticePromptKDOracle", "9", critic=critic[0], measure="probability", class_name="")
     calibrations = [g.calibrate("10", one[0]), g.calibrate("11", two[0], "tiny world critic example")]
     vote = g.add(
         "ApprenticeCombineOracles", "12", oracle_a=one[0], calibration_a=calibrations[0][0], oracle_b=two[0],
