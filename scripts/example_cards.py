@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageOps
-
 from comfyui_apprentice.charts.lettering import wrapped, write
+from PIL import Image, ImageDraw, ImageOps
 
 SIDE, STRIP, EDGE = 512, 116, 24
 INK, PAPER, DIM, ACCENT = (240, 240, 244), (24, 26, 34), (150, 156, 172), (255, 184, 76)
@@ -45,7 +44,9 @@ def drawn_card(title: str, pictures: Sequence[Image.Image]) -> Image.Image:
         size = (SIDE, (SIDE - STRIP) // len(tiles))
     for picture, column, row in tiles:
         tile = ImageOps.fit(picture, size) if squares else ImageOps.contain(picture, size)
-        image.paste(tile, (column * (size[0] - bool(squares)) + (size[0] - tile.width) // 2, row * size[1] + (size[1] - tile.height) // 2))
+        image.paste(
+            tile, (column * (size[0] - bool(squares)) + (size[0] - tile.width) // 2, row * size[1] + (size[1] - tile.height) // 2)
+        )
     return image
 
 

@@ -10,22 +10,23 @@ import io
 import json
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import requests
+import tomllib
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from blueprint_file import blueprint  # noqa: E402
 from example_cards import drawn_card, written_card  # noqa: E402
 from examples import EXAMPLES, TINY  # noqa: E402
 from examples.blueprints import BLUEPRINTS  # noqa: E402
 from examples.weights import MODELS  # noqa: E402
 from harness import Comfy, comfyui  # noqa: E402
-from workflow_file import blueprint, workflow  # noqa: E402
+from workflow_file import workflow  # noqa: E402
 
 CORE = "0.3.75"  # the ComfyUI that the files are written for
 DOCS = ROOT / "docs" / "examples.md"
@@ -55,10 +56,11 @@ def table() -> str:
     for name, build in EXAMPLES.items():
         page = build().page
         first = page.note.split("\n\n")[0]
-        rows.append(f"| <img src=\"../example_workflows/{name}.jpg\" width=\"128\" alt=\"\"> | **{page.title}**<br>`{name}`. {first} |")
+        rows.append(f'| <img src="../example_workflows/{name}.jpg" width="128" alt=""> | **{page.title}**<br>`{name}`. {first} |')
     cut = len(TINY)
     head = "# Examples\n\nWorkflow > Browse Templates > apprentice opens them. Written by `scripts/make_examples.py`.\n"
-    lines = [head, "## Without downloads\n", "| | |\n| --- | --- |", *rows[:cut], "\n## For published models\n", "| | |\n| --- | --- |",
+    lines = [head, "## Without downloads\n", "| | |\n| --- | --- |", *rows[:cut],
+             "\n## For published models\n", "| | |\n| --- | --- |",
              *rows[cut:], "\n## Blueprints\n", "Subgraphs to drop into a workflow of yours: search for their names.\n",
              *(f"- **{name}**: {build().note}" for name, build in BLUEPRINTS.items())]  # fmt: skip
     return "\n".join(lines) + "\n"

@@ -72,7 +72,8 @@ def _options(spec: list[Any]) -> dict[str, Any]:
     return dict(spec[1]) if len(spec) > 1 else {}
 
 
-def _default(spec: list[Any]) -> Any:
+def default_of(spec: list[Any]) -> Any:
+    """What a widget shows that nobody has touched."""
     options = _options(spec)
     choices = spec[0] if isinstance(spec[0], list) else options.get("options", [])
     blank = {"INT": 0, "FLOAT": 0.0, "BOOLEAN": False, "STRING": ""}.get(str(spec[0]), choices[0] if choices else "")
@@ -90,7 +91,7 @@ def widget_values(node: Mapping[str, Any], info: Info) -> list[Any]:
         if not is_widget(spec):
             continue
         given = node["inputs"].get(name)
-        values.append(_default(spec) if given is None or isinstance(given, list) else given)
+        values.append(default_of(spec) if given is None or isinstance(given, list) else given)
         if _has_control(name, spec):
             values.append("fixed")
         if _options(spec).get("image_upload"):
@@ -135,7 +136,9 @@ def _outputs(info: Info) -> list[dict[str, Any]]:
     ]
 
 
-def place(page: Page, nodes: Mapping[str, Any], info: Info, start: tuple[int, int] = (40, 60)) -> tuple[dict[str, Any], list[Any]]:
+def place(
+    page: Page, nodes: Mapping[str, Any], info: Info, start: tuple[int, int] = (40, 60)
+) -> tuple[dict[str, Any], list[Any]]:
     """Where each node stands, as (x, y, width, height), and the frames."""
     places: dict[str, tuple[int, int, int, int]] = {}
     frames: list[dict[str, Any]] = []
@@ -220,78 +223,4 @@ def workflow(
         "id": str(uuid.uuid5(NAMESPACE, name)), "revision": 0, "last_node_id": note["id"], "last_link_id": len(links),
         "nodes": [note, *nodes.values()], "links": links, "groups": frames, "config": {},
         "extra": {"info": {"name": page.title}, "linearData": linear, "workflowRendererVersion": "LG"}, "version": 0.4,
-    }  # fmt: skip
-
-
-INSIDE, OUTSIDE = -10, -20  # ids of a subgraph's two boundaries
-
-
-def _boundary(names: Iterable[tuple[str, str, list[int]]], name: str, x: int) -> list[dict[str, Any]]:
-    return [
-        {"id": str(uuid.uuid5(NAMESPACE, f"{name} {slot}")), "name": slot, "type": kind, "linkIds": ids, "localized_name": slot,
-         "pos": [x, 100 + 20 * row]}
-        for row, (slot, kind, ids) in enumerate(names)
-    ]  # fmt: skip
-
-
-def blueprint(name: str, graph: Any, object_info: Info, versions: Mapping[str, str]) -> dict[str, Any]:
-    """A subgraph as the front end keeps one for everybody: one node whose type is the graph within."""
-    page = Page(name, graph.note, ((Group(name, graph.columns),),))
-    nodes, links = wired(graph.nodes, object_info, versions, ())
-    places, _frames = place(page, graph.nodes, object_info)
-    for key, (x, y, width, height) in places.items():
-        nodes[key] |= {"pos": [x, y], "size": [width, height]}
-    inner = [dict(zip(("id", "origin_id", "origin_slot", "target_id", "target_slot", "type"), link, strict=True)) for link in links]
-    entered: list[tuple[str, str, list[int]]] = []
-    widgets: list[tuple[str, Any]] = []
-    for row, (slot, targets) in enumerate(graph.inputs.items()):
-        ids, kind = [], ""
-        for key, wanted in targets:
-            place_of = next(i for i, entry in enumerate(nodes[key]["inputs"]) if entry["name"] == wanted)
-            entry = nodes[key]["inputs"][place_of]
-            kind = entry["type"]
-            ids.append(len(inner) + 1)
-            entry["link"] = ids[-1]
-            inner.append({"id": ids[-1], "origin_id": INSIDE, "origin_slot": row, "target_id": int(key), "target_slot": place_of, "type": kind})
-        entered.append((slot, kind, ids))
-        key, wanted = targets[0]
-        spec = next(s for n, s, _ in specs(object_info[graph.nodes[key]["class_type"]]) if n == wanted)
-        if is_widget(spec):
-            widgets.append((slot, graph.nodes[key]["inputs"].get(wanted, _default(spec))))
-    left: list[tuple[str, str, list[int]]] = []
-    for row, (slot, (key, number)) in enumerate(graph.outputs.items()):
-        output = nodes[key]["outputs"][number]
-        ids = [len(inner) + 1]
-        output["links"].append(ids[0])
-        inner.append({"id": ids[0], "origin_id": int(key), "origin_slot": number, "target_id": OUTSIDE, "target_slot": row, "type": output["type"]})
-        left.append((slot, output["type"], ids))
-    return _around(name, graph.note, nodes, inner, entered, left, widgets, max(x + w for x, _, w, _ in places.values()), versions)
-
-
-def _around(
-    name: str, note: str, nodes: dict[str, dict[str, Any]], links: list[Any], entered: list[Any], left: list[Any],
-    widgets: list[tuple[str, Any]], right: int, versions: Mapping[str, str],
-) -> dict[str, Any]:  # fmt: skip
-    """The file of a subgraph, and of the one node that stands for it."""
-    key = str(uuid.uuid5(NAMESPACE, f"blueprint {name}"))
-    names = {slot for slot, _ in widgets}
-    outer = {
-        "id": 1, "type": key, "pos": [40, 60], "size": [360, 40 + 26 * (len(entered) + len(left))], "flags": {}, "order": 0, "mode": 0,
-        "inputs": [{"name": n, "type": t, "link": None, **({"widget": {"name": n}} if n in names else {})} for n, t, _ in entered],
-        "outputs": [{"name": n, "type": t, "links": []} for n, t, _ in left], "title": name,
-        "properties": {"proxyWidgets": [["-1", slot] for slot, _ in widgets], "cnr_id": "apprentice", "ver": versions["apprentice"]},
-        "widgets_values": [value for _, value in widgets],
-    }  # fmt: skip
-    state = {"lastGroupId": 0, "lastNodeId": max(map(int, nodes)), "lastLinkId": len(links), "lastRerouteId": 0}
-    inner = {
-        "id": key, "version": 1, "state": state, "revision": 0, "config": {}, "name": name,
-        "inputNode": {"id": INSIDE, "bounding": [-160, 80, 120, 40 + 20 * len(entered)]},
-        "outputNode": {"id": OUTSIDE, "bounding": [right + 80, 80, 120, 40 + 20 * len(left)]},
-        "inputs": _boundary(entered, f"{name} in", -60), "outputs": _boundary(left, f"{name} out", right + 100), "widgets": [],
-        "nodes": list(nodes.values()), "groups": [], "links": links, "extra": {"workflowRendererVersion": "LG"},
-    }  # fmt: skip
-    return {
-        "id": str(uuid.uuid5(NAMESPACE, f"file {name}")), "revision": 0, "last_node_id": 1, "last_link_id": 0, "nodes": [outer],
-        "links": [], "groups": [], "definitions": {"subgraphs": [inner]}, "config": {},
-        "extra": {"BlueprintDescription": note, "workflowRendererVersion": "LG"}, "version": 0.4,
     }  # fmt: skip

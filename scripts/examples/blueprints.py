@@ -40,7 +40,19 @@ def improve() -> Blueprint:
     """Draft, judge, improve."""
     g = Blueprint("Student, teacher, VAE, oracle, prompts and an empty latent in; pictures, verdict and contact sheet out.")
     sampler = g.add("ApprenticeSampler", "1", **GENERAL)
-    names = ("student", "teacher", "vae", "oracle", "positive", "negative", "prompt", "latent_image", "seed", "threshold", "value")
+    names = (
+        "student",
+        "teacher",
+        "vae",
+        "oracle",
+        "positive",
+        "negative",
+        "prompt",
+        "latent_image",
+        "seed",
+        "threshold",
+        "value",
+    )
     g.gives(sampler, **{name: name for name in names})
     g.outputs = {"IMAGE": ("1", 1), "LATENT": ("1", 0), "verdict": ("1", 2), "contact sheet": ("1", 3)}
     g.columns = (("1",),)
@@ -49,7 +61,9 @@ def improve() -> Blueprint:
 
 def calibrate() -> Blueprint:
     """Calibrate once, gate by percentile."""
-    g = Blueprint("The student's scores on the bundled prompts are kept under a name, and every later batch is gated by their percentile.")
+    g = Blueprint(
+        "The student's scores on the bundled prompts are kept under a name, and every later batch is gated by their percentile."
+    )
     drawn = g.add(
         "ApprenticeCalibrate", "1", prompts="bundled", text="", name="my student", max_prompts=50, drafts_per_prompt=1,
         batch_size=4, width=1024, height=1024, first_seed=0, preset="auto", steps=0, cfg=1.0, sampler_name="dpmpp_2m",
@@ -68,13 +82,21 @@ def best() -> Blueprint:
     """Best of n, improved."""
     g = Blueprint("The student drafts a batch of one prompt, the best few are kept, and the teacher refines them.")
     drafts = g.add(
-        "ApprenticeStudentSampler", "1", seed=0, preset="auto", steps=0, cfg=1.0, denoise=1.0, sampler_name="lcm", scheduler="normal"
+        "ApprenticeStudentSampler",
+        "1",
+        seed=0,
+        preset="auto",
+        steps=0,
+        cfg=1.0,
+        denoise=1.0,
+        sampler_name="lcm",
+        scheduler="normal",
     )
     pictures = g.add("VAEDecode", "2", samples=drafts[0])
-    chosen = g.add(
-        "ApprenticeBestOf", "3", images=pictures[0], count=2, per_prompt=False, order="best first", latents=drafts[0]
+    chosen = g.add("ApprenticeBestOf", "3", images=pictures[0], count=2, per_prompt=False, order="best first", latents=drafts[0])
+    judged = g.add(
+        "ApprenticeJudge", "4", images=chosen[0], prompt=chosen[3], threshold="worst share", value=1.0, drafts=chosen[1]
     )
-    judged = g.add("ApprenticeJudge", "4", images=chosen[0], prompt=chosen[3], threshold="worst share", value=1.0, drafts=chosen[1])
     improved = g.add(
         "ApprenticeTeacher", "5", verdict=judged[0], drafts=chosen[1], strategy="refine", rollback=0.6, steps=20, cfg=5.0,
         sampler_name="dpmpp_2m", scheduler="karras", seed=1, max_batch=0,

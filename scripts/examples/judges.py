@@ -66,7 +66,8 @@ def detailer() -> Example:
     g.add("PreviewImage", "14", images=split[2])
     return g.on(
         "Only the rejected go through your own nodes",
-        "*Judge* scores the drafts, and *Split by Verdict* takes the batch apart: accepted pictures on one side, rejected ones on "
+        "*Judge* scores the drafts, and *Split by Verdict* takes the batch apart: accepted pictures on one "
+        "side, rejected ones on "
         "the other, with their prompts.\n\n"
         "The rejected go through whatever you like: here a stock KSampler at 0.6 denoise, for you an upscaler or a face "
         "detailer. *Merge by Verdict* puts them back into their places.\n\n"
@@ -95,7 +96,8 @@ def taste() -> Example:
         "After some twenty clicks switch group 3 on (select it, Ctrl-M) and run again. *Taste* fits your preferences on the "
         "oracle's own features, and says how well it predicts clicks that it has not seen.\n\n"
         "The result is an **oracle** like any other: here it judges a new batch. Its file can be shared; group 4 loads one.",
-        (START, group("2  Pictures to choose from", "5", "6"), group("3  Judged by your taste (off until you have clicked)", "7 10", "8", "9")),
+        (START, group("2  Pictures to choose from", "5", "6"),
+         group("3  Judged by your taste (off until you have clicked)", "7 10", "8", "9")),
         (group("4  A taste that somebody shared (off)", "11", "12"),),
         shown="2.text 5.seed", results="6", muted="7 8 9 10 11 12",
     )  # fmt: skip

@@ -39,19 +39,25 @@ class Real(Graph):
 
     def words(self, clip: Any, text: str = SCENES, avoid: str = AVOID) -> tuple[Node, Node]:
         """Prompts as node 20, and what to avoid as node 21."""
-        return (self.add("ApprenticePrompts", "20", clip=clip, text=text), self.add("CLIPTextEncode", "21", clip=clip, text=avoid))
+        return (
+            self.add("ApprenticePrompts", "20", clip=clip, text=text),
+            self.add("CLIPTextEncode", "21", clip=clip, text=avoid),
+        )
 
     def blank(self, lines: Node, side: int, kind: str = "EmptyLatentImage") -> Node:
         """An empty square a prompt, as node 22."""
         return self.add(kind, "22", width=side, height=side, batch_size=lines[2])
 
-    def method(self, student: Any, teacher: Any, vae: Any, oracle: weights.Entry, words: tuple[Node, Node], latent: Any, **more: Any) -> Node:
+    def method(
+        self, student: Any, teacher: Any, vae: Any, oracle: weights.Entry, words: tuple[Node, Node], latent: Any, **more: Any
+    ) -> Node:
         """Oracle, all-in-one node and what is saved, as nodes 30 to 33."""
         judge = self.add("ApprenticeLoadOracle", "30", name=oracle["name"])
         inputs = {
             "student": student, "teacher": teacher, "vae": vae, "oracle": judge[0], "positive": words[0][0],
             "negative": words[1][0], "prompt": words[0][1], "latent_image": latent, "seed": 12, "steps": 0, "cfg": 1.0,
-            "denoise": 1.0, "threshold": "worst share", "value": 0.5, "strategy": "refine", "rollback": 0.6, "margin": 0.0, **more,
+            "denoise": 1.0, "threshold": "worst share", "value": 0.5, "strategy": "refine", "rollback": 0.6,
+            "margin": 0.0, **more,
         }  # fmt: skip
         sampler = self.add("ApprenticeSampler", "31", **inputs)
         self.add("ApprenticeSaveImages", "32", images=sampler[1], verdict=sampler[2], filename_prefix="apprentice/picture")
@@ -89,7 +95,8 @@ def lcm() -> Real:
         "One checkpoint is both models. With **lcm-lora-sdxl** it drafts in four steps at CFG 1; without it the same SDXL is the "
         "teacher, at 30 steps and CFG 6.\n\n**PickScore** judges, and the worse half of the four is refined. The better of draft "
         "and refinement is kept.\n\nThe LoRA's file is called pytorch_lora_weights.safetensors there: save it as "
-        "lcm-lora-sdxl.safetensors, and PickScore's model.safetensors as PickScore_v1.safetensors. " + PULL.format("pickscore"),
+        "lcm-lora-sdxl.safetensors, and PickScore's model.safetensors as PickScore_v1.safetensors. "
+        + PULL.format("pickscore"),
         weights.PICKSCORE,
     )  # fmt: skip
 
@@ -98,10 +105,13 @@ def lightning() -> Real:
     """SDXL-Lightning."""
     return sdxl_with(
         weights.LIGHTNING, "sdxl-lightning", 4, "SDXL-Lightning drafts, SDXL improves",
-        "The **Lightning** LoRA draws in exactly four steps; the preset has the noise levels it was trained on. Plain SDXL is the "
-        "teacher.\n\n**HPSv2.1** judges. It compares pictures of one prompt better than pictures of different ones, so look at the "
+        "The **Lightning** LoRA draws in exactly four steps; the preset has the noise levels it was trained "
+        "on. Plain SDXL is the "
+        "teacher.\n\n**HPSv2.1** judges. It compares pictures of one prompt better than pictures of "
+        "different ones, so look at the "
         "scores before you set a number of your own.\n\n"
-        "For the files of two or eight steps change `steps`, too. " + PULL.format("hpsv2.1"),
+        "For the files of two or eight steps change `steps`, too. "
+        + PULL.format("hpsv2.1"),
         weights.HPS,
     )  # fmt: skip
 
@@ -112,7 +122,8 @@ def dmd2() -> Real:
         weights.DMD2, "dmd2", 4, "DMD2 drafts in four steps, SDXL improves",
         "The **DMD2** LoRA draws sharp pictures at 999, 749, 499 and 249: the preset sets them, with LCM's fresh noise.\n\n"
         "DMD2 drafts are strong, so a third is sent on at most when you set `value` to 0.3. The teacher refines from 60 % of the "
-        "noise, which keeps the composition.\n\n**ImageReward** judges how well a picture fits its prompt. " + PULL.format("imagereward"),
+        "noise, which keeps the composition.\n\n**ImageReward** judges how well a picture fits its prompt. "
+        + PULL.format("imagereward"),
         weights.IMAGEREWARD,
     )  # fmt: skip
 
@@ -133,7 +144,8 @@ def turbo() -> Real:
         "**SDXL-Turbo** drafts in two steps. Any SDXL checkpoint can be the teacher: put yours into the second loader.\n\n"
         "Each model reads the prompts with its own CLIP, so they stand there twice; keep both lists the same. 768 pixels is a "
         "compromise between Turbo's 512 and SDXL's 1024.\n\n**PickScore** judges. The teacher's checkpoint is loaded only when "
-        "a draft is rejected. " + PULL.format("pickscore"),
+        "a draft is rejected. "
+        + PULL.format("pickscore"),
         ("1 2",), ("20 21 22", "23 24"), "20.text 23.text",
     )  # fmt: skip
 
@@ -154,7 +166,8 @@ def flux() -> Real:
         "**FLUX.1 schnell** drafts in four steps, and **FLUX.1 dev** refines the rejected in twenty, guided by 3.5. Both read "
         "the same text encoders and share the autoencoder.\n\n"
         "CFG stays at 1 for both: Flux has no negative prompt, and dev's guidance goes over *Flux Guidance* into "
-        "`teacher_positive`.\n\n**PickScore** judges. Mind dev's licence, which is not schnell's. " + PULL.format("pickscore"),
+        "`teacher_positive`.\n\n**PickScore** judges. Mind dev's licence, which is not schnell's. "
+        + PULL.format("pickscore"),
         ("1 2",), ("20 21 22", "23"),
     )  # fmt: skip
 
@@ -184,7 +197,8 @@ def z_image() -> Real:
         "**Z-Image-Turbo** drafts in nine steps without guidance, and undistilled **Z-Image** refines the rejected at 25 steps "
         "and CFG 4. One text encoder and one autoencoder serve both.\n\n"
         "The preset sets shift 3 and res_multistep, as ComfyUI's own template does; *Model Sampling* sets the teacher's.\n\n"
-        "**HPSv2.1** judges. The teacher stays on disk until the first rejection. " + PULL.format("hpsv2.1"),
+        "**HPSv2.1** judges. The teacher stays on disk until the first rejection. "
+        + PULL.format("hpsv2.1"),
         ("1 2 5", "3 4"),
     )  # fmt: skip
 
@@ -207,7 +221,8 @@ def own_lora() -> Real:
         "student carries **your LoRA at 0.7**, where Turbo still holds, and the base model carries it **at 1.0**.\n\n"
         "Drafts that hold are kept at Turbo's price. Those that broke score low, and are redrawn from 70 % of the noise by the "
         "base model, where the LoRA works as you trained it.\n\n"
-        "Put your file's name into both LoRA loaders and its trigger words into the prompts. " + PULL.format("hpsv2.1"),
+        "Put your file's name into both LoRA loaders and its trigger words into the prompts. "
+        + PULL.format("hpsv2.1"),
         ("1 2 5 6 7", "3 4"), shown="20.text 5.lora_name 5.strength_model 6.lora_name 6.strength_model",
     )  # fmt: skip
 
@@ -233,7 +248,8 @@ def qwen() -> Real:
         "The eight-step **Lightning** LoRA drafts, and the same Qwen-Image without it refines at 20 steps and CFG 2.5. The big "
         "file is loaded once.\n\n"
         "The student's preset is the authors' shift of 3; the teacher keeps the template's 3.1.\n\n"
-        "**HPSv2.1** judges. For a card of 24 GB keep the fp8 file, and lower the batch by deleting prompts. " + PULL.format("hpsv2.1"),
+        "**HPSv2.1** judges. For a card of 24 GB keep the fp8 file, and lower the batch by deleting prompts. "
+        + PULL.format("hpsv2.1"),
         ("1 2 3", "4 5"),
     )  # fmt: skip
 
@@ -253,15 +269,17 @@ def sd15_to_sdxl() -> Real:
     improved = g.add("ApprenticePrompts", "23", clip=teacher[1], text=SCENES)
     avoided = g.add("CLIPTextEncode", "24", clip=teacher[1], text=AVOID)
     g.method(
-        student[0], teacher[0], base[2], weights.PICKSCORE, words, g.blank(words[0], 768)[0], preset="lcm-lora-sd15-sdxl", steps=6,
-        teacher_positive=improved[0], teacher_negative=avoided[0], teacher_vae=teacher[2], **SDXL_TEACHER,
+        student[0], teacher[0], base[2], weights.PICKSCORE, words, g.blank(words[0], 768)[0],
+        preset="lcm-lora-sd15-sdxl", steps=6, teacher_positive=improved[0], teacher_negative=avoided[0], teacher_vae=teacher[2],
+        **SDXL_TEACHER,
     )  # fmt: skip
     return g.on(
         "SD1.5 drafts, SDXL improves: two families",
         "A small model drafts where a big one is too slow: **SD1.5 with LCM-LoRA** in six steps. Rejected drafts go to **SDXL** "
         "through pixels, with each model's own VAE and CLIP.\n\n"
         "SDXL keeps SD1.5's composition and redraws the rest from 60 % of the noise. So pictures on a card of 6 GB come out in "
-        "SDXL's quality where it matters.\n\n**PickScore** judges. Keep both prompt lists the same. " + PULL.format("pickscore"),
+        "SDXL's quality where it matters.\n\n**PickScore** judges. Keep both prompt lists the same. "
+        + PULL.format("pickscore"),
         ("1 2 3",), ("20 21 22", "23 24"), "20.text 23.text",
     )  # fmt: skip
 
@@ -284,11 +302,13 @@ def inpainting() -> Real:
     )  # fmt: skip
     return g.on(
         "Inpaint four times, improve the weak ones",
-        "Open your picture in *Load Image* and paint the mask (right click, *Open in MaskEditor*). **SDXL with LCM-LoRA** fills it "
+        "Open your picture in *Load Image* and paint the mask (right click, *Open in MaskEditor*). **SDXL "
+        "with LCM-LoRA** fills it "
         "four times in six steps.\n\n"
         "**PickScore** judges whole pictures against the prompt, which therefore describes all of the picture. The worse two are "
         "redrawn by SDXL under the same mask.\n\n"
-        "Outside of the mask nothing changes. `denoise` below 1 keeps something of what was there. " + PULL.format("pickscore"),
+        "Outside of the mask nothing changes. `denoise` below 1 keeps something of what was there. "
+        + PULL.format("pickscore"),
         ("1 2",), ("25 26 27", "28 29 22", "20 21"),
     )  # fmt: skip
 
@@ -298,7 +318,9 @@ def controlnet() -> Real:
     g = Real()
     base, student = _sd15(g)
     net = g.add("ControlNetLoader", "3", control_net_name=weights.CANNY["name"])
-    words = g.words(base[1], "\n".join(f"a mountain village {w}" for w in ("in winter", "in autumn", "at night", "as a watercolour")))
+    words = g.words(
+        base[1], "\n".join(f"a mountain village {w}" for w in ("in winter", "in autumn", "at night", "as a watercolour"))
+    )
     picture = g.add("LoadImage", "25", image="example.png")
     scaled = g.add("ImageScale", "28", image=picture[0], upscale_method="lanczos", width=512, height=512, crop="center")
     edges = g.add("Canny", "26", image=scaled[0], low_threshold=0.2, high_threshold=0.5)
@@ -316,7 +338,8 @@ def controlnet() -> Real:
         "**SD1.5 with LCM-LoRA** drafts in six steps.\n\n"
         "Every line of the prompts is a picture, judged by its own line. **PickScore** sends the worse half on to SD1.5 without "
         "the LoRA, at 25 steps and CFG 7.\n\n"
-        "For SDXL put an SDXL ControlNet and checkpoint in their places. " + PULL.format("pickscore"),
+        "For SDXL put an SDXL ControlNet and checkpoint in their places. "
+        + PULL.format("pickscore"),
         ("1 2 3",), ("25 28 26 27", "20 21 22"),
     )  # fmt: skip
 
@@ -346,7 +369,8 @@ def edit() -> Real:
         "and the weaker try is done anew by **Qwen-Image-Edit 2509** in twenty steps.\n\n"
         "The oracle can't read an instruction: `prompt` on the method's node describes the **result** instead. ImageReward then "
         "says which try looks most like it.\n\n"
-        "More pictures can be given as image 2 and 3 of both Text Encode nodes. " + PULL.format("imagereward"),
+        "More pictures can be given as image 2 and 3 of both Text Encode nodes. "
+        + PULL.format("imagereward"),
         ("1 2 3", "4 5"), ("25 26 27 22", "20 21"), "20.prompt 31.prompt",
     )  # fmt: skip
 

@@ -50,7 +50,8 @@ AE = _file("vae", "Comfy-Org/z_image_turbo", "split_files/vae/ae.safetensors",
 QWEN = _file("diffusion_models", "Comfy-Org/Qwen-Image_ComfyUI", "split_files/diffusion_models/qwen_image_fp8_e4m3fn.safetensors")
 QWEN_EDIT = _file("diffusion_models", "Comfy-Org/Qwen-Image-Edit_ComfyUI",
                   "split_files/diffusion_models/qwen_image_edit_2509_fp8_e4m3fn.safetensors")  # fmt: skip
-QWEN_TEXT = _file("text_encoders", "Comfy-Org/Qwen-Image_ComfyUI", "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
+QWEN_TEXT = _file("text_encoders", "Comfy-Org/Qwen-Image_ComfyUI",
+                  "split_files/text_encoders/qwen_2.5_vl_7b_fp8_scaled.safetensors",
                   "cb5636d852a0ea6a9075ab1bef496c0db7aef13c02350571e388aea959c5c0b4")  # fmt: skip
 QWEN_VAE = _file("vae", "Comfy-Org/Qwen-Image_ComfyUI", "split_files/vae/qwen_image_vae.safetensors",
                  "a70580f0213e67967ee9c95f05bb400e8fb08307e017a924bf3441223e023d1f")  # fmt: skip

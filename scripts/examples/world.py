@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import PROMPTS, START, Example, group
+from .graph import START, Example, group
 
 
 def start() -> Example:
@@ -125,7 +125,8 @@ def calibrated() -> Example:
     g.add("PreviewAny", "11", source=shipped[1])
     return g.on(
         "Calibrate once, then gate by percentile",
-        "*Calibrate* lets the student draw 24 of the bundled prompts and keeps the scores, in a file that is reused. From then on "
+        "*Calibrate* lets the student draw 24 of the bundled prompts and keeps the scores, in a file that is "
+        "reused. From then on "
         "a threshold means something before the first picture: here the student's own 40th percentile.\n\n"
         "With a calibration a single picture can be judged too, because it needn't be the worst of a batch.\n\n"
         "*Load Calibration* shows one that ships with the pack, for LCM-SDXL and ImageReward. The histogram is saved beside the "
@@ -191,7 +192,8 @@ def promising() -> Example:
         "is drawn at random in favour of the promising.\n\n"
         "The teacher then draws from that noise, beside the same teacher from any noise. Both are scored below.\n\n"
         "Smaller `alpha` is greedier; the steps cost the student's price, not the teacher's.",
-        (START, group("2  Promising noise", "5 20"), group("3  One teacher", "6 7 8 9"), group("4  From promising noise", "10 11 13")),
+        (START, group("2  Promising noise", "5 20"), group("3  One teacher", "6 7 8 9"),
+         group("4  From promising noise", "10 11 13")),
         (group("5  From any noise", "14 15 17"), group("6  Side by side", "12 18", "16 22")),
         shown="2.text 5.candidates 5.alpha 5.seed", results="12 16",
     )  # fmt: skip

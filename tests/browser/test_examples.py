@@ -57,7 +57,11 @@ def check(name: str, shown: dict[str, Any]) -> None:
     left, top, width, height = shown["seen"]
     for node in nodes.values():
         (x, y), (w, h) = node["pos"], node["size"]
-        assert left <= x and top <= y and x + w <= left + width and y + h <= top + height, (name, node["type"], "outside of the window")
+        assert left <= x and top <= y and x + w <= left + width and y + h <= top + height, (
+            name,
+            node["type"],
+            "outside of the window",
+        )
     spread = max(n["pos"][0] + n["size"][0] for n in nodes.values()) - min(n["pos"][0] for n in nodes.values())
     tall = max(n["pos"][1] + n["size"][1] for n in nodes.values()) - min(n["pos"][1] for n in nodes.values())
     assert max(spread / width, tall / height) > 0.5, (name, "lost in the window")

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import tiny_families as tiny
@@ -67,6 +66,11 @@ def network(name: str) -> Any:
     return tiny.model(family(name), seed=len(name))
 
 
+def whole(name: str) -> tuple[Any, Words, Any]:
+    """What a checkpoint holds."""
+    return tiny.model(name, seed=len(name)), Words(name), vae(name.replace("schnell", "flux"))
+
+
 def control(control_net_name: str) -> tuple[Any]:
     """A ControlNet of the tiny SD1.5's layout."""
     import comfy.cldm.cldm
@@ -87,7 +91,7 @@ def picture(**_: Any) -> tuple[Any, Any]:
 
 LOADERS = {
     "CheckpointLoaderSimple": loader(
-        ("MODEL", "CLIP", "VAE"), lambda ckpt_name: (network(ckpt_name), Words(family(ckpt_name)), vae(family(ckpt_name).replace("schnell", "flux"))),
+        ("MODEL", "CLIP", "VAE"), lambda ckpt_name: whole(family(ckpt_name)),
         ckpt_name=0,
     ),
     "UNETLoader": loader(("MODEL",), lambda unet_name, weight_dtype: (network(unet_name),), unet_name=0, weight_dtype=0),
@@ -112,7 +116,9 @@ def lora(path: Path, model: Any) -> None:
 def info(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """ComfyUI with the tiny loaders; what its nodes take."""
     for name in EXTRAS:
-        asyncio.run(nodes.load_custom_node(str(Path(nodes.__file__).parent / "comfy_extras" / f"nodes_{name}.py"), set(), "comfy_extras"))
+        asyncio.run(
+            nodes.load_custom_node(str(Path(nodes.__file__).parent / "comfy_extras" / f"nodes_{name}.py"), set(), "comfy_extras")
+        )
     import comfy.utils
 
     scale = comfy.utils.common_upscale
@@ -137,7 +143,9 @@ def prepared(name: str, info: dict[str, Any]) -> dict[str, Any]:
         if node["class_type"].startswith("Empty"):
             inputs |= {"width": SIDE, "height": SIDE}
         if node["class_type"] == "LoraLoaderModelOnly":
-            base = next(entry["inputs"] for entry in prompt.values() if entry["class_type"] in ("CheckpointLoaderSimple", "UNETLoader"))
+            base = next(
+                entry["inputs"] for entry in prompt.values() if entry["class_type"] in ("CheckpointLoaderSimple", "UNETLoader")
+            )
             lora(info["loras"] / inputs["lora_name"], network(base.get("ckpt_name") or base["unet_name"]))
     folder_paths.filename_list_cache.clear()
     return prompt

@@ -10,7 +10,9 @@ from run_workflow import to_prompt
 LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
-def taken_out(file: dict[str, Any], given: dict[str, Any], object_info: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def taken_out(
+    file: dict[str, Any], given: dict[str, Any], object_info: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """The prompt of a blueprint's inside with ``given`` at its inputs (else its own widgets), and where its outputs come from."""
     (inner,) = copy.deepcopy(file["definitions"]["subgraphs"])
     links = [[link[key] for key in LINK] for link in inner["links"]]
@@ -21,7 +23,7 @@ def taken_out(file: dict[str, Any], given: dict[str, Any], object_info: dict[str
         slot["link"] = None
     plain = to_prompt({"nodes": inner["nodes"], "links": within}, object_info)
     prompt = {
-        f"inner {key}": {**node, "inputs": {n: [f"inner {v[0]}", v[1]] if isinstance(v, list) else v for n, v in node["inputs"].items()}}
+        f"inner {key}": {**node, "inputs": {name: _moved(value) for name, value in node["inputs"].items()}}
         for key, node in plain.items()
     }  # fmt: skip
     for key, slot, name in entered:
@@ -29,3 +31,7 @@ def taken_out(file: dict[str, Any], given: dict[str, Any], object_info: dict[str
             prompt[f"inner {key}"]["inputs"][slot["name"]] = given[name]
     left = {inner["outputs"][link[4]]["name"]: [f"inner {link[1]}", link[2]] for link in links if link[3] < 0}
     return prompt, left
+
+
+def _moved(value: Any) -> Any:
+    return [f"inner {value[0]}", value[1]] if isinstance(value, list) else value

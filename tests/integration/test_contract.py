@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import requests
-from harness import ANSWER_SECONDS, ROOT, Comfy
 from blueprints import taken_out
 from examples.graph import Example
+from harness import ANSWER_SECONDS, ROOT, Comfy
 from make_examples import files, table
 from make_locales import locale
 from run_workflow import to_prompt

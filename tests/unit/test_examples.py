@@ -76,7 +76,9 @@ def test_card_is_square_and_small(name: str) -> None:
 
 
 def test_what_is_to_be_downloaded_is_named_as_the_front_end_wants_it() -> None:
-    entries = [(node, entry) for file in FILES.values() for node in file["nodes"] for entry in node["properties"].get("models", [])]
+    entries = [
+        (node, entry) for file in FILES.values() for node in file["nodes"] for entry in node["properties"].get("models", [])
+    ]
     assert len({entry["name"] for _, entry in entries}) > 15
     for node, entry in entries:
         assert entry["name"] in node["widgets_values"] and entry["url"].startswith("https://huggingface.co/")
