@@ -21,7 +21,7 @@ def oracles() -> Example:
     quick = g.add("ApprenticeFastDecode", "13", model=g.world[1], samples=drafts[0])
     compared = g.add("ApprenticeOracleCompare", "14", oracle_a=one[0], oracle_b=two[0], images=pictures[0], prompt=g.lines[1])
     best = g.add(
-        "ApprenticeBestOf", "15", oracle=vote[0], images=pictures[0], prompt=g.lines[1], count=3, per_prompt=False,
+        "ApprenticeBestOf", "15", oracle=vote[0], images=pictures[0], prompt=g.lines[1], count=4, per_prompt=False,
         order="best first", latents=drafts[0],
     )  # fmt: skip
     scored = g.add("ApprenticeScore", "16", oracle=one[0], images=quick[0], prompt=g.lines[1])
@@ -34,7 +34,7 @@ def oracles() -> Example:
         "Two judges of different kinds look at eight drafts: the tiny world's own oracle, and a critic that knows classes by "
         "their names. *Compare Oracles* shows where they agree and where not.\n\n"
         "Each is calibrated on the same prompts, so that *Combine Oracles* can let them vote, whatever their units. *Best of N* "
-        "keeps the three that the vote likes best.\n\n"
+        "keeps the four that the vote likes best.\n\n"
         "*Fast Decode* gives a rough look that costs next to nothing, and *Score* says what the oracle makes of it.",
         (START, group("2  Draft", "5 6"), group("3  Two judges", "7 8 9"), group("4  Calibrated", "10", "11")),
         (group("5  Do they agree?", "14", "17"), group("6  They vote on the best", "12 15", "18"),

@@ -74,8 +74,8 @@ def modular() -> Example:
         "The threshold is a **budget**: on average 18 network evaluations a picture, and the teacher gets the worst drafts that "
         "this pays for. *Teacher Cost* tells the judge what one picture of the teacher costs.\n\n"
         "Nothing of the teacher is loaded when every draft passes.",
-        (START, group("2  Draft", "5 6"), group("3  Judge", "14 7"), group("4  Improve", "8 9")),
-        (group("5  Keep the better", "10"), group("6  What came of it", "11 13", "12")),
+        (START, group("2  Draft", "5 6"), group("3  Judge", "14 7"), group("4  Improve", "8 9"),
+         group("5  Keep the better", "10"), group("6  What came of it", "12 11 13")),
         shown="2.text 5.seed 7.threshold 7.value", results="12",
     )  # fmt: skip
 

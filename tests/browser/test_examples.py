@@ -14,11 +14,11 @@ from harness import ROOT, Comfy, comfyui
 from playwright.sync_api import Page
 
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "example_workflows").glob("*.json"))}
-OPEN = """async (file) => {
+OPEN = """async ([name, file]) => {
   const said = [], warn = console.warn;
   console.warn = (...words) => { said.push(words.map(String).join(" ")); warn(...words); };
-  await window.app.loadGraphData(file, true, true, "example");
-  await new Promise((done) => setTimeout(done, 150));
+  await window.app.loadGraphData(file, true, true, name, { openSource: "template" });
+  await new Promise((done) => setTimeout(done, 300));
   console.warn = warn;
   const { canvas, graph } = window.app, ds = canvas.ds, ratio = window.devicePixelRatio;
   const seen = [-ds.offset[0], -ds.offset[1], canvas.canvas.width / ratio / ds.scale, canvas.canvas.height / ratio / ds.scale];
@@ -74,7 +74,7 @@ def test_every_example_opens_and_every_blueprint_can_be_added(front_end: Comfy) 
         page.on("pageerror", lambda error: problems.append(str(error)))
         pictures = os.environ.get("APPRENTICE_EXAMPLE_PICTURES")
         for name, file in FILES.items():
-            shown = page.evaluate(OPEN, file)
+            shown = page.evaluate(OPEN, [name, file])
             said = close_messages(page)
             if pictures:
                 page.keyboard.press("Escape")
