@@ -60,10 +60,13 @@ def _loaded(nodes: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def written_card(title: str, nodes: Mapping[str, Any]) -> Image.Image:
-    """The pipeline in words: nothing is drawn that these models haven't drawn."""
+def written_card(title: str, nodes: Mapping[str, Any], steps: Sequence[str] = ()) -> Image.Image:
+    """The pipeline in words: nothing is drawn that these models haven't drawn.
+
+    ``steps`` are the frames' titles, for a graph that loads nothing.
+    """
     image, pen = _titled(title)
-    loaded = list(dict.fromkeys(_loaded(nodes)))
+    loaded = list(dict.fromkeys(_loaded(nodes))) or [("step " + step.split()[0], step.split(maxsplit=1)[1]) for step in steps]
     step = min(84, (SIDE - STRIP - 2 * EDGE) // len(loaded))
     for row, (kind, file) in enumerate(loaded):
         top = EDGE + row * step

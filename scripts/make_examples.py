@@ -29,6 +29,7 @@ from harness import Comfy, comfyui  # noqa: E402
 from workflow_file import workflow  # noqa: E402
 
 CORE = "0.3.75"  # the ComfyUI that the files are written for
+LONG = ("distil", "critic-teaches-student")  # minutes of training: their cards are drawn from a run when they are named
 DOCS = ROOT / "docs" / "examples.md"
 
 
@@ -77,15 +78,16 @@ def pictures(server: Comfy, prompt: dict[str, Any]) -> list[Image.Image]:
     return shown
 
 
-def card(server: Comfy, name: str) -> None:
-    """Draw an example's card."""
+def card(server: Comfy, name: str, run: bool = True) -> None:
+    """Draw an example's card, from a run or in words."""
     graph = EXAMPLES[name]()
     target = ROOT / "example_workflows" / f"{name}.jpg"
-    if name in TINY:
+    if name in TINY and run:
         prompt = {key: node for key, node in graph.nodes.items() if key not in graph.page.muted}
         drawn_card(graph.page.title, pictures(server, prompt)).save(target, quality=85)
     else:
-        written_card(graph.page.title, graph.nodes).save(target, quality=85)
+        steps = [group.title for row in graph.page.rows for group in row if group.title[0].isdigit()]
+        written_card(graph.page.title, graph.nodes, steps).save(target, quality=85)
     print(target)
 
 
@@ -98,7 +100,7 @@ def main() -> None:
             (ROOT / place).write_text(text, encoding="utf-8")
         DOCS.write_text(table(), encoding="utf-8")
         for name in names if "--cards" in sys.argv else []:
-            card(server, name)
+            card(server, name, name in sys.argv or name not in LONG)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from harness import ROOT, Comfy, comfyui
 from playwright.sync_api import Page
 
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "example_workflows").glob("*.json"))}
+LOADERS = {"CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader", "LoraLoaderModelOnly", "ControlNetLoader",
+           "LoadImage", "ApprenticeLoadOracle"}  # fmt: skip
 OPEN = """async ([name, file]) => {
   const said = [], warn = console.warn;
   console.warn = (...words) => { said.push(words.map(String).join(" ")); warn(...words); };
@@ -43,10 +45,16 @@ def overlaps(nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def complaints(name: str, nodes: list[dict[str, Any]]) -> set[str]:
+    """Nodes that are marked red; the newer front end marks loaders whose files are not here."""
+    red = {node["type"] for node in nodes if node["broken"]}
+    return red - LOADERS if "models" in json.dumps(FILES[name]) else red
+
+
 def check(name: str, shown: dict[str, Any]) -> None:
     """One opened example: whole, as saved, framed."""
     nodes = {node["id"]: node for node in shown["nodes"]}
-    assert len(nodes) == len(FILES[name]["nodes"]) and not [n["type"] for n in nodes.values() if n["broken"]], name
+    assert len(nodes) == len(FILES[name]["nodes"]) and not complaints(name, shown["nodes"]), name
     assert not overlaps(shown["nodes"]), (name, overlaps(shown["nodes"]))
     assert not [words for words in shown["said"] if "linearData" in words or "app config" in words], name
     for saved in FILES[name]["nodes"]:
