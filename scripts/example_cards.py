@@ -68,11 +68,12 @@ def written_card(title: str, nodes: Mapping[str, Any], steps: Sequence[str] = ()
     image, pen = _titled(title)
     loaded = list(dict.fromkeys(_loaded(nodes))) or [("step " + step.split()[0], step.split(maxsplit=1)[1]) for step in steps]
     step = min(84, (SIDE - STRIP - 2 * EDGE) // len(loaded))
+    size = 22 if step > 66 else 17
     for row, (kind, file) in enumerate(loaded):
         top = EDGE + row * step
         pen.rounded_rectangle((EDGE, top, SIDE - EDGE, top + step - 12), 10, fill=(38, 42, 54))
         pen.rectangle((EDGE, top, EDGE + 5, top + step - 12), fill=ACCENT if kind == "judge" else (94, 146, 222))
-        write(pen, (EDGE + 20, top + 4), kind, DIM, 15)
-        name = wrapped(file.rsplit(".", 1)[0], SIDE - 2 * EDGE - 40, 21, 1)[0]
-        write(pen, (EDGE + 20, top + 24), name, INK, 21)
+        write(pen, (EDGE + 20, top + 3), kind, DIM, size - 6)
+        name = wrapped(file.rsplit(".", 1)[0], SIDE - 2 * EDGE - 40, size, 1)[0]
+        write(pen, (EDGE + 20, top + size), name, INK, size)
     return image
