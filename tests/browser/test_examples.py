@@ -104,8 +104,7 @@ def add_by_search(page: Page, words: str) -> tuple[str, int, bool]:
     page.evaluate("() => window.app.graph.clear()")
     page.wait_for_timeout(700)  # the box of the search before is gone
     page.mouse.dblclick(800, 500)
-    page.locator("input[placeholder*='earch' i]:visible").last.wait_for(timeout=PAGE_MILLISECONDS)
-    page.wait_for_timeout(700)
+    page.wait_for_timeout(1500)
     page.keyboard.type(words)
     page.wait_for_timeout(1200)
     page.keyboard.press("Enter")
