@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser.page import PAGE_MILLISECONDS, close_messages, open_page
+from browser.page import close_messages, open_page
 from browser.test_browser import FRONT_ENDS
 from harness import ROOT, Comfy, comfyui
 from playwright.sync_api import Page
