@@ -24,8 +24,8 @@ from browser.page import open_page  # noqa: E402
 from harness import comfyui  # noqa: E402
 
 PAGES = ROOT / "web" / "docs"
-SCALE = 1.6  # pixels of a canvas unit: the help panel shows half of that, or more where it is drawn wider
-COLOURS = 80
+SCALE = 1.5  # pixels of a canvas unit: the help panel shows half of that, or more where it is drawn wider
+COLOURS = 64
 SETTINGS = {
     "Comfy.VueNodes.Enabled": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None", "Comfy.NodeBadge.NodeIdBadgeMode": "None",
     "Comfy.NodeBadge.NodeLifeCycleBadgeMode": "None", "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0,
@@ -35,6 +35,7 @@ ARRANGE = """([id, scale]) => {
   const WIDTH = 210, EDGE = 10; // in canvas units, as all that follows
   const graph = window.app.graph, canvas = window.app.canvas, node = graph.getNodeById(id);
   const before = new Set(), after = new Set(), wires = { into: [], out: [] };
+  graph._nodes.forEach((one) => { one.strokeStyles = {}; }); // files that this machine lacks are no fault of the graph
   graph._nodes.forEach((one) => { one.title = one.title.replace(/ [(].*[)]$/, ""); });
   const named = (slot) => slot.localized_name || slot.label || slot.name;
   for (const input of node.inputs) {
@@ -88,6 +89,8 @@ BARE = """() => {
   window.app.canvas.background_image = "";
   window.app.canvas.clear_background_color = "#1b1b1b";
 }"""
+# Where the smallest graph isn't the most telling one.
+CHOSEN = {"ApprenticePrompts": "adaptive", "ApprenticeSampler": "sdxl-lcm-lora"}
 SHOWS = {"PreviewAny", "PreviewImage", "SaveImage"}
 
 
@@ -114,8 +117,9 @@ def _cut(node: dict[str, Any], links: set[int]) -> dict[str, Any]:
 
 def smallest(kind: str) -> dict[str, Any]:
     """Of all examples the smallest such graph; before that, one of published models, and one whose outputs are used."""
-    graphs = [neighbourhood(json.loads(path.read_text()), kind) for path in sorted((ROOT / "example_workflows").glob("*.json"))]
-    present = [graph for graph in graphs if graph is not None]
+    name = CHOSEN.get(kind, "*")
+    files = sorted((ROOT / "example_workflows").glob(f"{name}.json"))
+    present = [graph for path in files if (graph := neighbourhood(json.loads(path.read_text()), kind)) is not None]
     if not present:
         raise SystemExit(f"{kind} is in no example workflow; draw one first (scripts/make_examples.py).")
 
