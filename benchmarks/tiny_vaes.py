@@ -22,6 +22,6 @@ def vae(name: str) -> Any:
     if not tiny.FAMILIES[name].video:
         network = comfy.taesd.taesd.TAESD(latent_channels=channels)
         return comfy.sd.VAE(sd=tiny.fill(network, channels).state_dict())
-    shape = {"dim": 96, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
+    shape = {"dim": 32, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": []}
     network = comfy.ldm.wan.vae.WanVAE(**shape, temperal_downsample=[False, True, True], dropout=0.0)
     return comfy.sd.VAE(sd=tiny.fill(network, 7).state_dict())

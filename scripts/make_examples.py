@@ -1,88 +1,106 @@
-"""Author the example workflows: lay graphs out in a real browser, run them, and save each with its picture.
+"""Write the example workflows and the blueprints, and with ``--cards`` the pictures of their cards, too.
 
-``COMFYUI_PATH=… python scripts/make_examples.py [NAME…]``; the workflow files are the product, this only saves clicking.
+``COMFYUI_PATH=… python scripts/make_examples.py [--cards] [NAME…]``. The files come out of ``examples/`` and this ComfyUI's
+own object_info; cards of the tiny world show what a run has really drawn, the others say in words what they are.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import requests
+import tomllib
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser.page import open_page, queue_and_wait  # noqa: E402
-from examples import EXAMPLES  # noqa: E402
-from harness import comfyui  # noqa: E402
+from blueprint_file import blueprint  # noqa: E402
+from example_cards import drawn_card, written_card  # noqa: E402
+from examples import EXAMPLES, TINY  # noqa: E402
+from examples.blueprints import BLUEPRINTS  # noqa: E402
+from examples.weights import MODELS  # noqa: E402
+from harness import Comfy, comfyui  # noqa: E402
+from workflow_file import workflow  # noqa: E402
 
-ARRANGE = """(layout) => {
-  for (const node of window.app.graph._nodes) {
-    const place = layout[String(node.id)];
-    if (!place) continue;
-    node.pos = [place[0], place[1]];
-    node.setSize([place[2], place[3]]);
-  }
-  for (const node of window.app.graph._nodes)
-    for (const widget of node.widgets ?? [])
-      if (widget.name === "control_after_generate") widget.value = "fixed";
-  window.app.graph.setDirtyCanvas(true, true);
-}"""
-# Leave nothing but the graph in the picture: no menus, no messages.
-BARE = """() => {
-  const kept = "#graph-canvas, .dom-widget, [class*=dom-widget]";
-  const walk = (element) => {
-    if (element.matches(kept)) return;
-    if (!element.querySelector(kept)) { element.style.display = "none"; return; }
-    for (const child of element.children) walk(child);
-  };
-  walk(document.body);
-  window.app.canvas.show_info = false;
-  window.dispatchEvent(new Event("resize"));
-}"""
-FIT = """(box) => {
-  const canvas = window.app.canvas, ds = canvas.ds;
-  ds.scale = Math.min(canvas.canvas.width / (box[2] + 80), canvas.canvas.height / (box[3] + 120)) / window.devicePixelRatio;
-  ds.offset = [40 - box[0], 80 - box[1]];
-  window.app.graph.setDirtyCanvas(true, true);
-}"""
+CORE = "0.3.75"  # the ComfyUI that the files are written for
+LONG = ("distil", "critic-teaches-student")  # minutes of training: their cards are drawn from a run when they are named
+DOCS = ROOT / "docs" / "examples.md"
 
 
-def make(page: Any, name: str, target: Path) -> None:
-    """Lay out, run, photograph and save one example."""
+def versions() -> dict[str, str]:
+    """Of the packs that the examples use."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return {"apprentice": project["version"], "comfy-core": CORE}
+
+
+def files(object_info: dict[str, Any]) -> dict[str, str]:
+    """Every example and blueprint by its place in the repository, as text."""
+    written: dict[str, Any] = {}
+    for name, build in EXAMPLES.items():
+        graph = build()
+        file = workflow(name, graph.page, graph.nodes, object_info, versions(), MODELS)
+        written[f"example_workflows/{name}.json"] = file
+    for name, build in BLUEPRINTS.items():
+        written[f"subgraphs/{name}.json"] = blueprint(name, build(), object_info, versions())
+    return {place: json.dumps(file, indent=1, ensure_ascii=False) + "\n" for place, file in written.items()}
+
+
+def table() -> str:
+    """docs/examples.md."""
+    rows = []
+    for name, build in EXAMPLES.items():
+        page = build().page
+        first = page.note.split("\n\n")[0]
+        rows.append(f'| <img src="../example_workflows/{name}.jpg" width="128" alt=""> | **{page.title}**<br>`{name}`. {first} |')
+    cut = len(TINY)
+    head = "# Examples\n\nWorkflow > Browse Templates > apprentice opens them. Written by `scripts/make_examples.py`.\n"
+    lines = [head, "## Without downloads\n", "| | |\n| --- | --- |", *rows[:cut],
+             "\n## For published models\n", "| | |\n| --- | --- |",
+             *rows[cut:], "\n## Blueprints\n", "Subgraphs to drop into a workflow of yours: search for their names.\n",
+             *(f"- **{name}**: {build().note}" for name, build in BLUEPRINTS.items())]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def pictures(server: Comfy, prompt: dict[str, Any]) -> list[Image.Image]:
+    """What a run saves, but for contact sheets and charts."""
+    shown = []
+    for output in server.run(prompt, 3000).outputs.values():
+        for entry in output.get("images", []):
+            if entry["type"] == "output":
+                answer = requests.get(f"{server.url}/view", params=entry, timeout=60)
+                shown.append(Image.open(io.BytesIO(answer.content)).convert("RGB"))
+    return shown
+
+
+def card(server: Comfy, name: str, run: bool = True) -> None:
+    """Draw an example's card, from a run or in words."""
     graph = EXAMPLES[name]()
-    layout = graph.layout
-    page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'x')", graph.nodes)
-    page.wait_for_timeout(1500)
-    page.evaluate(ARRANGE, layout)
-    queue_and_wait(page, 1800)
-    page.wait_for_timeout(2500)
-    page.evaluate(ARRANGE, layout)
-    right = max(x + w for x, _, w, _ in layout.values())
-    bottom = max(y + h for _, y, _, h in layout.values())
-    page.evaluate(BARE)
-    page.evaluate(FIT, [40, 60, right - 40, bottom - 60])
-    page.wait_for_timeout(1500)
-    page.evaluate("() => { window.app.graph.extra = {...window.app.graph.extra, ds: undefined}; }")
-    # As text: what is undefined must be left out, not become null.
-    workflow = json.loads(page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
-    (target / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n", encoding="utf-8")
-    page.locator("#graph-canvas").screenshot(path=str(target / f"{name}.jpg"), type="jpeg", quality=82)
-    print(f"{target / name}.json")
+    target = ROOT / "example_workflows" / f"{name}.jpg"
+    if name in TINY and run:
+        prompt = {key: node for key, node in graph.nodes.items() if key not in graph.page.muted}
+        drawn_card(graph.page.title, pictures(server, prompt)).save(target, quality=85)
+    else:
+        steps = [group.title for row in graph.page.rows for group in row if group.title[0].isdigit()]
+        written_card(graph.page.title, graph.nodes, steps).save(target, quality=85)
+    print(target)
 
 
 def main() -> None:
-    """All examples, or those named."""
-    names = sys.argv[1:] or list(EXAMPLES)
-    target = ROOT / "example_workflows"
-    target.mkdir(exist_ok=True)
+    """All, or the cards of those named."""
+    names = [name for name in sys.argv[1:] if name != "--cards"] or list(EXAMPLES)
     with tempfile.TemporaryDirectory() as folder, comfyui(Path(folder)) as server:
-        for name in names:
-            with open_page(server.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
-                make(page, name, target)
+        for place, text in files(server.get("/object_info")).items():
+            (ROOT / place).parent.mkdir(exist_ok=True)
+            (ROOT / place).write_text(text, encoding="utf-8")
+        DOCS.write_text(table(), encoding="utf-8")
+        for name in names if "--cards" in sys.argv else []:
+            card(server, name, name in sys.argv or name not in LONG)
 
 
 if __name__ == "__main__":

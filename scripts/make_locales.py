@@ -1,17 +1,21 @@
-"""Write ``locales/en/nodeDefs.json`` from the nodes' own schemas; a test holds the two equal.
+"""Write ``locales/*/nodeDefs.json``: the English from the nodes' own schemas, the others from ``scripts/translations``.
 
-``python scripts/make_locales.py URL`` asks a running ComfyUI that has the pack.
+``python scripts/make_locales.py`` writes the translated ones again after a change of ``scripts/translations/LANGUAGE.json``,
+which has {English text: translated text}, and lists the texts that lack one. ``scripts/make_snapshot.py`` writes the English,
+which needs a ComfyUI. Tests hold all of them equal to their sources.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).resolve().parents[1] / "locales" / "en" / "nodeDefs.json"
+ROOT = Path(__file__).resolve().parents[1]
+TARGET = ROOT / "locales" / "en" / "nodeDefs.json"
+TRANSLATIONS = {path.stem: path for path in sorted((ROOT / "scripts" / "translations").glob("*.json"))}
 
 
 def locale(object_info: dict[str, Any]) -> dict[str, Any]:
@@ -34,8 +38,40 @@ def locale(object_info: dict[str, Any]) -> dict[str, Any]:
     return texts
 
 
+def texts_of(content: Any) -> Iterator[str]:
+    """All texts of a locale, in its order."""
+    if isinstance(content, str):
+        yield content
+    else:
+        for part in content.values():
+            yield from texts_of(part)
+
+
+def translated(content: Any, memory: dict[str, str]) -> Any:
+    """A locale in another language; what ``memory`` lacks stays English."""
+    if isinstance(content, str):
+        return memory.get(content, content)
+    return {key: translated(part, memory) for key, part in content.items()}
+
+
+def as_text(content: Any) -> str:
+    """The file's content."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_translated() -> list[str]:
+    """Write all languages but English; what they lack, and what they have too much."""
+    english = json.loads(TARGET.read_text(encoding="utf-8"))
+    wanted, faults = set(texts_of(english)), []
+    for language, path in TRANSLATIONS.items():
+        memory = json.loads(path.read_text(encoding="utf-8"))
+        target = ROOT / "locales" / language / "nodeDefs.json"
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(as_text(translated(english, memory)), encoding="utf-8")
+        faults += [f"{language} lacks: {text}" for text in sorted(wanted - memory.keys())]
+        faults += [f"{language} translates what no node says: {text}" for text in sorted(memory.keys() - wanted)]
+    return faults
+
+
 if __name__ == "__main__":
-    with urllib.request.urlopen(f"{sys.argv[1]}/object_info") as answer:
-        text = json.dumps(locale(json.load(answer)), indent=2, ensure_ascii=False) + "\n"
-    TARGET.parent.mkdir(parents=True, exist_ok=True)
-    TARGET.write_text(text, encoding="utf-8")
+    sys.exit("\n".join(write_translated()) or None)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "integration"), str(ROOT / "scripts")]
 
 from harness import comfyui  # noqa: E402
-from make_locales import TARGET, locale  # noqa: E402
+from make_locales import TARGET, as_text, locale, write_translated  # noqa: E402
 from test_contract import SNAPSHOT, broken_promises, ours, signature  # noqa: E402
 
 
@@ -26,7 +26,8 @@ def main() -> None:
     if broken := broken_promises(json.loads(SNAPSHOT.read_text()), new):
         sys.exit("Saved workflows would break:\n" + "\n".join(broken))
     SNAPSHOT.write_text(json.dumps(new, indent=1) + "\n", encoding="utf-8")
-    TARGET.write_text(json.dumps(locale(nodes), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    TARGET.write_text(as_text(locale(nodes)), encoding="utf-8")
+    print("\n".join(write_translated()))
 
 
 if __name__ == "__main__":

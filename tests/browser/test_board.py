@@ -297,5 +297,27 @@ def test_in_a_subgraph_the_board_fills_too(page: Page) -> None:
     assert page.evaluate(filled) == [8]
 
 
+def test_the_better_picture_is_clicked_and_the_clicks_are_counted_copied_and_forgotten(page: Page) -> None:
+    load(page, json.loads(WORKFLOW.read_text()))
+    page.evaluate("() => window.app.extensionManager.setting.set('Apprentice.Taste.Name', 'browser')")
+    assert queue_and_wait(page)["status"]["status_str"] == "success"
+    page.wait_for_timeout(800)
+    shown = board(page, KEEP)
+    shown.locator(".ab-to-taste").click()
+    said = shown.locator(".ab-foot .ab-say")
+    for count, key in enumerate(("ArrowLeft", "ArrowRight"), 1):
+        shown.locator(".ab-contender").first.focus()
+        page.keyboard.press(key)
+        page.wait_for_function(f"() => document.body.innerText.includes('{count} click')", timeout=PAGE_MILLISECONDS)
+    assert said.inner_text() == "2 clicks on 4 pictures"
+    with page.expect_download() as download:
+        shown.get_by_text("Copy").click()
+    assert download.value.path().read_text().count('"kind": "click"') == 2
+    page.once("dialog", lambda dialog: dialog.accept())
+    shown.get_by_text("Forget").click()
+    page.wait_for_function("() => document.body.innerText.includes('0 clicks')", timeout=PAGE_MILLISECONDS)
+    assert page.evaluate("() => fetch('/apprentice/taste').then((r) => r.json())") == {"names": {}}
+
+
 def test_the_browser_has_nothing_to_complain_of(page: Page) -> None:
     assert COMPLAINTS == []

@@ -105,3 +105,18 @@ def test_advanced_widgets_are_folded_until_asked_for_and_titles_fit(front_end: C
         )
         assert len(folded["shown"]) == folded["all"] > 15 and folded["grown"] > 200
         assert 33 in folded["saved"], "what is folded away is saved like the rest"
+
+
+def test_help_panel_shows_a_node_s_page_with_its_picture(front_end: Comfy) -> None:
+    with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+        page.evaluate(
+            """() => { const graph = window.app.graph, node = LiteGraph.createNode("ApprenticeJudge"); graph.clear();
+               graph.add(node); node.pos = [300, 300]; window.app.canvas.selectNode(node); graph.setDirtyCanvas(true, true); }"""
+        )
+        page.locator("[data-testid=info-button]").click()
+        page.get_by_role("heading", name="Judge", level=1).wait_for(timeout=PAGE_MILLISECONDS)
+        shown = page.get_by_role("img", name="Judge in a graph")
+        shown.wait_for(timeout=PAGE_MILLISECONDS)
+        size = shown.evaluate("(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight, image.width])")
+        assert size[0] > 600 and size[1] > 300 and 150 < size[2] < 600, "as wide as the panel"
+        assert page.get_by_role("cell", name="stop_after_judging").is_visible()

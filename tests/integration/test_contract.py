@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import requests
+from blueprints import taken_out
+from examples.graph import Example
 from harness import ANSWER_SECONDS, ROOT, Comfy
+from make_examples import files, table
 from make_locales import locale
 from run_workflow import to_prompt
 
 SNAPSHOT = ROOT / "tests" / "data" / "object_info.json"
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+TINY = [path for path in EXAMPLES if '"models"' not in path.read_text()]  # the others need files; see tests/families
+BLUEPRINTS = sorted((ROOT / "subgraphs").glob("*.json"))
 NODE_IDS = [
     "ApprenticeTinyWorld", "ApprenticePrompts", "ApprenticeStudentSampler", "ApprenticeJudge", "ApprenticeTeacher",
     "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeReport", "ApprenticeSaveImages",
@@ -130,9 +135,35 @@ def quickly(prompt: dict[str, Any], name: str) -> None:
             node["inputs"] |= {"epochs": 2, "batch_size": 64, "name": f"from {name}"}
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_every_example_workflow_runs_and_has_a_picture(comfy: Comfy, path: Path) -> None:
-    assert path.with_suffix(".jpg").stat().st_size > 10_000
+def test_examples_and_blueprints_are_what_the_generator_writes(comfy: Comfy) -> None:
+    for place, text in files(comfy.get("/object_info")).items():
+        assert (ROOT / place).read_text(encoding="utf-8") == text, f"{place}: run scripts/make_examples.py"
+    assert (ROOT / "docs" / "examples.md").read_text(encoding="utf-8") == table(), "run scripts/make_examples.py"
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda p: p.stem)
+def test_every_blueprint_runs_on_the_tiny_world(comfy: Comfy, path: Path) -> None:
+    g = Example("red heart on blue\npanda face on yellow\nburger on green")
+    given = {
+        "teacher": g.world[0], "student": g.world[1], "clip": g.world[2], "vae": g.world[3], "oracle": g.world[4],
+        "positive": g.lines[0], "negative": g.negative[0], "prompt": g.lines[1], "latent_image": g.latent[0], "width": 64,
+        "height": 64,
+    }  # fmt: skip
+    file = json.loads(path.read_text())
+    (outer,), (inner,) = file["nodes"], file["definitions"]["subgraphs"]
+    assert outer["type"] == inner["id"] and [s["name"] for s in outer["inputs"]] == [s["name"] for s in inner["inputs"]]
+    prompt, outputs = taken_out(file, given, comfy.get("/object_info"))
+    for node in prompt.values():
+        if node["class_type"] == "ApprenticeCalibrate":
+            node["inputs"] |= {"max_prompts": 2, "batch_size": 2}
+        if "preset" in node["inputs"]:
+            node["inputs"]["preset"] = "tiny-world"
+    prompt |= g.nodes | {"shown": {"class_type": "PreviewImage", "inputs": {"images": outputs["IMAGE"]}}}
+    assert comfy.run(prompt).outputs["shown"]["images"]
+
+
+@pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
+def test_every_example_workflow_runs(comfy: Comfy, path: Path) -> None:
     prompt = to_prompt(json.loads(path.read_text()), comfy.get("/object_info"))
     quickly(prompt, path.stem)
     run = comfy.run(prompt)

@@ -26,25 +26,32 @@ export function duel(api, board, options) {
     onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
   });
 
-  const ask = async (/** @type {string} */ what, /** @type {any} */ init = {}) => {
+  const ask = async (/** @type {string} */ what, /** @type {any} */ init = {}, named = what !== "") => {
     if (!NAME.test(name.value.trim())) throw new Error("The taste needs a name of letters and digits.");
-    const route = what ? `/${encodeURIComponent(name.value.trim())}${what}` : "";
+    const route = named ? `/${encodeURIComponent(name.value.trim())}${what}` : "";
     const answer = await api.fetchApi(`/apprentice/taste${route}`, init);
     const content = await answer.json().catch(() => ({}));
     if (!answer.ok) throw new Error(content.error ?? `ComfyUI answered ${answer.status}: restart it, if Apprentice is newer than it.`);
     return content;
   };
-  const told = (/** @type {any} */ content) => { say.textContent = `${content.clicks} clicks on ${content.pictures} pictures`; };
+  const copy = make("a", { class: "ab-button", download: "taste.jsonl", title: "A copy of the file with your clicks" }, "Copy");
+  const forget = make("button", { type: "button", class: "ab-button", title: "Delete the file with these clicks", onclick: () => erase() }, "Forget");
+  const told = (/** @type {any} */ content) => {
+    say.textContent = `${content.clicks} clicks on ${content.pictures} pictures`;
+    copy.href = api.apiURL(`/apprentice/taste/${encodeURIComponent(name.value.trim())}/file`);
+    copy.hidden = forget.hidden = !content.pictures;
+  };
   const guard = async (/** @type {() => Promise<void>} */ work) => {
     if (busy) return;
     busy = true;
     await work().catch((error) => { say.textContent = error.message; });
     busy = false;
   };
-  const count = () => guard(async () => {
+  const recount = async () => {
     const { names } = await ask("");
     told(names[name.value.trim()] ?? { clicks: 0, pictures: 0 });
-  });
+  };
+  const count = () => guard(recount);
   const choose = (/** @type {string} */ better, /** @type {string} */ worse) => guard(async () => {
     told(await ask("/clicks", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ better, worse }) }));
     clicked.push(at);
@@ -53,6 +60,12 @@ export function duel(api, board, options) {
   const undo = () => guard(async () => {
     told(await ask("/undo", { method: "POST" }));
     go(clicked.pop() ?? at);
+  });
+  const erase = () => guard(async () => {
+    if (!window.confirm(`Delete all clicks of the taste "${name.value.trim()}"?`)) return;
+    await ask("", { method: "DELETE" }, true);
+    clicked.length = 0;
+    await recount();
   });
   const go = (/** @type {number} */ place) => {
     at = place;
@@ -92,6 +105,6 @@ export function duel(api, board, options) {
   return make("div", { class: "ab-taste", role: "group", "aria-label": "Preference mode", onkeydown }, field,
     make("div", { class: "ab-foot" }, name,
       make("button", { type: "button", class: "ab-button", title: "Neither, or can't tell (arrow down)", onclick: skip }, "Skip"),
-      make("button", { type: "button", class: "ab-button", title: "Take the last click back", onclick: undo }, "Undo"), say,
+      make("button", { type: "button", class: "ab-button", title: "Take the last click back", onclick: undo }, "Undo"), copy, forget, say,
       make("button", { type: "button", class: "ab-button", onclick: options.close }, "Back to the board")));
 }

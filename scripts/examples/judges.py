@@ -1,0 +1,103 @@
+"""Examples on the tiny world about who judges, and what is done with the judged."""
+
+from __future__ import annotations
+
+from .graph import PROMPTS, START, Example, group
+
+
+def oracles() -> Example:
+    """What oracles are good for besides gating: two of different kinds."""
+    g = Example(PROMPTS.replace("purple square", "blue diamond"))
+    drafts = g.draft("5", g.world[1], seed=5, steps=2)
+    pictures = g.decode("6", drafts[0])
+    one = g.add("ApprenticeLoadOracle", "7", name="tiny world")
+    critic = g.add("ApprenticeLoadPromptKD", "8", file="tiny world critic.safetensors", clip="auto", classes="")
+    two = g.add("ApprenticePromptKDOracle", "9", critic=critic[0], measure="probability", class_name="")
+    calibrations = [g.calibrate("10", one[0]), g.calibrate("11", two[0], "tiny world critic example")]
+    vote = g.add(
+        "ApprenticeCombineOracles", "12", oracle_a=one[0], calibration_a=calibrations[0][0], oracle_b=two[0],
+        calibration_b=calibrations[1][0], weight_a=1.0, weight_b=1.0, combination="vote",
+    )  # fmt: skip
+    quick = g.add("ApprenticeFastDecode", "13", model=g.world[1], samples=drafts[0])
+    compared = g.add("ApprenticeOracleCompare", "14", oracle_a=one[0], oracle_b=two[0], images=pictures[0], prompt=g.lines[1])
+    best = g.add(
+        "ApprenticeBestOf", "15", oracle=vote[0], images=pictures[0], prompt=g.lines[1], count=4, per_prompt=False,
+        order="best first", latents=drafts[0],
+    )  # fmt: skip
+    scored = g.add("ApprenticeScore", "16", oracle=one[0], images=quick[0], prompt=g.lines[1])
+    g.add("SaveImage", "17", images=compared[0], filename_prefix="apprentice/oracles")
+    g.add("SaveImage", "18", images=best[0], filename_prefix="apprentice/best_of")
+    g.add("PreviewAny", "19", source=scored[1])
+    g.add("PreviewImage", "20", images=quick[0])
+    return g.on(
+        "Two oracles: compare, combine, pick the best",
+        "Two judges of different kinds look at eight drafts: the tiny world's own oracle, and a critic that knows classes by "
+        "their names. *Compare Oracles* shows where they agree and where not.\n\n"
+        "Each is calibrated on the same prompts, so that *Combine Oracles* can let them vote, whatever their units. *Best of N* "
+        "keeps the four that the vote likes best.\n\n"
+        "*Fast Decode* gives a rough look that costs next to nothing, and *Score* says what the oracle makes of it.",
+        (START, group("2  Draft", "5 6"), group("3  Two judges", "7 8 9"), group("4  Calibrated", "10", "11")),
+        (group("5  Do they agree?", "14", "17"), group("6  They vote on the best", "12 15", "18"),
+         group("7  A quick look", "13 16", "20", "19")),
+        shown="2.text 5.seed 15.count", results="17 18",
+    )  # fmt: skip
+
+
+def detailer() -> Example:
+    """The rejected go through stock nodes of the artist's own choice, and back into their places."""
+    g = Example()
+    drafts = g.draft("5", g.world[1], seed=12, steps=1)
+    pictures = g.decode("6", drafts[0])
+    judge = g.add(
+        "ApprenticeJudge", "7", oracle=g.world[4], images=pictures[0], prompt=g.lines[1], threshold="worst share", value=0.5,
+        drafts=drafts[0],
+    )  # fmt: skip
+    split = g.add("ApprenticeSplit", "8", verdict=judge[0], images=pictures[0], latents=drafts[0])
+    again = g.add("ApprenticePrompts", "9", clip=g.world[2], text=split[4])
+    redrawn = g.add(
+        "KSampler", "10", model=g.world[0], positive=again[0], negative=g.negative[0], latent_image=split[3], seed=13, steps=12,
+        cfg=2.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.6,
+    )  # fmt: skip
+    merged = g.add(
+        "ApprenticeMerge", "11", verdict=judge[0], images=pictures[0], rejected=g.decode("12", redrawn[0])[0], latents=drafts[0],
+        rejected_latents=redrawn[0],
+    )  # fmt: skip
+    g.add("SaveImage", "13", images=merged[0], filename_prefix="apprentice/detailed")
+    g.add("PreviewImage", "14", images=split[2])
+    return g.on(
+        "Only the rejected go through your own nodes",
+        "*Judge* scores the drafts, and *Split by Verdict* takes the batch apart: accepted pictures on one "
+        "side, rejected ones on "
+        "the other, with their prompts.\n\n"
+        "The rejected go through whatever you like: here a stock KSampler at 0.6 denoise, for you an upscaler or a face "
+        "detailer. *Merge by Verdict* puts them back into their places.\n\n"
+        "Where nothing was rejected, that branch doesn't run at all.",
+        (START, group("2  Draft", "5 6"), group("3  Judge and split", "7 8", "14"), group("4  Your own nodes", "9 10 12")),
+        (group("5  Together again", "11", "13"),),
+        shown="2.text 5.seed 7.value 10.denoise", results="13",
+    )  # fmt: skip
+
+
+def taste() -> Example:
+    """Clicks on the board become an oracle, which then judges."""
+    g = Example()
+    first = g.artist("5", g.world[4], value=1.0)
+    g.add("ApprenticeSaveImages", "6", images=first[1], verdict=first[2], filename_prefix="apprentice/before")
+    learned = g.add("ApprenticeTaste", "7", oracle=g.world[4], taste="my taste", mix=-1.0, save_as="my taste")
+    second = g.artist("8", learned[0], seed=99)
+    g.add("ApprenticeSaveImages", "9", images=second[1], verdict=second[2], filename_prefix="apprentice/my_taste")
+    g.add("PreviewAny", "10", source=learned[2])
+    shared = g.add("ApprenticeLoadTaste", "11", name="my taste.safetensors", oracle=g.world[4])
+    g.add("PreviewAny", "12", source=shared[2])
+    return g.on(
+        "Teach the judge your own taste",
+        "Run it, then choose *Teach a taste* on the Draft Board and click the better picture of each pair. Every picture is "
+        "drawn by the student and by the teacher, so there is always a pair to choose from.\n\n"
+        "After some twenty clicks switch group 3 on (select it, Ctrl-M) and run again. *Taste* fits your preferences on the "
+        "oracle's own features, and says how well it predicts clicks that it has not seen.\n\n"
+        "The result is an **oracle** like any other: here it judges a new batch. Its file can be shared; group 4 loads one.",
+        (START, group("2  Pictures to choose from", "5", "6"),
+         group("3  Judged by your taste (off until you have clicked)", "7 10", "8", "9")),
+        (group("4  A taste that somebody shared (off)", "11", "12"),),
+        shown="2.text 5.seed", results="6", muted="7 8 9 10 11 12",
+    )  # fmt: skip
