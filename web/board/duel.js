@@ -22,7 +22,7 @@ export function duel(api, board, options) {
   const say = make("span", { class: "ab-say", "aria-live": "polite" });
   const name = make("input", {
     class: "ab-name", value: options.name, "aria-label": "Name of the taste", title: "The taste that these clicks teach",
-    onchange: () => { options.rename(name.value.trim()); count(); },
+    onchange: () => { options.rename(name.value.trim()); clicked.length = 0; count(); },
     onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
   });
 
@@ -41,17 +41,17 @@ export function duel(api, board, options) {
     copy.href = api.apiURL(`/apprentice/taste/${encodeURIComponent(name.value.trim())}/file`);
     copy.hidden = forget.hidden = !content.pictures;
   };
+  const tried = (/** @type {() => Promise<void>} */ work) => work().catch((error) => { say.textContent = error.message; });
   const guard = async (/** @type {() => Promise<void>} */ work) => {
     if (busy) return;
     busy = true;
-    await work().catch((error) => { say.textContent = error.message; });
+    await tried(work);
     busy = false;
   };
-  const recount = async () => {
+  const count = () => tried(async () => {
     const { names } = await ask("");
     told(names[name.value.trim()] ?? { clicks: 0, pictures: 0 });
-  };
-  const count = () => guard(recount);
+  });
   const choose = (/** @type {string} */ better, /** @type {string} */ worse) => guard(async () => {
     told(await ask("/clicks", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ better, worse }) }));
     clicked.push(at);
@@ -65,7 +65,7 @@ export function duel(api, board, options) {
     if (!window.confirm(`Delete all clicks of the taste "${name.value.trim()}"?`)) return;
     await ask("", { method: "DELETE" }, true);
     clicked.length = 0;
-    await recount();
+    await count();
   });
   const go = (/** @type {number} */ place) => {
     at = place;
