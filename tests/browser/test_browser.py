@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from browser.page import PAGE_MILLISECONDS, close_messages, open_page, queue_and_wait
 from harness import ROOT, Comfy, comfyui
+from PIL import Image
 
 FRONT_ENDS = {"stock": [], "1.58.1": ["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")]}
 
@@ -107,16 +108,55 @@ def test_advanced_widgets_are_folded_until_asked_for_and_titles_fit(front_end: C
         assert 33 in folded["saved"], "what is folded away is saved like the rest"
 
 
-def test_help_panel_shows_a_node_s_page_with_its_picture(front_end: Comfy) -> None:
+def test_a_new_user_s_first_ten_minutes(front_end: Comfy) -> None:
+    """Step by step as ``docs/first-ten-minutes.md`` has it, from where the pack is installed."""
     with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
-        page.evaluate(
-            """() => { const graph = window.app.graph, node = LiteGraph.createNode("ApprenticeJudge"); graph.clear();
-               graph.add(node); node.pos = [300, 300]; window.app.canvas.selectNode(node); graph.setDirtyCanvas(true, true); }"""
-        )
-        page.locator("[data-testid=info-button]").click()
-        page.get_by_role("heading", name="Judge", level=1).wait_for(timeout=PAGE_MILLISECONDS)
-        shown = page.get_by_role("img", name="Judge in a graph")
-        shown.wait_for(timeout=PAGE_MILLISECONDS)
-        size = shown.evaluate("(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight, image.width])")
-        assert size[0] > 600 and size[1] > 300 and 150 < size[2] < 600, "as wide as the panel"
-        assert page.get_by_role("cell", name="stop_after_judging").is_visible()
+        page.evaluate("() => window.app.graph.clear()")
+        page.wait_for_timeout(500)
+        help_is_found_by_searching(page)
+        page.get_by_role("button", name="Templates").first.click()
+        page.get_by_text("apprentice", exact=True).last.click(timeout=PAGE_MILLISECONDS)
+        page.get_by_placeholder("Search").last.fill("start")
+        page.get_by_test_id("template-workflow-1-start-here").locator("img").first.click()
+        wait_for_nodes(page, 7)
+        assert queue_and_wait(page)["status"]["status_str"] == "success"
+        cards = page.locator(".ab-card")
+        page.wait_for_function("() => document.querySelectorAll('.ab-card .ab-other').length", timeout=PAGE_MILLISECONDS)
+        states = [card.get_attribute("data-state") for card in cards.all()]
+        weak = next(i for i, state in enumerate(states) if state in ("improved", "draft kept"))
+        assert states.count("accepted") == 2 and len(states) == 4
+        good = states.index("accepted")
+        cards.nth(good).locator(".ab-thumb").click(modifiers=["Shift"])
+        cards.nth(weak).locator(".ab-thumb").click()
+        assert page.locator(".ab-reset").inner_text() == "Reset 2 by hand"
+        assert "2 of 4 to the teacher" in page.locator(".ab-say").inner_text()
+        assert queue_and_wait(page)["status"]["status_str"] == "success"
+        page.wait_for_timeout(1000)
+        assert [cards.nth(i).locator(".ab-mark").inner_text()[0] for i in (good, weak)] == ["✎", "✎"]
+        saved = sorted((front_end.base / "output" / "apprentice").glob("start_*.png"))
+        chosen = [json.loads(Image.open(path).text["apprentice"])["override"] for path in saved[-4:]]
+        assert (chosen[good], chosen[weak], sorted(chosen)) == ("teacher", "accept", ["", "", "accept", "teacher"])
+        page.evaluate("() => window.app.graph.clear()")
+        page.locator("#comfy-file-input").set_input_files(str(saved[-1]))
+        wait_for_nodes(page, 7)
+        page.wait_for_function("() => document.querySelector('.ab-reset')?.textContent === 'Reset 2 by hand'")
+
+
+def help_is_found_by_searching(page) -> None:
+    """Search, add, open the help panel, see the page with its picture."""
+    page.mouse.dblclick(800, 500)
+    page.wait_for_timeout(1500)
+    page.keyboard.type("judge")
+    page.wait_for_timeout(1200)
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(500)
+    page.mouse.click(800, 500)  # the newer front end lets it hang at the pointer until it is put down
+    wait_for_nodes(page, 1)
+    page.evaluate("() => window.app.canvas.selectNode(window.app.graph._nodes[0])")
+    page.locator("[data-testid=info-button]").click()
+    page.get_by_role("heading", name="Judge", level=1).wait_for(timeout=PAGE_MILLISECONDS)
+    shown = page.get_by_role("img", name="Judge in a graph")
+    shown.wait_for(timeout=PAGE_MILLISECONDS)
+    size = shown.evaluate("(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight, image.width])")
+    assert size[0] > 600 and size[1] > 300 and 150 < size[2] < 600, "as wide as the panel"
+    assert page.get_by_role("cell", name="stop_after_judging").is_visible()
