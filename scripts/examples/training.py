@@ -131,9 +131,9 @@ def teaches() -> Example:
     oracle = g.add("ApprenticePromptKDOracle", "6", critic=critic[0], measure="logit", class_name="")
     tuned = g.add(
         "ApprenticeRewardFinetune", "7", model=g.world[0], clip=g.world[2], vae=g.world[3], oracle=oracle[0], prompts="bundled",
-        text="", max_prompts=16, name="tiny world tuned", algorithm="path_kl", divergence="kl", strength="target KL", value=0.3,
+        text="", max_prompts=16, name="tiny world tuned", algorithm="path_kl", divergence="kl", strength="target KL", value=0.2,
         rank=16, updates=40, batch_size=8, at_once=8, width=64, height=64, steps=10, scheduler="karras", regressed_steps=6,
-        learning_rate=0.0005, base_draws=32, rounds=2, precision="auto", gradient_checkpointing=False, first_seed=0,
+        learning_rate=0.0005, base_draws=64, rounds=2, precision="auto", gradient_checkpointing=False, first_seed=0,
         save_every=20,
     )  # fmt: skip
     curve = g.add("ApprenticeRewardCurve", "8", run=tuned[1])
