@@ -13,6 +13,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { DraftBoard } from "./board/board.js";
 import { make } from "./board/dom.js";
+import { watchCache } from "./board/history.js";
 import { readOverrides } from "./board/overrides.js";
 import { showText } from "./results.js";
 
@@ -37,6 +38,15 @@ function nodeOf(id) {
     graph = node?.subgraph;
   }
   return node;
+}
+
+/** Undo, another tab and the queue's list make the nodes anew; the app then gives their results again. @param {Record<string, any>} outputs */
+function refill(outputs) {
+  for (const [node, board] of boards) {
+    const inner = node.graph && node.graph !== (app.rootGraph ?? app.graph);
+    const output = outputs?.[inner ? `${node.graph.id}:${node.id}` : node.id];
+    if (!board.board.pictures.length && output?.apprentice_board) board.fill(output.apprentice_board);
+  }
 }
 
 /** @param {any} node */
@@ -82,6 +92,7 @@ function hide(widget) {
 function watch(board) {
   if (!board.hasGate) return;
   let before = board.setting.mode;
+  let look = board.written;
   for (const name of ["threshold", "value", "stop_after_judging"]) {
     const widget = board.widget(name);
     if (!widget) continue;
@@ -96,10 +107,10 @@ function watch(board) {
   }
   // Other nodes' wires and undo change widgets without a word; the look is renewed when the artist comes to the board.
   const renew = () => {
-    if (board.dragged === null && !board.taste && before !== board.setting.mode) {
-      before = board.setting.mode;
-      board.render();
-    }
+    if (board.dragged !== null || look === board.written) return;
+    look = board.written;
+    before = board.setting.mode;
+    board.render();
   };
   board.element.addEventListener("pointerenter", renew);
 }
@@ -129,10 +140,13 @@ app.registerExtension({
     const style = new URL("./board/board.css", import.meta.url).href;
     document.head.append(make("link", { rel: "stylesheet", href: style }));
     api.addEventListener("apprentice.board", (/** @type {CustomEvent} */ { detail }) => boards.get(nodeOf(detail.node))?.live(detail));
+    watchCache(api, (id) => boards.get(nodeOf(id)));
     for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
       api.addEventListener(end, () => boards.forEach((board) => board.ended()));
     }
   },
+
+  onNodeOutputsUpdated: refill,
 
   /** @param {any} node */
   nodeCreated(node) {

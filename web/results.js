@@ -13,9 +13,7 @@ export function showText(node, text) {
   const shown = node.widgets?.find((/** @type {any} */ w) => w.name === NAME) ?? add(node);
   shown.element.textContent = text;
   const lines = text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / 44)), 0);
-  const height = Math.min(180, 14 + 16 * lines);
-  shown.element.style.minHeight = `${height}px`;
-  shown.height = height;
+  shown.element.style.minHeight = `${Math.min(180, 14 + 16 * lines)}px`;
   const [width, needed] = node.computeSize?.() ?? node.size;
   node.setSize?.([Math.max(node.size[0], width), Math.max(node.size[1], needed)]);
   node.graph?.setDirtyCanvas?.(true, true);
@@ -28,7 +26,7 @@ function add(node) {
     element.addEventListener(type, (/** @type {any} */ event) => { if (!event.ctrlKey && !event.metaKey) event.stopPropagation(); });
   }
   const widget = node.addDOMWidget(NAME, NAME, element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => widget.height ?? 30, getValue: () => element.textContent, setValue: () => {},
+    serialize: false, hideOnZoom: false, getMinHeight: () => parseFloat(element.style.minHeight) || 30, getValue: () => element.textContent, setValue: () => {},
   });
   widget.serialize = false;
   return widget;

@@ -16,6 +16,8 @@ WORKFLOW = ROOT / "example_workflows" / "adaptive-modular.json"
 # The ids of the nodes in it.
 STUDENT, JUDGE, TEACHER, KEEP = "ApprenticeStudentSampler", "ApprenticeJudge", "ApprenticeTeacher", "ApprenticeKeepBetter"
 FRONT_ENDS = {"stock": ([], False), "1.58.1": (["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")], True)}
+COMPLAINTS: list[str] = []
+"""What the browser's console says of this pack."""
 
 
 @pytest.fixture(params=FRONT_ENDS, scope="module")
@@ -28,6 +30,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         comfyui(tmp_path_factory.mktemp("board"), *arguments) as server,
         open_page(server.url, os.environ.get("APPRENTICE_CHROMIUM")) as page,
     ):
+        page.on("console", lambda message: "extensions/apprentice" in message.text and COMPLAINTS.append(message.text))
         page.evaluate("(vue) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
         load(page, json.loads(WORKFLOW.read_text()))
         yield page
@@ -183,6 +186,25 @@ def test_it_stops_after_judging_and_goes_on_when_the_stop_is_taken_away(page: Pa
     assert node[KEEP] in queue_and_wait(page)["outputs"]
 
 
+def test_undo_leaves_the_board_and_a_run_out_of_the_cache_fills_it(page: Page) -> None:
+    shown = board(page, JUDGE)
+    before = widgets(page)["value"]
+    shown.locator(".ab-line").focus()
+    page.keyboard.press("Home")
+    assert widgets(page)["value"] != before
+    page.mouse.click(60, 700)
+    page.wait_for_timeout(400)
+    page.keyboard.press("Control+z")
+    page.wait_for_timeout(1000)
+    assert widgets(page)["value"] == before and len(states(board(page, JUDGE))) == 8
+    load(page, page.evaluate("() => window.app.graph.serialize()"))  # as after the page was loaded again
+    assert len(states(board(page, JUDGE))) == len(states(board(page, KEEP))) == 0
+    entry = queue_and_wait(page)
+    assert {ids(entry)[JUDGE], ids(entry)[KEEP]} <= cached(entry), "the server says nothing of it"
+    page.wait_for_timeout(1000)
+    assert len(states(board(page, JUDGE))) == len(states(board(page, KEEP))) == 8
+
+
 def test_before_and_after_lie_under_one_slider(page: Page) -> None:
     shown = board(page, KEEP)
     compared = shown.locator(".ab-card:has(.ab-other)").first
@@ -257,3 +279,7 @@ def test_the_better_picture_is_clicked_and_the_clicks_are_counted_copied_and_for
     shown.get_by_text("Forget").click()
     page.wait_for_function("() => document.body.innerText.includes('0 clicks')", timeout=PAGE_MILLISECONDS)
     assert page.evaluate("() => fetch('/apprentice/taste').then((r) => r.json())") == {"names": {}}
+
+
+def test_the_browser_has_nothing_to_complain_of(page: Page) -> None:
+    assert COMPLAINTS == []

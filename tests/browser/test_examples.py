@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser.page import PAGE_MILLISECONDS, close_messages, open_page
+from browser.page import close_messages, open_page
 from browser.test_browser import FRONT_ENDS
 from harness import ROOT, Comfy, comfyui
 from playwright.sync_api import Page
@@ -110,6 +110,6 @@ def add_by_search(page: Page, words: str) -> tuple[str, int, bool]:
     page.keyboard.press("Enter")
     page.wait_for_timeout(700)
     page.mouse.click(800, 500)  # the newer front end lets it hang at the pointer until it is put down
-    page.wait_for_function("() => window.app.graph._nodes.length === 1", timeout=PAGE_MILLISECONDS)
+    page.wait_for_function("() => window.app.graph._nodes.length === 1", timeout=20_000)
     node = page.evaluate("() => { const n = window.app.graph._nodes[0]; return [n.title, n.inputs.length, !!n.subgraph]; }")
     return node[0], node[1], node[2]

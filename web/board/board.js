@@ -66,6 +66,11 @@ export class DraftBoard {
     return { mode: String(this.widget("threshold").value), value: Number(this.widget("value")?.value) };
   }
 
+  /** What the widgets say now, to see whether something else has changed it. */
+  get written() {
+    return JSON.stringify([this.setting, this.widget("overrides")?.value, this.widget("stop_after_judging")?.value]);
+  }
+
   /** @param {any} event the server's, while it runs */
   live(event) {
     this.board = withEvent(this.board, event);
@@ -75,6 +80,12 @@ export class DraftBoard {
   /** @param {any} whole the node's result */
   done(whole) {
     this.board = withWhole(this.board, whole);
+    this.render();
+  }
+
+  /** Anew, from results that were there before. @param {any[]} wholes the judge's first; none where they are gone */
+  fill(wholes) {
+    this.board = wholes.reduce(withWhole, emptyBoard());
     this.render();
   }
 
