@@ -118,6 +118,7 @@ def test_a_new_user_s_first_ten_minutes(front_end: Comfy) -> None:
         page.wait_for_timeout(700)
         help_is_found_by_searching(page)
         page.get_by_role("button", name="Templates").first.click()
+        page.get_by_test_id("template-workflows-content").wait_for()  # "apprentice" and a search stand elsewhere too
         page.get_by_text("apprentice", exact=True).last.click()
         page.get_by_placeholder("Search").last.fill("start")
         page.get_by_test_id("template-workflow-1-start-here").locator("img").first.click()
