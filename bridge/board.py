@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,12 @@ def draft_keys(drafts: Sequence[Latent], pictures: Sequence[Tensor], prompts: li
         return picture_keys(pictures, prompts, oracle)
     origins = [_origin(info) for info, latent in zip(infos, drafts, strict=True) if info for _ in latent["samples"]]
     facts = zip(origins, places, prompts, strict=True)
-    return [hashlib.sha256(repr(fact).encode()).hexdigest()[:16] for fact in facts]
+    names = [hashlib.sha256(repr(fact).encode()).hexdigest()[:16] for fact in facts]
+    if len(set(names)) == len(names):
+        return names
+    # Batches of a list have the same places, and may differ in what was drawn alone: such go by their pixels, too.
+    count, pixels = Counter(names), picture_keys(pictures, prompts, oracle)
+    return [name if count[name] == 1 else content for name, content in zip(names, pixels, strict=True)]
 
 
 def _origin(info: Info) -> tuple[Any, ...]:
@@ -176,6 +181,7 @@ class ComparingBoard(Board):
     def compare(self, oracle: Oracle, improved: Tensor) -> dict[int, float]:
         """Score the teacher's pictures [R, H, W, C] of the rejected drafts, watched; by their places."""
         rows = self.verdict.rejected
+        self._saved = 0  # of the teacher's pictures, too, as many get files as of the drafts
         prompts = [self.verdict.prompts[row] for row in rows]
         keys = picture_keys(improved, prompts, oracle.fingerprint())
         scores, files = self.scores(oracle, [improved], prompts, keys, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def click_file(name: str) -> ClickFile:
 def features_of(oracle: Oracle, file: ClickFile, clicks: Clicks) -> dict[str, Array]:
     """Features of all clicked pictures as ``oracle`` sees them, by name; the file keeps what it didn't have yet."""
     there = clicks.features.get(oracle.fingerprint(), {})
+    if len({len(row) for row in there.values()}) > 1:  # a stranger's file: one network has one number of them
+        there = {}
     asked = [key for pair in clicks.pairs for key in pair]
     missing = [key for key in dict.fromkeys(asked) if key not in there]
     new: dict[str, Array] = {}
@@ -49,7 +52,8 @@ def features_of(oracle: Oracle, file: ClickFile, clicks: Clicks) -> dict[str, Ar
         for key in missing:
             new[key] = oracle.features(_as_image(clicks.pictures[key]).to(device))[0].double().cpu().numpy()
     if new:
-        file.remember(oracle.fingerprint(), new)
+        with suppress(ValueError):  # a full file: they are worked out again next time
+            file.remember(oracle.fingerprint(), new)
     return {key: {**there, **new}[key] for key in dict.fromkeys(asked)}
 
 
@@ -107,7 +111,10 @@ async def _body(request: web.Request) -> dict[str, Any]:
     text = await request.content.read(_BODY_BYTES + 1)
     if not text:
         return {}
-    content = json.loads(text) if len(text) <= _BODY_BYTES else None
+    try:
+        content = json.loads(text) if len(text) <= _BODY_BYTES else None
+    except (ValueError, RecursionError):
+        content = None
     if not isinstance(content, dict):
         raise ValueError("A click is a JSON object with better and worse.")
     return content
@@ -133,7 +140,7 @@ def _deleted(file: ClickFile, _: dict[str, Any]) -> web.StreamResponse:
 
 def _counts(file: ClickFile) -> dict[str, Any]:
     try:
-        return _counted(file.read())
+        return _counted(file.read(pixels=False))
     except ValueError as error:
         return {"clicks": 0, "pictures": 0, "error": str(error)}
 

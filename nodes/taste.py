@@ -84,8 +84,8 @@ class ApprenticeTaste(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, taste: Any = None, **_: Any) -> str:
         """More clicks make another taste."""
-        clicks = taste_clicks.click_file(taste).path if isinstance(taste, str) else None
-        return folders.stamp_of(clicks if clicks and clicks.exists() else None)
+        names = [taste] if isinstance(taste, str) else taste_clicks.names()  # what is connected has no value yet: any of them
+        return " ".join(taste_clicks.click_file(name).state() for name in names)
 
     @classmethod
     def execute(

@@ -124,7 +124,13 @@ class TasteOracle(Oracle):
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """See ``Oracle.reward``."""
-        score: Tensor = self.head(self.features_of.features(images).float())[:, 0]
+        seen = self.features_of.features(images).float()
+        if seen.shape[1] != self.head.in_features:
+            raise ValueError(
+                f"This taste weighs {self.head.in_features} features of a picture, and {self.features_of.name} shows "
+                f"{seen.shape[1]}: its file is damaged; fit the taste again."
+            )
+        score: Tensor = self.head(seen)[:, 0]
         if self.judge is None:
             return score
         z = (self.judge.reward(images, prompts).float() - self.taste.mean) / self.taste.std

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from browser.page import close_messages, open_page, queue_and_wait  # noqa: E402
 from harness import comfyui  # noqa: E402
 
-# id: (x, y, width, height): prompts, models and size beside the sampler with its board, its contact sheet, the table, the pictures.
+# id: (x, y, width, height): prompts, models and size beside the sampler with its board; contact sheet, table, the pictures.
 LAYOUT = {
     "1": (40, 60, 300, 264), "2": (40, 390, 300, 270), "3": (40, 730, 300, 140), "4": (40, 940, 300, 140),
     "5": (400, 60, 400, 1080), "7": (860, 60, 760, 640), "9": (860, 770, 520, 250), "8": (1440, 770, 180, 90),

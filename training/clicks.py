@@ -7,6 +7,7 @@ that some network has worked out.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
@@ -14,7 +15,8 @@ import os
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from ..files import UnreadableFile, locked
 SIDE = 256  # pixels of a kept picture's longer side
 _FILE_BYTES, _LINE_BYTES = 1 << 28, 1 << 20
 _KEY = re.compile("[0-9a-f]{16}")
+_FEATURES = b'{"kind": "features"'
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -74,6 +77,8 @@ class ClickFile:
     def add(self, pictures: dict[str, ClickedPicture], better: str, worse: str) -> Clicks:
         """Add a click, and of its two pictures those that aren't there yet; what the file holds then.
 
+        Its older pictures come without pixels: a click must not wait for hundreds to be unpacked.
+
         Raises:
             ValueError: Better and worse are one picture, a name is none, or a picture is missing.
             UnreadableFile: See ``read``.
@@ -82,19 +87,20 @@ class ClickFile:
         if better == worse or not all(_KEY.fullmatch(key) for key in (better, worse)):
             raise ValueError("A click names two different pictures, each by sixteen hex digits.")
         with locked(self._lock):
-            there = self.read()
+            there = self.read(pixels=False)
             if missing := [key for key in (better, worse) if key not in there.pictures and key not in pictures]:
                 raise ValueError(f"The picture {missing[0]} is not there any more; run the graph again and click then.")
             new = [_picture_line(key, pictures[key]) for key in (better, worse) if key not in there.pictures]
             self._append([*new, {"kind": "click", "better": better, "worse": worse, "time": round(time.time())}])
-            return self.read()
+            return replace(there, pictures={**pictures, **there.pictures}, pairs=[*there.pairs, (better, worse)])
 
     def undo(self) -> Clicks:
-        """Take the last click back; nothing happens where there is none."""
+        """Take the last click back; nothing happens where there is none. What the file holds then, as ``add`` tells it."""
         with locked(self._lock):
-            if self.read().pairs:
+            there = self.read(pixels=False)
+            if there.pairs:
                 self._append([{"kind": "undo", "time": round(time.time())}])
-            return self.read()
+            return replace(there, pairs=there.pairs[:-1])
 
     def remember(self, network: str, features: dict[str, Array]) -> None:
         """Keep features [D] of pictures, by their names, as the network of this fingerprint sees them."""
@@ -103,13 +109,25 @@ class ClickFile:
                 {"kind": "features", "key": key, "of": network, "values": _encoded(row)} for key, row in features.items()
             ])  # fmt: skip
 
+    def state(self) -> str:
+        """A text that changes with every click; features that are worked out later don't change it."""
+        digest = hashlib.blake2b(digest_size=8)
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            while line := file.readline(_LINE_BYTES):
+                if not line.startswith(_FEATURES):
+                    digest.update(line)
+        return digest.hexdigest()
+
     def delete(self) -> None:
         """Forget everything."""
         with locked(self._lock):
             self.path.unlink(missing_ok=True)
 
-    def read(self) -> Clicks:
+    def read(self, pixels: bool = True) -> Clicks:
         """What the file holds; nothing where there is none. A line that can't be read, as a crash leaves one, is counted.
+
+        Args:
+            pixels: Unpack the pictures; else they come without pixels.
 
         Raises:
             UnreadableFile: It is larger than clicks ever are, or holds no line of a file of clicks.
@@ -123,7 +141,7 @@ class ClickFile:
         with self.path.open("rb") as file:
             while line := file.readline(_LINE_BYTES):
                 lines += 1
-                clicks.unread += not _take(clicks, line)
+                clicks.unread += not _take(clicks, line, pixels)
         if lines and clicks.unread == lines:
             raise UnreadableFile(f"'{self.path.name}' is no file of clicks; choose another, or delete it.")
         clicks.pairs = [(a, b) for a, b in clicks.pairs if a in clicks.pictures and b in clicks.pictures]
@@ -134,27 +152,33 @@ class ClickFile:
         return self.path.with_suffix(".lock")
 
     def _append(self, lines: Iterable[dict[str, Any]]) -> None:
-        """Whole lines, on the disk before the click counts; a line that a crash left half is closed first."""
+        """Whole lines, on the disk before the click counts; a line that a crash left half is closed first.
+
+        Raises:
+            ValueError: The file would grow larger than ``read`` takes.
+        """
+        text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines).encode()
+        if self.path.exists() and self.path.stat().st_size + len(text) >= _FILE_BYTES:
+            raise ValueError(f"'{self.path.name}' is full, at {_FILE_BYTES >> 20} MiB; go on under another name.")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             torn = False
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 torn = file.read(1) != b"\n"
-            text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-            file.write(b"\n" * torn + text.encode())
+            file.write(b"\n" * torn + text)
             file.flush()
             os.fsync(file.fileno())
 
 
-def _take(clicks: Clicks, line: bytes) -> bool:
+def _take(clicks: Clicks, line: bytes, pixels: bool) -> bool:
     """Add what a line says; whether it says anything."""
     try:
         content = json.loads(line)
         kind = content["kind"]
         if kind == "picture":
             key = _key(content["key"])
-            clicks.pictures.setdefault(key, _picture(content))
+            clicks.pictures.setdefault(key, _picture(content, pixels))
         elif kind == "click":
             clicks.pairs.append((_key(content["better"]), _key(content["worse"])))
         elif kind == "undo":
@@ -174,12 +198,14 @@ def _key(value: Any) -> str:
     return value
 
 
-def _picture(content: dict[str, Any]) -> ClickedPicture:
+def _picture(content: dict[str, Any], pixels: bool) -> ClickedPicture:
+    if not pixels:
+        return ClickedPicture(np.zeros((0, 0, 3), dtype=np.uint8), str(content["prompt"]))
     with Image.open(io.BytesIO(base64.b64decode(content["png"], validate=True)), formats=["PNG"]) as picture:
         if max(picture.size) > SIDE:
             raise ValueError("larger than a kept picture")
-        pixels = np.asarray(picture.convert("RGB"))
-    return ClickedPicture(pixels, str(content["prompt"])[:10_000], content.get("improved") is True)
+        unpacked = np.asarray(picture.convert("RGB"))
+    return ClickedPicture(unpacked, str(content["prompt"])[:10_000], content.get("improved") is True)
 
 
 def _picture_line(key: str, picture: ClickedPicture) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def learn(
     Raises:
         ValueError: There are too few clicks, or they are all about too few pictures to hold any out.
     """
+    if published is not None:
+        published, pairs = _scored(published, pairs)
     groups = _groups(pairs, prompts)
     _require_enough(pairs, groups)
     better, worse = (np.array(side) for side in zip(*pairs, strict=True))
@@ -108,6 +110,15 @@ def learn(
         head / scale, float(weights[1]), mean, std, ridge, len(x), right, lo, hi, agreed, threshold,
         (float(shares[0]), float(shares[1])),
     )  # fmt: skip
+
+
+def _scored(published: Array, pairs: Sequence[tuple[int, int]]) -> tuple[Array, list[tuple[int, int]]]:
+    """The clicks on pictures that the published judge gives scores, and scores that are numbers throughout."""
+    fine = np.isfinite(published)
+    kept = [(better, worse) for better, worse in pairs if fine[better] and fine[worse]]
+    if len(kept) < min(len(pairs), LEAST_CLICKS):
+        raise ValueError(f"The oracle gives no score to {(~fine).sum()} of the {len(fine)} clicked pictures; connect another.")
+    return np.where(fine, published, published[fine].mean() if fine.any() else 0.0), kept
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -205,6 +205,30 @@ def test_undo_leaves_the_board_and_a_run_out_of_the_cache_fills_it(page: Page) -
     assert len(states(board(page, JUDGE))) == len(states(board(page, KEEP))) == 8
 
 
+def test_a_taste_is_taught_click_by_click_while_the_next_batch_is_drawn(page: Page) -> None:
+    shown = board(page, KEEP)
+    shown.locator(".ab-to-taste").click()
+    shown.locator(".ab-name").fill("in the browser")
+    page.wait_for_timeout(300)
+    left = """() => document.querySelector(".ab-contender").dispatchEvent(
+        new KeyboardEvent("keydown", {key: "ArrowLeft", bubbles: true}))"""
+    page.evaluate(f"() => {{ for (const press of [{left}, {left}, {left}]) press(); }}")
+    page.get_by_text("1 clicks on 2 pictures").wait_for()
+    assert "2 of " in shown.locator(".ab-prompt").inner_text(), "a key that is held down is one click, and shows the next pair"
+    page.keyboard.press("ArrowDown")
+    number = page.evaluate(
+        "() => { const w = window.app.graph._nodes.find((n) => n.comfyClass === 'ApprenticeStudentSampler').widgets"
+        ".find((w) => w.name === 'seed'); return w.value += 1; }"
+    )
+    assert number and queue_and_wait(page)["status"]["status_str"] == "success"
+    assert "3 of " in shown.locator(".ab-prompt").inner_text(), "the run leaves the pairs alone"
+    shown.get_by_text("Undo").click()
+    page.get_by_text("0 clicks").wait_for()
+    assert "1 of " in shown.locator(".ab-prompt").inner_text(), "back at the pair that was clicked"
+    shown.get_by_text("Back to the board").click()
+    assert len(states(shown)) == 8
+
+
 def test_before_and_after_lie_under_one_slider(page: Page) -> None:
     shown = board(page, KEEP)
     compared = shown.locator(".ab-card:has(.ab-other)").first
@@ -242,6 +266,20 @@ def test_another_kind_of_threshold_does_not_keep_a_number_of_another_unit(page: 
            const w = n.widgets.find((w) => w.name === "threshold"); w.value = "percentile"; w.callback?.("percentile"); }"""
     )
     assert widgets(page)["value"] == 30
+
+
+def test_a_number_that_comes_over_a_wire_is_not_moved_nor_mistaken_for_the_widgets(page: Page) -> None:
+    load(page, json.loads(WORKFLOW.read_text()))
+    page.evaluate(
+        """() => { const g = window.app.graph, n = g._nodes.find((n) => n.comfyClass === "ApprenticeJudge");
+           const f = LiteGraph.createNode("PrimitiveFloat"); g.add(f); f.widgets[0].value = 10;
+           f.connect(0, n, n.inputs.findIndex((i) => i.name === "value")); }"""
+    )
+    assert queue_and_wait(page)["status"]["status_str"] == "success"
+    page.wait_for_timeout(800)
+    shown = board(page, JUDGE)
+    assert widgets(page)["value"] == 18 and "budget 10;" in shown.locator(".ab-say").inner_text()
+    assert shown.locator("[data-pending]").count() == 0 and shown.locator(".ab-line").get_attribute("role") == "img"
 
 
 def test_in_a_subgraph_the_board_fills_too(page: Page) -> None:

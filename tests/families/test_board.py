@@ -11,6 +11,9 @@ tiny.start()
 from comfyui_apprentice.bridge import board  # noqa: E402
 from comfyui_apprentice.bridge.drafts import draw_drafts  # noqa: E402
 from comfyui_apprentice.bridge.drawing import Drawing  # noqa: E402
+from comfyui_apprentice.gate.decision import judge  # noqa: E402
+from comfyui_apprentice.gate.thresholds import absolute  # noqa: E402
+from families import judges  # noqa: E402
 
 
 def drafts_of(family: str, count: int, places: list[int] | None = None, seed: int = 5):
@@ -32,6 +35,12 @@ def test_a_drafts_name_follows_seed_place_prompt_and_model(family: str) -> None:
     assert names(drafts_of(family, 2, [1, 2]), ["b", "c"]) == whole[1:], "the same places in a smaller batch"
     for others in (names(drafts_of(family, 3, seed=6), ["a", "b", "c"]), names(drafts_of(family, 3), ["x", "y", "z"])):
         assert not set(others) & set(whole)
+
+
+def test_batches_of_a_list_that_differ_in_what_was_drawn_alone_have_names_of_their_own() -> None:
+    one, pictures = drafts_of("sdxl", 1), [torch.full((2, 2, 3), value) for value in (0.1, 0.2, 0.1)]
+    first, second, third = board.draft_keys([one, one, one], pictures, ["a"] * 3, "oracle")
+    assert first == third != second, "one picture twice is one picture"
 
 
 def test_drafts_of_which_nothing_is_known_go_by_their_pixels() -> None:
@@ -70,3 +79,13 @@ def test_what_was_shown_is_remembered_small_and_not_for_ever(monkeypatch: pytest
     board.Board(board.JUDGED, 3).remember(["a", "b", "c"], pictures, ["x", "y", "z"], [0.0, 1.0, 2.0], "oracle")
     assert board.shown("a") is None and board.shown("c").picture.shape == (128, 256, 3)
     assert (board.shown("b").prompt, board.shown("b").score, board.shown("b").oracle) == ("y", 1.0, "oracle")
+
+
+def test_the_teachers_pictures_get_files_however_many_the_drafts_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "_FILES", 3)
+    monkeypatch.setattr(board, "_save", lambda image: {"filename": "x"})
+    gate = absolute([0.0] * 3, 1.0)
+    verdict = judge(gate, [0.0] * 3, ["a"] * 3, oracle="o", fingerprint="f", mode="absolute", value=1.0, keys=["1", "2", "3"])
+    shown = board.ComparingBoard(verdict, torch.zeros(3, 2, 2, 3))
+    shown.compare(judges.Brightness(), torch.zeros(3, 2, 2, 3))
+    assert all(row["draft"] and row["improved"] for row in shown.rows)

@@ -64,10 +64,27 @@ def test_clicks_become_an_oracle_that_judges_and_a_file_that_is_loaded_again(com
     assert (comfy.base / "models" / "tastes" / "warm.safetensors").exists()
     file = comfy.base / "user" / "default" / "apprentice" / "taste" / "warm.jsonl"
     assert file.read_text().count('"kind": "features"') == 32, "worked out once"
+    assert {"taste_node", "judge"} <= judged(comfy, "ApprenticeTaste", taste="warm", save_as="warm").cached, "nothing is new"
     again = judged(comfy, "ApprenticeLoadTaste", name="warm.safetensors")
     scores = [[p["score"] for p in r.outputs["judge"]["apprentice_board"][0]["pictures"]] for r in (run, again)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-5)
     assert file.read_text().count('"kind": "features"') == 32
+
+
+def said_by_wire(comfy: Comfy) -> str:
+    world = World(PROMPTS[:1], oracle="world")
+    name = world.g.add("PrimitiveString", value="warm")
+    world.g.add("PreviewAny", source=world.g.add("ApprenticeTaste", "wired", oracle=world.oracle, taste=name)[2])
+    return str(comfy.run(world.g).outputs["wired"]["apprentice_text"][0])
+
+
+def test_a_file_with_features_of_another_length_is_worked_out_anew(comfy: Comfy, clicked: list[Any]) -> None:
+    file = comfy.base / "user" / "default" / "apprentice" / "taste" / "warm.jsonl"
+    judged(comfy, "ApprenticeTaste", taste="warm")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    next(line for line in lines if line["kind"] == "features")["values"] = "AACAPwAAgD8="  # 1, 1
+    file.with_name("strange.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert judged(comfy, "ApprenticeTaste", taste="strange").outputs["taste_node"]["apprentice_text"][0].startswith("16 clicks")
 
 
 def test_one_click_more_makes_another_taste_and_undo_takes_it_back(comfy: Comfy, clicked: list[Any]) -> None:
@@ -75,7 +92,9 @@ def test_one_click_more_makes_another_taste_and_undo_takes_it_back(comfy: Comfy,
     assert ask(comfy, "POST", "/warm/clicks", json=body).json()["clicks"] == 17
     assert ask(comfy, "GET", "").json()["names"]["warm"] == {"clicks": 17, "pictures": 32}
     assert judged(comfy, "ApprenticeTaste", taste="warm").outputs["taste_node"]["apprentice_text"][0].startswith("17 clicks")
+    assert said_by_wire(comfy).startswith("17 clicks")
     assert ask(comfy, "POST", "/warm/undo").json()["clicks"] == 16
+    assert said_by_wire(comfy).startswith("16 clicks"), "where the name comes over a wire, too"
 
 
 def test_the_file_is_handed_out_and_deleted(comfy: Comfy, clicked: list[Any]) -> None:
@@ -91,11 +110,12 @@ def test_the_file_is_handed_out_and_deleted(comfy: Comfy, clicked: list[Any]) ->
     ("route", "body", "words"),
     [("/warm/clicks", {"better": "0" * 16, "worse": "1" * 16}, "not there any more; run the graph again"),
      ("/warm/clicks", {"better": "../x", "worse": 3}, "two different pictures"),
-     ("/warm/clicks", [1], "a JSON object"), ("/warm/clicks", {"better": "a" * 9000}, "too long"),
+     ("/warm/clicks", [1], "a JSON object"), ("/warm/clicks", "[" * 4000, "a JSON object"),
+     ("/warm/clicks", {"better": "a" * 9000}, "too long"),
      ("/..%2F..%2Fevil/clicks", {"better": "0" * 16, "worse": "1" * 16}, "can't be a file name")],
 )  # fmt: skip
 def test_what_is_no_click_is_answered_in_a_sentence(comfy: Comfy, route: str, body: Any, words: str) -> None:
-    answer = ask(comfy, "POST", route, json=body)
+    answer = ask(comfy, "POST", route, **({"data": body} if isinstance(body, str) else {"json": body}))
     assert answer.status_code == 400 and words in answer.json()["error"]
 
 

@@ -4,7 +4,7 @@ import test from "node:test";
 
 import { stateOf } from "../../web/board/cards.js";
 import { choose, readOverrides, writeOverrides } from "../../web/board/overrides.js";
-import { emptyBoard, keptFile, otherFile, pairsOf, withEvent, withWhole } from "../../web/board/state.js";
+import { emptyBoard, isUnfinished, keptFile, otherFile, pairsOf, withEvent, withWhole } from "../../web/board/state.js";
 
 const KEYS = ["0".repeat(16), "1".repeat(16), "2".repeat(16)];
 const file = (name) => ({ filename: name, subfolder: "apprentice", type: "temp", width: 64, height: 64, thumb: name });
@@ -85,4 +85,11 @@ test("what is no list of choices says nothing", () => {
   for (const text of ["", "8 pictures: 4 accepted", "{", "{}", '{"v":1,"by":{"x":"accept"}}', `{"v":1,"by":{"${KEYS[0]}":"maybe"}}`, null, 3]) {
     assert.equal(readOverrides(text).size, 0);
   }
+});
+
+test("a run that was cancelled while it judged is not taken for a verdict", () => {
+  const live = withEvent(emptyBoard(), { prompt_id: "p", stage: "judged", total: 3, pictures: [{ index: 0, key: KEYS[0], score: 0.9 }] });
+  assert.equal(isUnfinished(live), false);
+  assert.equal(isUnfinished({ ...live, running: false }), true);
+  assert.equal(isUnfinished(withWhole(live, judged())), false);
 });

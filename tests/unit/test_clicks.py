@@ -29,7 +29,8 @@ def test_clicks_pictures_and_undo_come_back(file: ClickFile) -> None:
     file.add({A: picture(1), B: picture(2)}, A, B)
     assert file.add({C: picture(3)}, C, A).pairs == [(A, B), (C, A)], "a picture is kept once"
     assert file.path.read_text().count('"kind": "picture"') == 3
-    there = file.undo()
+    assert file.undo().pairs == [(A, B)]
+    there = file.read()
     assert there.pairs == [(A, B)] and there.pictures[A].prompt == "prompt 1" and there.pictures[A].improved
     assert (there.pictures[B].pixels == 2).all()
     assert file.undo().pairs == [] and file.undo().pairs == []
@@ -95,3 +96,29 @@ def test_two_writers_lose_nothing(file: ClickFile) -> None:
         list(pool.map(lambda i: ClickFile(file.path).add({keys[i]: picture(), A: picture(1)}, keys[i], A), range(40)))
     there = file.read()
     assert len(there.pairs) == 40 and len(there.pictures) == 41 and there.unread == 0
+
+
+def test_clicks_and_undo_change_its_state_and_features_do_not(file: ClickFile) -> None:
+    states = [file.state()]
+    file.add({A: picture(), B: picture(1)}, A, B)
+    states.append(file.state())
+    file.remember(C, {A: np.array([1.0])})
+    assert file.state() == states[-1], "a taste that has been worked out is not another one in the next run"
+    file.undo()
+    states.append(file.state())
+    assert len(set(states)) == 3
+
+
+def test_a_full_file_is_refused_before_it_can_no_longer_be_read(file: ClickFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.add({A: picture(), B: picture(1)}, A, B)
+    monkeypatch.setattr("comfyui_apprentice.training.clicks._FILE_BYTES", file.path.stat().st_size + 200)
+    with pytest.raises(ValueError, match=r"'mine.jsonl' is full.*another name"):
+        file.add({C: picture(2)}, C, B)
+    assert file.read().pairs == [(A, B)]
+
+
+def test_a_click_does_not_wait_for_all_pictures_to_be_unpacked(file: ClickFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.add({A: picture(), B: picture(1)}, A, B)
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a picture is unpacked"))
+    assert file.add({C: picture(2)}, C, B).pairs == [(A, B), (C, B)]
+    assert len(file.read(pixels=False).pictures) == 3

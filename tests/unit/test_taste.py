@@ -109,3 +109,13 @@ def test_wilsons_interval_is_the_published_one() -> None:
     """Newcombe (1998), Table I: 81 of 263, and 0 of 20, without continuity correction."""
     assert wilson(81 / 263, 263) == (pytest.approx(0.2553, abs=1e-4), pytest.approx(0.3662, abs=1e-4))
     assert wilson(0.0, 20) == (pytest.approx(0.0, abs=1e-9), pytest.approx(0.1611, abs=1e-4))
+
+
+def test_clicks_on_pictures_without_a_score_are_left_out_and_too_many_of_them_are_named() -> None:
+    features, pairs, prompts = clicks(60)
+    published = features @ TRUE
+    published[:4] = np.nan
+    taste = learn(features, published, pairs, prompts)
+    assert taste.clicks == 58 and math.isfinite(taste.mean) and math.isfinite(taste.published) and np.isfinite(taste.weight).all()
+    with pytest.raises(ValueError, match="gives no score to 120 of the 120 clicked pictures"):
+        learn(features, np.full(120, np.nan), pairs, prompts)

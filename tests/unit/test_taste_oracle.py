@@ -69,6 +69,13 @@ def test_the_file_gives_the_same_oracle_again(tmp_path: Path) -> None:
     assert TasteOracle(taste_of(eye, eye, published=0.6), eye, eye).fingerprint() != first.fingerprint()
 
 
+def test_weights_of_another_number_than_there_are_features_are_refused_in_a_sentence() -> None:
+    eye = Colours()
+    oracle = TasteOracle(TasteFile(torch.ones(7), 0.0, 0.0, 1.0, 0.0, Source.of(eye), Source.of(eye)), eye, None)
+    with pytest.raises(ValueError, match="weighs 7 features of a picture, and colours shows 3"):
+        oracle.score(pictures(), ["a"] * 3)
+
+
 def test_a_taste_without_a_threshold_is_kept_so(tmp_path: Path) -> None:
     eye, path = Colours(), tmp_path / "mine.safetensors"
     TasteFile(torch.ones(3), 0.0, 0.0, 1.0, math.nan, Source.of(eye), Source.of(eye)).save(path)

@@ -6,8 +6,8 @@ import { make, short } from "./dom.js";
 import { duel } from "./duel.js";
 import { costOf, lineAt, passing, settingAt } from "./gate.js";
 import { histogram } from "./histogram.js";
-import { choose, readOverrides, writeOverrides } from "./overrides.js";
-import { emptyBoard, withEvent, withWhole } from "./state.js";
+import { choose, readOverrides, wordsOf, writeOverrides } from "./overrides.js";
+import { emptyBoard, isUnfinished, withEvent, withWhole } from "./state.js";
 import { changedMode } from "./units.js";
 import { openViewer } from "./viewer.js";
 
@@ -23,7 +23,8 @@ export class DraftBoard {
     this.api = api;
     this.host = host;
     this.board = emptyBoard();
-    this.taste = false;
+    /** @type {HTMLElement|null} preference mode, while it is on: it keeps its pairs, whatever the board is told meanwhile */
+    this.taste = null;
     /** @type {number|null} where the line is while it is dragged */
     this.dragged = null;
     this.element = make("div", {
@@ -56,14 +57,26 @@ export class DraftBoard {
     return Boolean(this.widget("threshold") && this.widget("overrides"));
   }
 
+  /** Whether a wire gives what a widget says otherwise: then the widget's value is nobody's. @param {string} name */
+  wired(name) {
+    return Boolean(this.node.inputs?.some((/** @type {any} */ i) => (i.widget?.name ?? i.name) === name && (i.link ?? null) !== null));
+  }
+
+  /** Whether pictures can be chosen by hand here. */
+  get choosable() {
+    return this.hasGate && !this.wired("overrides");
+  }
+
   get words() {
+    if (this.wired("overrides")) return wordsOf(this.board);
     return readOverrides(this.widget("overrides")?.value);
   }
 
-  /** Mode and value as the widgets have them now. */
+  /** Mode and value as the widgets have them now; what comes over a wire, as the last run had it. */
   get setting() {
     if (!this.hasGate) return { mode: this.board.mode, value: this.board.value };
-    return { mode: String(this.widget("threshold").value), value: Number(this.widget("value")?.value) };
+    const mode = this.wired("threshold") ? this.board.mode : String(this.widget("threshold").value);
+    return { mode, value: this.wired("value") ? this.board.value : Number(this.widget("value")?.value) };
   }
 
   /** What the widgets say now, to see whether something else has changed it. */
@@ -80,6 +93,7 @@ export class DraftBoard {
   /** @param {any} whole the node's result */
   done(whole) {
     this.board = withWhole(this.board, whole);
+    if (this.taste?.querySelector("[data-over='true']")) this.teach(); // it waits for more pictures
     this.render();
   }
 
@@ -99,7 +113,7 @@ export class DraftBoard {
   /** The artist changed the kind of threshold: a number of another unit would mean something else. @param {string} before */
   modeChanged(before) {
     const { mode, value } = this.setting;
-    if (before !== mode) this.write("value", changedMode(this.board, before, mode, value));
+    if (before !== mode && !this.wired("value")) this.write("value", changedMode(this.board, before, mode, value));
     this.render();
   }
 
@@ -129,6 +143,7 @@ export class DraftBoard {
 
   /** Everything anew; what had the focus keeps it. */
   render() {
+    if (this.taste && this.taste.parentElement === this.element) return;
     const focused = focusOf(this.element);
     this.element.replaceChildren(...this.parts());
     if (focused) /** @type {any} */ (this.element.querySelector(focused))?.focus();
@@ -142,17 +157,14 @@ export class DraftBoard {
   /** @returns {Node[]} */
   parts() {
     const { board } = this;
+    if (this.taste) return [this.taste];
     if (!board.pictures.length) {
       const why = this.hasGate ? "The drafts appear here as they are judged." : "Drafts and improvements appear here.";
       return [make("p", { class: "ab-empty" }, why), ...(this.hasGate ? [this.foot()] : [])];
     }
-    if (this.taste) {
-      const close = () => { this.taste = false; this.render(); };
-      return [duel(this.api, board, { name: this.host.taste(), rename: this.host.rename, close })];
-    }
     const passes = this.passes();
     const words = this.words;
-    const actions = { choose: this.hasGate ? (...a) => this.choose(...a) : null, open: (...a) => this.open(...a) };
+    const actions = { choose: this.choosable ? (...a) => this.choose(...a) : null, open: (...a) => this.open(...a) };
     const cards = board.pictures.map((p, i) => card(this.api, p, passes[i], words.get(p.key), actions));
     const grid = make("div", { class: "ab-grid", role: "list", "aria-label": "Pictures" }, ...cards);
     return [grid, this.chart(passes), this.say(passes), this.foot()].filter((part) => part !== null);
@@ -163,7 +175,8 @@ export class DraftBoard {
     const { mode, value } = this.setting;
     const words = this.words;
     const line = this.dragged ?? lineAt(this.board, mode, value);
-    const movable = this.hasGate && this.board.pictures.some((p) => p.draft !== null) && settingAt(this.board, mode, 0) !== null;
+    const there = this.hasGate && !this.wired("value") && this.board.pictures.some((p) => p.draft !== null) && settingAt(this.board, mode, 0);
+    const movable = there && (there.mode === mode || !this.wired("threshold"));
     return histogram(this.board, {
       mode, line, states: this.board.pictures.map((p, i) => stateOf(p, passes[i], words.get(p.key)).state),
       text: (at) => this.ahead(settingAt(this.board, mode, at)),
@@ -207,6 +220,7 @@ export class DraftBoard {
     const done = board.pictures.filter((p) => p.decision || p.draft !== null).length;
     let text = board.summary;
     if (board.running) text = board.stage === "improved" ? "The teacher's pictures are judged…" : `${done} of ${board.total} judged…`;
+    else if (isUnfinished(board)) text = "The run ended before the verdict: queue again.";
     else if (changed && set) text = `Next run: ${this.ahead(set) || `${set.mode} ${short(set.value)}`}. Queue to apply it; drafts and scores are kept.`;
     else if (board.stopped) text = `${board.summary} Stopped after judging: choose, switch the stop off, and queue again.`;
     return make("div", { class: "ab-say", role: "status" }, text);
@@ -214,16 +228,23 @@ export class DraftBoard {
 
   foot() {
     const by = this.words.size;
-    const stop = this.widget("stop_after_judging");
+    const stop = this.wired("stop_after_judging") ? null : this.widget("stop_after_judging");
     return make("div", { class: "ab-foot" },
       stop ? make("label", { class: "ab-check", title: "Run to the judge and no further: the teacher is not loaded" },
         make("input", { type: "checkbox", class: "ab-stop", ...(stop.value ? { checked: true } : {}),
           onchange: (/** @type {any} */ event) => { this.write("stop_after_judging", event.target.checked); this.render(); } }),
         "Stop after judging") : null,
-      by ? make("button", { type: "button", class: "ab-button ab-reset", title: this.listed(),
+      by && this.choosable ? make("button", { type: "button", class: "ab-button ab-reset", title: this.listed(),
         onclick: () => { this.write("overrides", ""); this.render(); } }, `Reset ${by} by hand`) : null,
       this.board.pictures.length ? make("button", { type: "button", class: "ab-button ab-to-taste", title: "Click the better of two: teaches a taste",
-        onclick: () => { this.taste = true; this.render(); } }, "Teach a taste") : null);
+        onclick: () => { this.teach(); /** @type {any} */ (this.taste?.querySelector(".ab-contender"))?.focus(); } }, "Teach a taste") : null);
+  }
+
+  /** Preference mode, on the pictures that are there now. */
+  teach() {
+    const close = () => { this.taste = null; this.render(); };
+    this.taste = duel(this.api, this.board, { name: this.host.taste(), rename: this.host.rename, close });
+    this.element.replaceChildren(this.taste);
   }
 
   /** All choices by hand, those of pictures that aren't on the board too. */
@@ -235,7 +256,7 @@ export class DraftBoard {
   /** @param {import("./state.js").Picture} picture */
   open(picture) {
     openViewer(this.api, () => this.board.pictures, picture.index, {
-      choose: this.hasGate ? (...a) => this.choose(...a) : null, word: (p) => this.words.get(p.key),
+      choose: this.choosable ? (...a) => this.choose(...a) : null, word: (p) => this.words.get(p.key),
     });
   }
 }

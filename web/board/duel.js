@@ -15,11 +15,14 @@ const NAME = /^[\p{L}\p{N}][\p{L}\p{N} ._-]{0,63}$/u;
 export function duel(api, board, options) {
   const pairs = pairsOf(board);
   let at = 0;
+  let busy = false; // a key that is held down is one click
+  /** @type {number[]} places of the pairs that were clicked here */
+  const clicked = [];
   const field = make("div", { class: "ab-duel" });
   const say = make("span", { class: "ab-say", "aria-live": "polite" });
   const name = make("input", {
     class: "ab-name", value: options.name, "aria-label": "Name of the taste", title: "The taste that these clicks teach",
-    onchange: () => { options.rename(name.value.trim()); count(); },
+    onchange: () => { options.rename(name.value.trim()); clicked.length = 0; count(); },
     onkeydown: (/** @type {KeyboardEvent} */ event) => event.stopPropagation(),
   });
 
@@ -38,35 +41,46 @@ export function duel(api, board, options) {
     copy.href = api.apiURL(`/apprentice/taste/${encodeURIComponent(name.value.trim())}/file`);
     copy.hidden = forget.hidden = !content.pictures;
   };
-  const guard = (/** @type {() => Promise<void>} */ work) => work().catch((error) => { say.textContent = error.message; });
-  const count = () => guard(async () => {
+  const tried = (/** @type {() => Promise<void>} */ work) => work().catch((error) => { say.textContent = error.message; });
+  const guard = async (/** @type {() => Promise<void>} */ work) => {
+    if (busy) return;
+    busy = true;
+    await tried(work);
+    busy = false;
+  };
+  const count = () => tried(async () => {
     const { names } = await ask("");
     told(names[name.value.trim()] ?? { clicks: 0, pictures: 0 });
   });
   const choose = (/** @type {string} */ better, /** @type {string} */ worse) => guard(async () => {
     told(await ask("/clicks", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ better, worse }) }));
-    next(1);
+    clicked.push(at);
+    go(at + 1);
   });
   const undo = () => guard(async () => {
     told(await ask("/undo", { method: "POST" }));
-    next(-1);
+    go(clicked.pop() ?? at);
   });
   const erase = () => guard(async () => {
     if (!window.confirm(`Delete all clicks of the taste "${name.value.trim()}"?`)) return;
     await ask("", { method: "DELETE" }, true);
-    count();
+    clicked.length = 0;
+    await count();
   });
-  const next = (/** @type {number} */ step) => {
-    at = Math.max(0, at + step);
+  const go = (/** @type {number} */ place) => {
+    at = place;
     show();
     /** @type {any} */ (field.querySelector(".ab-contender"))?.focus();
   };
+
+  const skip = () => !busy && at < pairs.length && go(at + 1);
 
   const contender = (/** @type {{key: string, file: any}} */ one, /** @type {{key: string}} */ other, /** @type {string} */ side) =>
     make("button", {
       type: "button", class: "ab-contender", "aria-label": `The ${side} picture is better`, onclick: () => choose(one.key, other.key),
     }, make("img", { src: address(api, one.file), alt: `the ${side} picture`, draggable: "false" }));
   const show = () => {
+    field.dataset.over = String(at >= pairs.length);
     if (at >= pairs.length) {
       const why = pairs.length ? "That was the last pair of this batch: draw more, or go back." : "There are no two pictures of one prompt on the board yet.";
       field.replaceChildren(make("p", { class: "ab-empty" }, why));
@@ -82,7 +96,7 @@ export function duel(api, board, options) {
     if (event.target === name || event.ctrlKey || event.metaKey) return;
     const side = { ArrowLeft: 0, ArrowRight: 1 }[event.key];
     if (side !== undefined) /** @type {any} */ (field.querySelectorAll(".ab-contender")[side])?.click();
-    else if (event.key === "ArrowDown") next(1);
+    else if (event.key === "ArrowDown") skip();
     else return;
     event.preventDefault();
   };
@@ -90,7 +104,7 @@ export function duel(api, board, options) {
   count();
   return make("div", { class: "ab-taste", role: "group", "aria-label": "Preference mode", onkeydown }, field,
     make("div", { class: "ab-foot" }, name,
-      make("button", { type: "button", class: "ab-button", title: "Neither, or can't tell (arrow down)", onclick: () => next(1) }, "Skip"),
+      make("button", { type: "button", class: "ab-button", title: "Neither, or can't tell (arrow down)", onclick: skip }, "Skip"),
       make("button", { type: "button", class: "ab-button", title: "Take the last click back", onclick: undo }, "Undo"), copy, forget, say,
       make("button", { type: "button", class: "ab-button", onclick: options.close }, "Back to the board")));
 }

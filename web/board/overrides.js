@@ -18,6 +18,9 @@ export function readOverrides(text) {
   }
 }
 
+/** What was said when it ran. @param {import("./state.js").Board} board @returns {Map<string, Word>} */
+export const wordsOf = (board) => new Map(/** @type {[string, Word][]} */ (board.pictures.filter((p) => p.override).map((p) => [p.key, p.override])));
+
 /** @param {Map<string, Word>} words */
 export function writeOverrides(words) {
   return words.size ? JSON.stringify({ v: 1, by: Object.fromEntries(words) }) : "";

@@ -114,6 +114,9 @@ export function withWhole(board, whole) {
   };
 }
 
+/** Whether the run ended, cancelled or failed, before there was a verdict. @param {Board} board */
+export const isUnfinished = (board) => !board.running && board.pictures.some((p) => !p.decision);
+
 /** Which of the two pictures stays. @param {Picture} p @returns {File|null} */
 export const keptFile = (p) => (p.decision === "improved" ? (p.after ?? p.before) : (p.before ?? p.after));
 
