@@ -133,6 +133,10 @@ def test_a_new_user_s_first_ten_minutes(front_end: Comfy) -> None:
         cards.nth(good).locator(".ab-thumb").click(modifiers=["Shift"])
         cards.nth(weak).locator(".ab-thumb").click()
         assert page.locator(".ab-reset").inner_text() == "Reset 2 by hand"
+        page.evaluate("() => window.app.canvas.deselectAll()")  # the newer front end's side panel showed the node's widgets
+        page.wait_for_timeout(500)
+        wide, zoom = page.locator(".ab-board").bounding_box()["width"], page.evaluate("() => window.app.canvas.ds.scale")
+        assert wide / zoom > 360, "the board is as wide as its node again"
         assert "2 of 4 to the teacher" in page.locator(".ab-say").inner_text()
         assert queue_and_wait(page)["status"]["status_str"] == "success"
         page.wait_for_timeout(1000)
