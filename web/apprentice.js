@@ -12,7 +12,7 @@ import { api } from "../../scripts/api.js";
 // @ts-ignore
 import { app } from "../../scripts/app.js";
 import { DraftBoard } from "./board/board.js";
-import { make } from "./board/dom.js";
+import { asWideAsItsNode, make } from "./board/dom.js";
 import { watchCache } from "./board/history.js";
 import { readOverrides } from "./board/overrides.js";
 import { showText } from "./results.js";
@@ -60,6 +60,7 @@ function addBoard(node) {
   const widget = node.addDOMWidget("apprentice_board", "apprentice_board", board.element, {
     serialize: false, hideOnZoom: false, getMinHeight: height, getValue: () => "", setValue: () => {},
   });
+  asWideAsItsNode(widget);
   widget.serialize = false; // neither in the prompt nor in the workflow: a saved file stays as it was
   boards.set(node, board);
   hide(board.widget("overrides"));

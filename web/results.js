@@ -1,7 +1,7 @@
 // @ts-check
 /** A node's result in words, on the node: it stays after the run, wraps, and can be marked and copied. */
 
-import { make } from "./board/dom.js";
+import { asWideAsItsNode, make } from "./board/dom.js";
 
 const NAME = "apprentice_text";
 
@@ -28,6 +28,7 @@ function add(node) {
   const widget = node.addDOMWidget(NAME, NAME, element, {
     serialize: false, hideOnZoom: false, getMinHeight: () => parseFloat(element.style.minHeight) || 30, getValue: () => element.textContent, setValue: () => {},
   });
+  asWideAsItsNode(widget);
   widget.serialize = false;
   return widget;
 }

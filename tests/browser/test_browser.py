@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from browser.page import PAGE_MILLISECONDS, close_messages, open_page, queue_and_wait
+from comfyui_apprentice.cli import app
 from harness import ROOT, Comfy, comfyui
 from PIL import Image
+from typer.testing import CliRunner
 
 FRONT_ENDS = {"stock": [], "1.58.1": ["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")]}
 
@@ -111,11 +113,13 @@ def test_advanced_widgets_are_folded_until_asked_for_and_titles_fit(front_end: C
 def test_a_new_user_s_first_ten_minutes(front_end: Comfy) -> None:
     """Step by step as ``docs/first-ten-minutes.md`` has it, from where the pack is installed."""
     with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
+        page.set_default_timeout(PAGE_MILLISECONDS)
         page.evaluate("() => window.app.graph.clear()")
-        page.wait_for_timeout(500)
+        page.wait_for_timeout(700)
         help_is_found_by_searching(page)
         page.get_by_role("button", name="Templates").first.click()
-        page.get_by_text("apprentice", exact=True).last.click(timeout=PAGE_MILLISECONDS)
+        page.get_by_test_id("template-workflows-content").wait_for()  # "apprentice" and a search stand elsewhere too
+        page.get_by_text("apprentice", exact=True).last.click()
         page.get_by_placeholder("Search").last.fill("start")
         page.get_by_test_id("template-workflow-1-start-here").locator("img").first.click()
         wait_for_nodes(page, 7)
@@ -129,6 +133,10 @@ def test_a_new_user_s_first_ten_minutes(front_end: Comfy) -> None:
         cards.nth(good).locator(".ab-thumb").click(modifiers=["Shift"])
         cards.nth(weak).locator(".ab-thumb").click()
         assert page.locator(".ab-reset").inner_text() == "Reset 2 by hand"
+        page.evaluate("() => window.app.canvas.deselectAll()")  # the newer front end's side panel showed the node's widgets
+        page.wait_for_timeout(500)
+        wide, zoom = page.locator(".ab-board").bounding_box()["width"], page.evaluate("() => window.app.canvas.ds.scale")
+        assert wide / zoom > 360, "the board is as wide as its node again"
         assert "2 of 4 to the teacher" in page.locator(".ab-say").inner_text()
         assert queue_and_wait(page)["status"]["status_str"] == "success"
         page.wait_for_timeout(1000)
@@ -136,6 +144,8 @@ def test_a_new_user_s_first_ten_minutes(front_end: Comfy) -> None:
         saved = sorted((front_end.base / "output" / "apprentice").glob("start_*.png"))
         chosen = [json.loads(Image.open(path).text["apprentice"])["override"] for path in saved[-4:]]
         assert (chosen[good], chosen[weak], sorted(chosen)) == ("teacher", "accept", ["", "", "accept", "teacher"])
+        told = CliRunner().invoke(app, ["inspect", str(saved[-4 + good])])
+        assert told.exit_code == 0 and "sent to the teacher by hand" in told.output, told.output
         page.evaluate("() => window.app.graph.clear()")
         page.locator("#comfy-file-input").set_input_files(str(saved[-1]))
         wait_for_nodes(page, 7)
@@ -152,11 +162,12 @@ def help_is_found_by_searching(page) -> None:
     page.wait_for_timeout(500)
     page.mouse.click(800, 500)  # the newer front end lets it hang at the pointer until it is put down
     wait_for_nodes(page, 1)
+    page.wait_for_timeout(700)  # until it has been put down
     page.evaluate("() => window.app.canvas.selectNode(window.app.graph._nodes[0])")
     page.locator("[data-testid=info-button]").click()
-    page.get_by_role("heading", name="Judge", level=1).wait_for(timeout=PAGE_MILLISECONDS)
+    page.get_by_role("heading", name="Judge", level=1).wait_for()
     shown = page.get_by_role("img", name="Judge in a graph")
-    shown.wait_for(timeout=PAGE_MILLISECONDS)
+    shown.wait_for()
     size = shown.evaluate("(image) => image.decode().then(() => [image.naturalWidth, image.naturalHeight, image.width])")
     assert size[0] > 600 and size[1] > 300 and 150 < size[2] < 600, "as wide as the panel"
     assert page.get_by_role("cell", name="stop_after_judging").is_visible()

@@ -44,3 +44,11 @@ export function address(api, file, small = false) {
   const query = new URLSearchParams({ filename: small ? file.thumb : file.filename, subfolder: file.subfolder, type: file.type });
   return api.apiURL(`/view?${query}`);
 }
+
+/**
+ * A widget as wide as its node, always: the newer front end's side panel writes its own width into the widgets that it shows.
+ * @param {any} widget
+ */
+export function asWideAsItsNode(widget) {
+  Object.defineProperty(widget, "width", { configurable: true, get: () => undefined, set: () => {} });
+}
