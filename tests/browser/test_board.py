@@ -209,6 +209,7 @@ def test_a_taste_is_taught_click_by_click_while_the_next_batch_is_drawn(page: Pa
     shown = board(page, KEEP)
     shown.locator(".ab-to-taste").click()
     shown.locator(".ab-name").fill("in the browser")
+    shown.locator(".ab-name").press("Enter")
     page.wait_for_timeout(300)
     left = """() => document.querySelector(".ab-contender").dispatchEvent(
         new KeyboardEvent("keydown", {key: "ArrowLeft", bubbles: true}))"""
