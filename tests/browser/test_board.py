@@ -287,7 +287,7 @@ def test_in_a_subgraph_the_board_fills_too(page: Page) -> None:
     load(page, json.loads(WORKFLOW.read_text()))
     page.evaluate(
         """() => { const g = window.app.graph;
-           const inside = g._nodes.filter((n) => n.comfyClass.startsWith("Apprentice") && n.comfyClass !== "ApprenticeTinyWorld");
+           const inside = g._nodes.filter((n) => n.type.startsWith("Apprentice") && n.type !== "ApprenticeTinyWorld");
            g.convertToSubgraph(new Set(inside)); }"""
     )
     assert queue_and_wait(page)["status"]["status_str"] == "success"
