@@ -20,16 +20,18 @@ PASSED_BY = {
     "ApprenticeTeacher", "ApprenticeKeepBetter", "ApprenticeSaveImages", "ApprenticeScore", "ApprenticeBestOf",
     "ApprenticeCombineOracles", "ApprenticeOracleCompare", "ApprenticeTeacherCost", "ApprenticeSort", "ApprenticeDomainText",
 }  # fmt: skip
+SHOWING = {"SaveImage", "PreviewImage", "PreviewAny", "ApprenticeSaveImages"}
 SAID_AT_ONCE = {"required_input_missing", "custom_validation_failed"}
 
 
 def example(node_id: str) -> tuple[str, dict[str, Any]]:
-    """The example with this node that costs least."""
+    """The example with this node that costs least, needs no files of others, and shows something without the node too."""
     found = []
     for path in EXAMPLES:
         workflow = json.loads(path.read_text())
         kinds = [node["type"] for node in workflow["nodes"]]
-        if node_id in kinds:
+        foreign = any(node["properties"].get("models") for node in workflow["nodes"])
+        if node_id in kinds and not foreign and SHOWING.intersection(kinds) - {node_id}:
             found.append((sum(kind in TRAINS - {node_id} for kind in kinds), len(kinds), path.stem, workflow))
     return min(found, key=lambda one: one[:3])[2:]
 
