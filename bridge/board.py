@@ -148,7 +148,7 @@ class Board:
         """All of it, as the node's result.
 
         Args:
-            rows: What ``picture`` gives of each picture, and its files.
+            rows: What ``pictures_of`` gives of each picture, with its files.
             **more: Costs, calibration and so on, by their names on the board.
         """
         thresholds = {j.threshold for j in verdict}

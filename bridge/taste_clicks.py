@@ -54,7 +54,8 @@ def features_of(oracle: Oracle, file: ClickFile, clicks: Clicks) -> dict[str, Ar
     if new:
         with suppress(ValueError):  # a full file: they are worked out again next time
             file.remember(oracle.fingerprint(), new)
-    return {key: {**there, **new}[key] for key in dict.fromkeys(asked)}
+    every = {**there, **new}
+    return {key: every[key] for key in dict.fromkeys(asked)}
 
 
 def scores_of(oracle: Oracle, clicks: Clicks, keys: list[str]) -> list[float]:

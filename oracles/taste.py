@@ -95,7 +95,9 @@ class TasteOracle(Oracle):
     """
 
     def __init__(self, taste: TasteFile, features: Oracle, judge: Oracle | None, name: str = "taste") -> None:
-        _require(features, taste.features, "features_from", taste.weight)
+        _require(features, taste.features, "features_from")
+        if not features.has_features:
+            raise ValueError(f"{features.name} shows no features of pictures; connect a CLIP to features_from.")
         if taste.published and judge is not None:
             _require(judge, taste.judge, "oracle")
         elif taste.published:
@@ -137,8 +139,6 @@ class TasteOracle(Oracle):
         return score + self.taste.published * z
 
 
-def _require(oracle: Oracle, source: Source, where: str, weight: Tensor | None = None) -> None:
+def _require(oracle: Oracle, source: Source, where: str) -> None:
     if oracle.fingerprint() != source.fingerprint:
         raise ValueError(f"This taste was learned on {source.name}, and {where} is {oracle.name}; connect {source.name} there.")
-    if weight is not None and not oracle.has_features:
-        raise ValueError(f"{oracle.name} shows no features of pictures; connect a CLIP to features_from.")

@@ -89,8 +89,7 @@ def learn(
     z = (published - mean) / std if published is not None else np.zeros(len(phi))
     dz = z[better] - z[worse]
     folds = _folds(groups)
-    ridge = _best_ridge(x, folds)
-    margins = _held_out(x, folds, ridge)
+    ridge, margins = _best_ridge(x, folds)
     parts = np.stack([margins, dz], 1)
     usable = (True, published is not None)
     guessed = np.empty(len(x))
@@ -182,9 +181,11 @@ def _held_out(x: Array, folds: Sequence[tuple[Array, Array]], ridge: float) -> A
     return margins
 
 
-def _best_ridge(x: Array, folds: Sequence[tuple[Array, Array]]) -> float:
-    """The C with the best held-out log-likelihood."""
-    return max(_RIDGES, key=lambda ridge: float(-np.logaddexp(0, -_held_out(x, folds, ridge)).mean()))
+def _best_ridge(x: Array, folds: Sequence[tuple[Array, Array]]) -> tuple[float, Array]:
+    """The C with the best held-out log-likelihood, and the held-out margins that it gives."""
+    margins = {ridge: _held_out(x, folds, ridge) for ridge in _RIDGES}
+    best = max(_RIDGES, key=lambda ridge: float(-np.logaddexp(0, -margins[ridge]).mean()))
+    return best, margins[best]
 
 
 def _stack(parts: Array, usable: tuple[bool, bool], mix: float | None) -> Array:

@@ -134,9 +134,14 @@ export class DraftBoard {
     this.render();
   }
 
-  /** Who would pass by the widgets, or by the line while it is dragged. @returns {(boolean|null)[]} */
+  /** Mode and value that the next run would have: the widgets', or the line's while it is dragged. */
+  get next() {
+    return this.dragged === null ? this.setting : settingAt(this.board, this.setting.mode, this.dragged);
+  }
+
+  /** Who would pass by that. @returns {(boolean|null)[]} */
   passes() {
-    const set = this.dragged === null ? this.setting : settingAt(this.board, this.setting.mode, this.dragged);
+    const set = this.next;
     const pass = set && passing(this.board, set.mode, set.value);
     return this.board.pictures.map((p, i) => (pass ? pass[i] : p.passes));
   }
@@ -215,7 +220,7 @@ export class DraftBoard {
     const { board } = this;
     const words = this.words;
     const pending = board.pictures.some((p, i) => stateOf(p, passes[i], words.get(p.key)).pending);
-    const set = this.dragged === null ? this.setting : settingAt(board, this.setting.mode, this.dragged);
+    const set = this.next;
     const changed = pending || this.dragged !== null || (set && (set.mode !== board.mode || set.value !== board.value));
     const done = board.pictures.filter((p) => p.decision || p.draft !== null).length;
     let text = board.summary;
