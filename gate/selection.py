@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
 
 
 def best_of(scores: Sequence[float], count: int, groups: Sequence[str] | None = None) -> list[int]:
@@ -23,6 +27,58 @@ def best_of(scores: Sequence[float], count: int, groups: Sequence[str] | None = 
         rows = [i for i, label in enumerate(labels) if label == wanted]
         best += sorted(rows, key=lambda i: (math.isnan(scores[i]), -scores[i] if not math.isnan(scores[i]) else 0, i))[:count]
     return best
+
+
+_EXACT = 20_000  # subsets that are all looked at
+
+
+def choose_together(scores: Sequence[float], distances: Any, count: int, variety: float) -> list[int]:
+    """Indices, rising, of the ``count`` pictures of one prompt that are best together (arXiv 2508.15773, eq. 1).
+
+    They maximise sum_i score_i + variety * sum_{i<j} distance_ij: exactly where there are at most 20,000 subsets, beyond that
+    greedily and then by swaps until none helps. NaN is chosen only where nothing else is left; of equals the earlier is.
+
+    Args:
+        distances: Symmetric [N, N], such as 1 - cosine of features.
+        variety: Score that a distance of 1 is worth; 0 gives the best by score.
+
+    Raises:
+        ValueError: ``count`` is below 1, or there isn't a row and a column of distances for each score.
+    """
+    if count < 1:
+        raise ValueError(f"Best-of picks 1 picture or more, not {count}.")
+    values, apart = np.asarray(scores, dtype=np.float64), np.asarray(distances, dtype=np.float64)
+    if apart.shape != (len(values), len(values)):
+        raise ValueError(f"There are {len(values)} scores, and distances of shape {apart.shape}; each needs a row and a column.")
+    usable = [i for i in range(len(values)) if math.isfinite(values[i])]
+    if count >= len(usable):
+        rest = [i for i in range(len(values)) if i not in usable]
+        return sorted(usable + rest[: count - len(usable)])
+    if variety == 0:
+        return sorted(best_of(list(values), count))
+    if math.comb(len(usable), count) <= _EXACT:
+        sets = np.array(list(combinations(usable, count)))
+        pairs = sum(apart[sets[:, a], sets[:, b]] for a in range(count) for b in range(a))
+        return [int(i) for i in sets[int(np.argmax(values[sets].sum(1) + variety * pairs))]]
+    return _by_swaps(values, apart, usable, count, variety)
+
+
+def _by_swaps(values: Any, apart: Any, usable: list[int], count: int, variety: float) -> list[int]:
+    chosen = [max(usable, key=lambda i: values[i])]
+    while len(chosen) < count:
+        rest = [i for i in usable if i not in chosen]
+        chosen.append(max(rest, key=lambda i: values[i] + variety * apart[i, chosen].sum()))
+    while True:
+        rest = [i for i in usable if i not in chosen]
+        # What each chosen one adds to the others, and what each other would add in its place.
+        adds = {out: values[out] + variety * (apart[out, chosen].sum() - apart[out, out]) for out in chosen}
+        gain, out, new = max(
+            ((values[i] + variety * (apart[i, chosen].sum() - apart[i, o]) - adds[o], o, i) for o in chosen for i in rest),
+            key=lambda swap: swap[0],
+        )
+        if gain <= 1e-12 * (1 + abs(adds[out])):
+            return sorted(chosen)
+        chosen[chosen.index(out)] = new
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""Every picture that ``apprentice bench explore`` chooses among: drawn once, so that policies differ by nothing else.
+
+A row is a prompt and a place (four pictures of each prompt are wanted). Of each picture what the replay needs is kept: the
+gate's score and features, the judge's, and the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..world.recipe.sampling import Drawn, World, unit_noise
+from .figures import Array
+
+PLACES = 4  # pictures of a prompt
+TEACHER_STEPS = 9  # 18 evaluations with guidance
+ROLLBACK = 0.7
+# name -> (student, steps, drafts of each row)
+STUDENTS: dict[str, tuple[str, int, int]] = {
+    "consistency": ("consistency", 1, 16), "SiD": ("sid", 1, 16), "consistency, 2 steps": ("consistency", 2, 6),
+}  # fmt: skip
+REDRAWN, REFINED = "teacher", "teacher refines"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures of one source: scores of gate and judge [rows, drafts], unit features of gate and judge [rows, drafts, D]."""
+
+    nfe: float
+    gate: Array
+    quality: Array
+    seen: Array
+    features: Array
+
+
+def pools(prompts: list[str], first_seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Pool]:
+    """The pools of all sources for ``prompts``, from ``folder`` where they were drawn before.
+
+    Args:
+        first_seed: Names the noise.
+    """
+    world, rows = World(), [prompt for prompt in prompts for _ in range(PLACES)]
+    folder.mkdir(parents=True, exist_ok=True)
+    made: dict[str, Pool] = {}
+    for number, name in enumerate((*STUDENTS, REDRAWN, REFINED)):
+        path = folder / f"{name.replace(' ', '_')}-{len(rows)}-{first_seed}.npz"
+        if not path.exists():
+            say(f"{name}: {len(rows)} rows")
+            _save(_draw(world, name, rows, first_seed + 1000 * number), path)
+        with np.load(path) as stored:
+            made[name] = Pool(float(stored["nfe"]), *(stored[key] for key in ("gate", "quality", "seen", "features")))
+    return made
+
+
+def _save(pool: Pool, path: Path) -> None:
+    unfinished = path.with_suffix(".part.npz")
+    np.savez(unfinished, **vars(pool))
+    unfinished.replace(path)
+
+
+def _draw(world: World, name: str, rows: list[str], seed: int) -> Pool:
+    if name in STUDENTS:
+        student, steps, drafts = STUDENTS[name]
+        draw = lambda n: world.draft(rows, unit_noise(len(rows), seed + n), steps, 7 * seed + n, student)  # noqa: E731
+    elif name == REFINED:
+        drafts = 1
+        draft = world.draft(rows, unit_noise(len(rows), seed - 4000), 1)  # the first of "consistency"
+        draw = lambda n: world.refine(rows, draft.latents, unit_noise(len(rows), seed + n), TEACHER_STEPS, ROLLBACK)  # noqa: E731
+    else:
+        drafts = 1
+        draw = lambda n: world.redraw(rows, unit_noise(len(rows), seed + n), TEACHER_STEPS)  # noqa: E731
+    parts = [_seen(world, draw(n), rows) for n in range(drafts)]
+    return Pool(parts[0][0], *(np.stack([part[1 + i] for part in parts], axis=1) for i in range(4)))
+
+
+@torch.inference_mode()
+def _seen(world: World, drawn: Drawn, rows: list[str]) -> tuple[float, Array, Array, Array, Array]:
+    pictures = world.pictures(drawn.latents)
+    gate, quality = (oracle.score(pictures, rows).double().numpy() for oracle in (world.oracle, world.judge))
+    seen = torch.cat([unit(world.oracle.features(part)) for part in pictures.split(64)])
+    return float(drawn.nfe), gate, quality, seen.numpy(), world.features(pictures).numpy()
+
+
+def unit(features: Tensor) -> Tensor:
+    """Rows of length 1."""
+    return torch.nn.functional.normalize(features.float(), dim=-1)

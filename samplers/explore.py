@@ -1,0 +1,322 @@
+"""Where the next evaluation pays: Pandora's problem over sources of drafts, for a whole batch. Torch-free; the caller draws.
+
+Every picture of the batch may be tried again, by any source, at the source's cost in network evaluations. A try of source s is
+worth it while its reservation value (Weitzman 1979) exceeds the score in hand:
+
+    E[(X_s - z_s)+] = price * cost_s,      open argmax z_s while z_s > score in hand, else stop.
+
+X_s is the predictive of ``samplers.beliefs``, so the rule learns as it draws (cf. arXiv 2510.01394, which stops best-of-N by a
+learned reservation value). The artist sets a price, or an average budget from which the price follows: the one at which what is
+expected to be spent is what is left. The teacher comes last: where its gain on the draft in hand is worth its cost, and no
+student's try is worth more, the picture goes to it (``for_teacher``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .beliefs import Array, Gain, Predictive, Prior, fit_prior, predictive
+
+Scores = dict[str, list[float]]
+"""Scores of drafts by prompt."""
+Choose = Callable[[Sequence[int], int], list[int]]
+"""From candidates (places in ``Search.tries``) and how many are wanted to those that are kept."""
+
+FAMILIAR = 8  # tries in the batch after which a source without a calibration is no longer tried for its own sake
+_BISECTIONS = 60
+
+
+@dataclass(frozen=True)
+class Source:
+    """Who can be asked for a draft.
+
+    Attributes:
+        cost: Network evaluations a draft.
+        name: For people.
+        drafts: How many there are for each picture; None where it never runs dry.
+        scores: Of its calibration; empty where it is to be learned in the batch.
+    """
+
+    cost: float
+    name: str = ""
+    drafts: int | None = None
+    scores: Scores = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who may answer a draft at the end; ``gain`` is None where no pairs have told it yet."""
+
+    cost: float
+    gain: Gain | None = None
+
+
+@dataclass(frozen=True)
+class Try:
+    """One draft: the ``number``-th (from 0) of ``source`` for the picture ``row``.
+
+    Attributes:
+        index: The reservation value that it was opened for; infinite for a source that nothing was known of.
+        price: Score an evaluation at the time.
+        score: What came of it; NaN before, and where the oracle can't tell.
+    """
+
+    row: int
+    source: int
+    number: int
+    index: float
+    price: float
+    score: float = float("nan")
+
+
+class Search:
+    """The state of a batch: ``wanted`` says what to draw next, ``tell`` takes the scores, until nothing is wanted any more.
+
+    Args:
+        groups: Of each picture what may be exchanged for it: pictures of one group (one prompt, drawn over the same) share what
+            is learned, and the best of all their drafts are kept.
+        budget: Average evaluations a picture, teacher included; or
+        price: score that an evaluation must bring. One of the two.
+        most: Evaluations that a single picture may take; 0 for no limit.
+        comparable: Whether one group's scores say something of another's.
+        choose: Which of a group's candidates are kept; the best by score without.
+
+    Raises:
+        ValueError: There is no source, or not one of budget and price, or the budget doesn't reach for one draft a picture.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], groups: Sequence[int], *, budget: float | None = None, price: float | None = None,
+        most: float = 0.0, comparable: bool = True, teacher: Teacher | None = None, choose: Choose | None = None,
+    ) -> None:  # fmt: skip
+        if not sources or (budget is None) == (price is None):
+            raise ValueError("Explore needs a source of drafts, and a budget or a price, one of the two.")
+        self.sources, self.groups, self.teacher = list(sources), np.asarray(groups, dtype=np.int64), teacher
+        self.costs = np.array([source.cost for source in sources])
+        cheapest = float(self.costs.min())
+        if budget is not None and budget < cheapest:
+            raise ValueError(
+                f"A budget of {budget:g} evaluations a picture doesn't reach for one draft, which takes {cheapest:g}: raise it."
+            )
+        self.budget, self.price = budget, price or 0.0
+        self.most = max(most, cheapest) if most else np.inf
+        self.comparable, self.choose = comparable, choose or self._best
+        self.tries: list[Try] = []
+        self.spent = np.zeros(len(self.groups))
+        self.seen = np.zeros((len(self.groups), len(self.sources)), dtype=np.int64)  # drafts of each picture by each source
+        self.held = np.full(len(self.groups), -1)  # of each picture, the try that is in hand
+        self._learned = 0  # scores of sources without a calibration
+        self._fitted: tuple[int, Prior] | None = None  # the prior, after so many
+
+    # --------------------------------------------------------------------------------------------------- what next
+
+    def wanted(self) -> list[Try]:
+        """The next round: at most one try a picture. Empty when the batch is done."""
+        if len(self.groups) == 0:
+            return []
+        if not self.tries:
+            return self._affordable(self._first())
+        if strange := self._affordable(self._strangers()):
+            return strange
+        belief = self._belief()
+        if self.budget is not None:
+            self.price = self._price(belief)
+        indices = self._indices(belief, self.price)
+        best, value = indices.argmax(1), indices.max(1)
+        urgency = np.where(self._teacher_first(value, self.price), -np.inf, value - self.in_hand)
+        rows = [int(row) for row in np.argsort(-urgency, kind="stable") if urgency[row] > 0]  # for where the budget ends
+        return self._affordable([self._try(row, int(best[row]), float(value[row])) for row in rows])
+
+    def tell(self, tries: Sequence[Try], scores: Sequence[float]) -> None:
+        """What came of a round."""
+        changed = set()
+        for opened, score in zip(tries, scores, strict=True):
+            self.tries.append(replace(opened, score=float(score)))
+            self.spent[opened.row] += self.costs[opened.source]
+            self.seen[opened.row, opened.source] += 1
+            changed.add(int(self.groups[opened.row]))
+            self._learned += not self.sources[opened.source].scores
+        for group in changed:
+            self._hold(group)
+
+    @property
+    def in_hand(self) -> Array:
+        """The score of what each picture has [B]; -inf where there is none, or it is no number."""
+        scores = np.array([self.tries[i].score if i >= 0 else np.nan for i in self.held])
+        return np.where(np.isfinite(scores), scores, -np.inf)
+
+    def for_teacher(self) -> list[int]:
+        """The pictures whose draft the teacher should answer, when no more drafts are wanted; those that gain most first."""
+        if self.teacher is None or not len(self.groups):
+            return []
+        left = np.inf if self.budget is None else self.budget * len(self.groups) - self.spent.sum()
+        if self.teacher.gain is None:
+            rows = np.argsort(self.in_hand, kind="stable")[: self._lessons()].tolist()
+        else:
+            gain = self._gain()
+            rows = [int(r) for r in np.argsort(-gain, kind="stable") if gain[r] > self.price * self.teacher.cost]
+        rows = [row for row in rows if self.spent[row] + self.teacher.cost <= self.most]
+        return rows if np.isinf(left) else rows[: int((left + 1e-9) // max(self.teacher.cost, 1e-9))]
+
+    # ------------------------------------------------------------------------------------------------------- inside
+
+    def indices(self) -> Array:
+        """The reservation values now [B, S], for the report; -inf for what can't be opened."""
+        return self._indices(self._belief(), self.price)
+
+    def _first(self) -> list[Try]:
+        """Everyone's first draft: by the source that promises most for its cost, or is cheapest where nothing is known."""
+        belief = self._belief()
+        if self.budget is not None and self._prior().known.any():
+            self.price = self._price(belief)
+        known = self._prior().known
+        indices = np.where(known, self._indices(belief, self.price), -np.inf)
+        cheapest = np.where(np.isinf(indices).all(1), self.costs.argmin(), indices.argmax(1))
+        return [self._try(row, int(s), float(indices[row, s])) for row, s in enumerate(cheapest)]
+
+    def _strangers(self) -> list[Try]:
+        """Tries of a source that nothing is known of yet, the cheapest first."""
+        enough = max(2, min(FAMILIAR, len(self.groups)))
+        seen, free = self.seen.sum(0), self._open()
+        for s in np.argsort(self.costs, kind="stable"):
+            if not self.sources[s].scores and seen[s] < enough:
+                rows = np.argsort(self.in_hand, kind="stable")[: enough - seen[s]]
+                if tries := [self._try(int(row), int(s), np.inf) for row in rows if free[row, s]]:
+                    return tries
+        return []
+
+    def _try(self, row: int, source: int, index: float) -> Try:
+        return Try(row, source, int(self.seen[row, source]), index, self.price)
+
+    def _open(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which source has a draft left for which picture, within the picture's limit [B, S]."""
+        drafts = np.array([np.inf if source.drafts is None else source.drafts for source in self.sources])
+        return (self.seen < drafts) & (self.spent[:, None] + self.costs <= self.most + 1e-9)
+
+    def _affordable(self, tries: list[Try]) -> list[Try]:
+        """As many of the first ones as the budget still pays."""
+        if self.budget is None:
+            return tries
+        left, kept = self._left() + 1e-9, []
+        for one in tries:
+            if self.costs[one.source] <= left:
+                left -= self.costs[one.source]
+                kept.append(one)
+        return kept
+
+    def _lessons(self) -> int:
+        """How many drafts go to a teacher of unknown gain, for it to be known from then on."""
+        return max(1, len(self.groups) // FAMILIAR)
+
+    def _left(self) -> float:
+        """What the budget has left for drafts; at most half of it is kept for a teacher whose gain is to be learned."""
+        assert self.budget is not None
+        whole = self.budget * len(self.groups)
+        learning = self.teacher is not None and self.teacher.gain is None
+        kept = self._lessons() * self.teacher.cost if learning and self.teacher else 0.0
+        return float(whole - self.spent.sum() - (kept if kept <= whole / 2 else 0.0))
+
+    def _best(self, candidates: Sequence[int], count: int) -> list[int]:
+        return sorted(candidates, key=lambda i: (-np.nan_to_num(self.tries[i].score, nan=-np.inf), i))[:count]
+
+    def _hold(self, group: int) -> None:
+        """Give the chosen candidates of a group to its pictures: each keeps its own where it can."""
+        rows = np.flatnonzero(self.groups == group)
+        chosen = self.choose([i for i, t in enumerate(self.tries) if self.groups[t.row] == group], len(rows))
+        own = {self.tries[i].row: i for i in reversed(chosen)}
+        rest = [i for i in chosen if own[self.tries[i].row] != i]
+        for row in rows:
+            self.held[row] = own[row] if row in own else (rest.pop(0) if rest else -1)
+
+    def _tables(self) -> list[Scores]:
+        """The scores to learn each source from: its calibration's, or the batch's own."""
+        tables: list[Scores] = [dict(source.scores) for source in self.sources]
+        for t in self.tries:
+            if not self.sources[t.source].scores:
+                tables[t.source].setdefault(f"\0{self.groups[t.row]}", []).append(t.score)
+        return tables
+
+    def _prior(self) -> Prior:
+        if self._fitted is None or self._fitted[0] != self._learned:
+            prior = fit_prior(self._tables())
+            self._fitted = self._learned, prior if self.comparable else prior.apart()
+        return self._fitted[1]
+
+    def _belief(self) -> Predictive:
+        """The predictive of every picture's next draft [B, S]."""
+        shape = (int(self.groups.max()) + 1, len(self.sources))
+        counts, sums, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        for t in self.tries:
+            if np.isfinite(t.score):
+                place = self.groups[t.row], t.source
+                counts[place] += 1
+                sums[place] += t.score
+        means = sums / np.maximum(counts, 1)
+        for t in self.tries:
+            if np.isfinite(t.score):
+                squares[self.groups[t.row], t.source] += (t.score - means[self.groups[t.row], t.source]) ** 2
+        belief = predictive(self._prior(), counts, means, squares)
+        return Predictive(belief.location[self.groups], belief.scale[self.groups], belief.dof[self.groups])
+
+    def _indices(self, belief: Predictive, price: float) -> Array:
+        return np.where(self._open(), belief.reservation(price * self.costs), -np.inf)
+
+    def _gain(self) -> Array:
+        """What the teacher is expected to add to each picture [B]; all there is to gain where there is no draft."""
+        assert self.teacher is not None and self.teacher.gain is not None
+        gain = self.teacher.gain.improvement(np.where(np.isfinite(self.in_hand), self.in_hand, self.teacher.gain.centre))
+        return np.where(np.isfinite(self.in_hand), gain, np.inf)
+
+    def _teacher_first(self, value: Array, price: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Where the teacher's answer is worth its cost even on a draft as good as the best student's index: no draft then is.
+
+        Args:
+            value: The best index of each picture [B].
+        """
+        teacher = self.teacher
+        if teacher is None or teacher.gain is None:
+            return np.zeros(len(value), dtype=bool)
+        level = np.maximum(self.in_hand, value)
+        sure = np.isfinite(level) & np.isfinite(self.in_hand)
+        gain = teacher.gain.improvement(np.where(sure, level, 0.0))
+        return sure & (gain > price * teacher.cost) & (self.spent + teacher.cost <= self.most)
+
+    def _price(self, belief: Predictive) -> float:
+        """The price at which what is expected to be spent from now on is what is left; 0 where the limits hold anyway."""
+        assert self.budget is not None
+        left = self._left()
+        if self._expected(belief, 0.0) <= left:
+            return 0.0
+        low, high = 1e-9, 1.0
+        scale = float(np.max(belief.scale)) / float(self.costs.min())
+        while self._expected(belief, high * scale) > left and high < 1e9:
+            high *= 10
+        for _ in range(_BISECTIONS):
+            middle = float(np.sqrt(low * high))
+            low, high = (middle, high) if self._expected(belief, middle * scale) > left else (low, middle)
+        return high * scale
+
+    def _expected(self, belief: Predictive, price: float) -> float:
+        """Evaluations that the rule will spend at this price, if beliefs stay as they are.
+
+        A picture is tried by its best source until a draft reaches the index z: 1 / P(X > z) tries, within its limit.
+        """
+        indices = self._indices(belief, price)
+        best, z = indices.argmax(1), indices.max(1)
+        rows, costs = np.arange(len(best)), self.costs[best]
+        first = self._teacher_first(z, price)
+        chance = np.where(np.isinf(z), 0.0, belief.chance(np.where(np.isfinite(z), z, 0.0)[:, None])[rows, best])
+        drafts = np.array([np.inf if source.drafts is None else source.drafts for source in self.sources])[best]
+        most = np.minimum(drafts - self.seen[rows, best], np.floor((self.most - self.spent + 1e-9) / costs))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            tries = np.where(chance > 1e-12, -np.expm1(most * np.log1p(-np.minimum(chance, 1 - 1e-12))) / chance, most)
+        students = np.where((z > self.in_hand) & ~first, costs * tries, 0.0)
+        answers = 0.0
+        if self.teacher is not None and self.teacher.gain is not None:
+            going = first | ((students == 0) & (self._gain() > price * self.teacher.cost))
+            answers = float((going & (self.spent + self.teacher.cost <= self.most)).sum()) * self.teacher.cost
+        return float(students.sum()) + answers
