@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ..samplers.presets import AUTO, CUSTOM, TILES, choice_for, find_preset, initial_scale, preset_sigmas, recognise
 from ..samplers.schedules import rollback_of, sampling_kind
 from ..samplers.students import sample_tcd
+from .counting import count_evaluations
 from .drawing import Drawing
 from .fingerprints import model_fingerprint
 from .guiders import as_sampler, predict_x0, sampler_name, with_model
@@ -36,28 +37,78 @@ def draw_drafts(
     Raises:
         ValueError: The preset does not fit the model or the number of steps, or the latents don't fit the model.
     """
+    plan = plan_drafts(model, latent, preset, drawing)
+    rows = range(len(plan.latent["samples"]))
+    samples, nfe = plan.draw(
+        rows, drawing.first_noise(plan.latent), drawing.seed, positive, negative,
+        callback or progress(plan.model, max(len(plan.sigmas) - 1, 1)),
+    )  # fmt: skip
+    return with_info(plan.latent, samples, plan.info(tuple(nfe), drawing.seed))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a student will draw: everything but the noise and the words.
+
+    Attributes:
+        latent: What is drawn over, with the model's channels.
+        scale: Of the first noise; see ``presets.initial_scale``.
+        student: Its fingerprint.
+        schedule: In words.
+    """
+
+    model: Any
+    latent: Latent
+    sampler: Any
+    sigmas: Tensor
+    cfg: float
+    guider: Any
+    scale: float
+    denoise: float
+    student: str
+    schedule: str
+
+    def draw(
+        self, rows: Sequence[int], noise: Tensor, seed: int, positive: Conditioning, negative: Conditioning, callback: Any
+    ) -> tuple[Tensor, list[float]]:
+        """Latents of the pictures ``rows`` and their evaluations.
+
+        Args:
+            noise: Unit noise of the whole batch.
+            seed: Of the noise between steps.
+        """
+        return sample_rows(
+            self.model, self.latent, rows, noise=noise if self.scale == 1 else noise * self.scale, sigmas=self.sigmas,
+            sampler=self.sampler, cfg=self.cfg, positive=positive, negative=negative, seed=seed,
+            guider=with_model(self.guider, self.model) if self.guider else None, callback=callback,
+        )  # fmt: skip
+
+    def evaluations(self) -> float:
+        """Network evaluations of one draft, foretold; what it costs is counted."""
+        return float(count_evaluations(self.model, self.sampler, self.sigmas, self.cfg, self.guider))
+
+    def info(self, nfe: tuple[float, ...], seed: int) -> Info:
+        """What later nodes need to know of drafts that cost ``nfe``."""
+        return Info(
+            nfe, seed, self.latent["samples"], self.denoise, family(self.model), student=self.student, schedule=self.schedule
+        )
+
+
+def plan_drafts(model: Any, latent: Latent, preset: str, drawing: Drawing) -> Plan:
+    """How ``draw_drafts`` draws; the errors are its own."""
     require_tensor(latent)
     drawn_with = drawing.model(model)
     preset = CUSTOM if drawing.names_no_preset() else known_preset(model, preset)
-    model = drawn_with
-    latent = fit_channels(model, latent)
-    rows = range(len(latent["samples"]))
-    noise = drawing.first_noise(latent)
-    student = model_fingerprint(model)
-    denoise = drawing.denoise if drawing.sigmas is None else rollback_of(drawing.sigmas, model.get_model_object("model_sampling"))
-    model, sampler, sigmas = student_schedule(model, preset, drawing, tiles_of(model, latent))
-    if preset != CUSTOM and drawing.sigmas is None and denoise == 1:
-        noise = noise * initial_scale(preset, float(sigmas[0]))
-    samples, nfe = sample_rows(
-        model, latent, rows, noise=noise, sigmas=sigmas, sampler=sampler, cfg=drawing.cfg, positive=positive,
-        negative=negative, seed=drawing.seed, guider=with_model(drawing.guider, model) if drawing.guider else None,
-        callback=callback or progress(model, max(len(sigmas) - 1, 1)),
+    latent = fit_channels(drawn_with, latent)
+    student = model_fingerprint(drawn_with)
+    sampling = drawn_with.get_model_object("model_sampling")
+    denoise = drawing.denoise if drawing.sigmas is None else rollback_of(drawing.sigmas, sampling)
+    model, sampler, sigmas = student_schedule(drawn_with, preset, drawing, tiles_of(drawn_with, latent))
+    scaled = preset != CUSTOM and drawing.sigmas is None and denoise == 1
+    return Plan(
+        model, latent, sampler, sigmas, drawing.cfg, drawing.guider, initial_scale(preset, float(sigmas[0])) if scaled else 1.0,
+        denoise, student, schedule_in_words(preset, sampler, sigmas, drawing.cfg, drawing.guider),
     )  # fmt: skip
-    info = Info(
-        tuple(nfe), drawing.seed, latent["samples"], denoise, family(model), student=student,
-        schedule=schedule_in_words(preset, sampler, sigmas, drawing.cfg, drawing.guider),
-    )  # fmt: skip
-    return with_info(latent, samples, info)
 
 
 def known_preset(model: Any, preset: str) -> str:

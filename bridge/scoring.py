@@ -64,6 +64,25 @@ def score_list(oracle: OracleBase, batches: list[Tensor], prompts: list[str], re
     return scores
 
 
+def seen_of(oracle: OracleBase, batches: list[Tensor], latents: list[dict[str, Any]] | None = None) -> Tensor:
+    """What pictures are told apart by: unit features [N, D] of the oracle, or of their latents where it shows none.
+
+    Raises:
+        ValueError: It shows none, and there are no latents of one size.
+    """
+    if oracle.has_features:
+        with on_device(oracle.network) as device, torch.no_grad():
+            parts = [oracle.features(as_pictures(part).to(device)).float().cpu() for batch in batches for part in batch.split(32)]
+    else:
+        parts = [latent["samples"].flatten(1).float().cpu() for latent in latents or []]
+        if len({part.shape[1] for part in parts}) != 1 or sum(map(len, parts)) != sum(map(len, batches)):
+            raise ValueError(
+                f"{oracle.name} shows no features to tell pictures apart by, and there isn't a latent of one size for each: "
+                "connect the latents, set variety to 0, or take a CLIP, PickScore, HPSv2 or an aesthetic predictor."
+            )
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
 def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:
     """64 hex digits: the same pixels, prompts and oracle have the same ones."""
     digest = hashlib.sha256(repr((fingerprint, tuple(pixels.shape), asked)).encode())

@@ -29,6 +29,25 @@ def best_of(scores: Sequence[float], count: int, groups: Sequence[str] | None = 
     return best
 
 
+def best_together(
+    scores: Sequence[float], seen: Any, count: int, variety: float, groups: Sequence[str] | None = None
+) -> list[int]:
+    """Like ``best_of``, but chosen together, as ``choose_together`` does; the best by score first.
+
+    Args:
+        seen: Unit features [N, D]: a distance is 1 - cosine.
+        variety: Score that a distance of 1 is worth.
+    """
+    features, labels = np.asarray(seen, dtype=np.float64), [""] * len(scores) if groups is None else groups
+    best = []
+    for wanted in dict.fromkeys(labels):
+        rows = [i for i, label in enumerate(labels) if label == wanted]
+        own = [scores[i] for i in rows]
+        chosen = choose_together(own, 1 - features[rows] @ features[rows].T, count, variety)
+        best += [rows[chosen[i]] for i in best_of([own[i] for i in chosen], len(chosen))]
+    return best
+
+
 _EXACT = 20_000  # subsets that are all looked at
 
 

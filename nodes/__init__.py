@@ -9,6 +9,7 @@ from .calibrate import ApprenticeCalibrate, ApprenticeLoadCalibration
 from .critics import ApprenticeClassify, ApprenticeDomainText, ApprenticeLoadPromptKD, ApprenticePromptKDOracle, ApprenticeSort
 from .distill import ApprenticeSiDDistill
 from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
+from .explore import ApprenticeExplore, ApprenticePictureSource, ApprenticeSource
 from .finetune import ApprenticeRewardCurve, ApprenticeRewardFinetune
 from .guard import guarded
 from .judge import ApprenticeJudge, ApprenticeKeepBetter
@@ -60,6 +61,9 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeLoadTaste,
     ApprenticeSplit,
     ApprenticeMerge,
+    ApprenticeExplore,
+    ApprenticeSource,
+    ApprenticePictureSource,
 ]
 
 

@@ -71,6 +71,11 @@ def controller_file(name: str) -> Path:
     return folder / f"{check_name(name, 'controller')}.json"
 
 
+def gains_file() -> Path:
+    """Where it is remembered what teachers made of drafts: output/apprentice/gains.json."""
+    return Path(folder_paths.get_output_directory()) / "apprentice" / "gains.json"
+
+
 def run_folder(name: str) -> RunFolder:
     """Where a training run of that name is kept, so that it can be resumed: output/apprentice/training/<name>."""
     return RunFolder(Path(folder_paths.get_output_directory()) / "apprentice" / "training" / name)

@@ -17,6 +17,7 @@ from ..bridge.progress import shown
 from ..bridge.scoring import picture_keys
 from ..gate.controller import FileController
 from ..gate.decision import Situation, gate_scores, judge, keep_better
+from ..gate.gains import remember
 from ..gate.overrides import read_overrides
 from ..gate.verdict import IMPROVED, summary, table
 from ..gate.verdict import Verdict as VerdictData
@@ -138,6 +139,15 @@ def _controller(mode: str, pictures: int, controller: list[str] | None, oracle: 
     return "-".join(("alone", oracle[:8], *([student[:8]] if student else [])))
 
 
+def _learned(lesson: str, teacher: str, pairs: dict[str, tuple[float, float]]) -> str:
+    """Remember what the teacher made of drafts, for Explore; a word where the disk takes no more."""
+    try:
+        remember(folders.gains_file(), lesson, teacher, pairs)
+    except OSError as error:
+        return f"What the teacher gained couldn't be remembered ({error.strerror or error})."
+    return ""
+
+
 class ApprenticeKeepBetter(io.ComfyNode):
     """Of draft and improvement, the better."""
 
@@ -210,6 +220,9 @@ class ApprenticeKeepBetter(io.ComfyNode):
         )
         student, teacher = verdict.student or (before.student if before else ""), after.teacher if after and rows else ""
         result = replace(result, student=student, teacher=teacher)
+        if verdict.lesson and scores and after:
+            pairs = {verdict.judgements[row].key: (verdict.judgements[row].score, score) for row, score in scores.items()}
+            result = replace(result, note=f"{result.note} {_learned(verdict.lesson, f'{teacher} {after.note}', pairs)}".strip())
         chosen = [j.index for j in result if j.decision == IMPROVED]
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         costs = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from ..bridge.latents import latents_of_list, masks_of
 from ..bridge.memory import prefers_half
 from ..bridge.pixels import as_rgb
 from ..bridge.progress import shown
-from ..bridge.scoring import score_list, uncertainty
+from ..bridge.scoring import score_list, seen_of, uncertainty
 from ..charts.comparison import comparison_chart
 from ..files import reading
 from ..gate.calibration import Calibration as CalibrationData
-from ..gate.selection import agreement, best_of
+from ..gate.selection import agreement, best_of, best_together
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
 from ..oracles.ensemble import WEIGHTED, Ensemble, Member
@@ -27,7 +28,7 @@ from ..oracles.registry import detect, load
 from ..precision import warning_of
 from ..samplers.presets import AUTO
 from ..weights.checkpoints import read_weights
-from . import folders
+from . import folders, types
 from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
 WORLD = "tiny world"
@@ -217,6 +218,7 @@ class ApprenticeBestOf(io.ComfyNode):
                 ),
                 io.Latent.Input("latents", optional=True, tooltip="Their latents, kept in step."),
                 io.Mask.Input("masks", optional=True, tooltip="Their masks, kept in step."),
+                types.variety(optional=True),
             ],
             outputs=[
                 io.Image.Output("best_images", display_name="IMAGE", tooltip="The best."),
@@ -237,6 +239,7 @@ class ApprenticeBestOf(io.ComfyNode):
     def execute(
         cls, oracle: list[OracleBase], images: list[Tensor], prompt: list[str], count: list[int], per_prompt: list[bool],
         order: list[str], latents: list[dict[str, Any]] | None = None, masks: list[Tensor] | None = None,
+        variety: Sequence[float] = (0.0,),
     ) -> io.NodeOutput:  # fmt: skip
         pictures = [picture for batch in images for picture in batch]
         prompts = one_prompt_each(prompt, len(pictures))
@@ -246,7 +249,12 @@ class ApprenticeBestOf(io.ComfyNode):
                 f"per_prompt on."
             )
         scores = score_list(oracle[0], images, prompts)
-        rows = best_of(scores, count[0], prompts if per_prompt[0] else None)
+        groups = prompts if per_prompt[0] else None
+        if variety[0]:
+            seen = seen_of(oracle[0], images, latents)
+            rows = best_together(scores, seen, count[0], variety[0], groups)
+        else:
+            rows = best_of(scores, count[0], groups)
         if order[0] == "batch order":
             rows.sort()
         if len({pictures[row].shape for row in rows}) > 1:

@@ -53,6 +53,14 @@ PLACES: dict[str, Place] = {
         JUDGE, ("gate", "aesthetic", "score", "filter", "threshold", "adaptive", "quality", "pick"),
         ("prompt", "threshold", "value"),
     ),
+    "ApprenticeExplore": Place(
+        DRAW, ("best of n", "seed search", "variety", "budget", "search", "draw many", "adaptive"),
+        ("prompt", "seed", "spend", "value", "variety"),
+    ),
+    "ApprenticeSource": Place(
+        DRAW, ("student", "turbo", "lcm", "lightning", "few step", "ksampler"), ("preset", "steps", "cfg"),
+    ),
+    "ApprenticePictureSource": Place(DRAW, ("load images", "folder", "gan", "candidates")),
     "ApprenticeKeepBetter": Place(JUDGE, ("best of", "compare", "pick", "keep best")),
     "ApprenticeSplit": Place(JUDGE, ("filter", "gate", "switch", "rejected", "detailer", "upscale")),
     "ApprenticeMerge": Place(JUDGE, ("join batch", "put back", "rejected", "detailer", "upscale")),

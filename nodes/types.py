@@ -16,6 +16,7 @@ from ..gate.thresholds import MODES, UNITS
 from ..oracles.ensemble import COMBINATIONS
 from ..oracles.promptkd import MEASURES
 from ..oracles.registry import KINDS
+from ..samplers.explore import BUDGET, PRICE
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
@@ -29,6 +30,7 @@ Verdict = io.Custom("VERDICT")
 Calibration = io.Custom("CALIBRATION")
 PromptKDTeacher = io.Custom("PROMPTKD_TEACHER")
 Critic = io.Custom("CRITIC")
+Source = io.Custom("SOURCE")
 
 FULL_DECODE, FAST_DECODE = "full decode", "fast decode"
 
@@ -49,6 +51,7 @@ COMBOS: dict[str, list[str]] = {
     "divergence": list(DIVERGENCES),
     "strength": list(STRENGTHS),
     "quality": list(QUALITIES),
+    "spend": [BUDGET, PRICE],
 }
 
 
@@ -174,6 +177,24 @@ def confidence() -> io.Float.Input:
     return io.Float.Input(
         "confidence", default=0.9, min=0.5, max=0.999, step=0.01, round=0.001, optional=True,
         tooltip="For guaranteed: how sure it shall be that the promise holds. More needs a larger calibration.",
+    )  # fmt: skip
+
+
+def spend() -> io.Combo.Input:
+    """What bounds a search."""
+    return io.Combo.Input(
+        "spend", options=COMBOS["spend"], default=BUDGET,
+        tooltip="What value is. budget: evaluations a picture on average; the price that follows is told. price: what an "
+        "evaluation must bring in score; the average that follows is told.",
+    )  # fmt: skip
+
+
+def variety(**more: Any) -> io.Float.Input:
+    """What a difference between pictures of one prompt is worth."""
+    return io.Float.Input(
+        "variety", default=0.0, min=0.0, max=1000000.0, step=0.1, round=0.0001, **more,
+        tooltip="For several pictures of one prompt: the score that a distance of 1 between two of them is worth (1 - cosine of "
+        "what the oracle sees of them, or else of their latents). 0 keeps the best, however alike.",
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ Scores = dict[str, list[float]]
 Choose = Callable[[Sequence[int], int], list[int]]
 """From candidates (places in ``Search.tries``) and how many are wanted to those that are kept."""
 
+BUDGET, PRICE = "budget", "price"  # what the artist may set
 FAMILIAR = 8  # tries in the batch after which a source without a calibration is no longer tried for its own sake
 _BISECTIONS = 60
 
@@ -129,7 +130,8 @@ class Search:
         best, value = indices.argmax(1), indices.max(1)
         urgency = np.where(self._teacher_first(value, self.price), -np.inf, value - self.in_hand)
         rows = [int(row) for row in np.argsort(-urgency, kind="stable") if urgency[row] > 0]  # for where the budget ends
-        return self._affordable([self._try(row, int(best[row]), float(value[row])) for row in rows])
+        tries = self._affordable([self._try(row, int(best[row]), float(value[row])) for row in rows])
+        return tries or self._remainder(belief)
 
     def tell(self, tries: Sequence[Try], scores: Sequence[float]) -> None:
         """What came of a round."""
@@ -162,6 +164,21 @@ class Search:
         rows = [row for row in rows if self.spent[row] + self.teacher.cost <= self.most]
         return rows if np.isinf(left) else rows[: int((left + 1e-9) // max(self.teacher.cost, 1e-9))]
 
+    def teachers_level(self) -> float:
+        """The score from which on the teacher's answer isn't worth its cost; -inf without a teacher, inf where it always is."""
+        teacher = self.teacher
+        if teacher is None or teacher.gain is None:
+            return -np.inf
+        low, high = (teacher.gain.centre + side * 50 * np.sqrt(teacher.gain.variance) for side in (-1, 1))
+        ends = teacher.gain.improvement(np.array([low, high])) > self.price * teacher.cost
+        if ends[0] == ends[1]:
+            return np.inf if ends[0] else -np.inf
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            worth = bool(teacher.gain.improvement(np.array([middle]))[0] > self.price * teacher.cost)
+            low, high = (middle, high) if worth == ends[0] else (low, middle)
+        return float(high)
+
     # ------------------------------------------------------------------------------------------------------- inside
 
     def indices(self) -> Array:
@@ -175,8 +192,10 @@ class Search:
             self.price = self._price(belief)
         known = self._prior().known
         indices = np.where(known, self._indices(belief, self.price), -np.inf)
-        cheapest = np.where(np.isinf(indices).all(1), self.costs.argmin(), indices.argmax(1))
-        return [self._try(row, int(s), float(indices[row, s])) for row, s in enumerate(cheapest)]
+        chosen = np.where(np.isinf(indices).all(1), self.costs.argmin(), indices.argmax(1))
+        if self.budget is not None and self.costs[chosen].sum() > self.budget * len(self.groups) + 1e-9:
+            chosen[:] = self.costs.argmin()  # everyone gets one
+        return [self._try(row, int(s), float(indices[row, s])) for row, s in enumerate(chosen)]
 
     def _strangers(self) -> list[Try]:
         """Tries of a source that nothing is known of yet, the cheapest first."""
@@ -196,6 +215,17 @@ class Search:
         """Which source has a draft left for which picture, within the picture's limit [B, S]."""
         drafts = np.array([np.inf if source.drafts is None else source.drafts for source in self.sources])
         return (self.seen < drafts) & (self.spent[:, None] + self.costs <= self.most + 1e-9)
+
+    def _remainder(self, belief: Predictive) -> list[Try]:
+        """One draft of the picture that gains most for its cost, where the price that spends all on average leaves a little."""
+        if self.budget is None:
+            return []
+        left = self._left() - (self.teacher.cost * len(self.for_teacher()) if self.teacher and self.teacher.gain else 0.0)
+        level = np.where(np.isfinite(self.in_hand), self.in_hand, belief.location.min(1))[:, None]
+        bears = belief.improvement(level) / np.maximum(self.costs, 1e-9)
+        bears = np.where(self._open() & (self.costs <= left + 1e-9), bears, 0.0)
+        row, source = np.unravel_index(int(bears.argmax()), bears.shape)
+        return [self._try(int(row), int(source), float(self.indices()[row, source]))] if bears[row, source] > 0 else []
 
     def _affordable(self, tries: list[Try]) -> list[Try]:
         """As many of the first ones as the budget still pays."""
@@ -225,7 +255,7 @@ class Search:
 
     def _hold(self, group: int) -> None:
         """Give the chosen candidates of a group to its pictures: each keeps its own where it can."""
-        rows = np.flatnonzero(self.groups == group)
+        rows = [int(row) for row in np.flatnonzero(self.groups == group)]
         chosen = self.choose([i for i, t in enumerate(self.tries) if self.groups[t.row] == group], len(rows))
         own = {self.tries[i].row: i for i in reversed(chosen)}
         rest = [i for i in chosen if own[self.tries[i].row] != i]
@@ -292,7 +322,7 @@ class Search:
         if self._expected(belief, 0.0) <= left:
             return 0.0
         low, high = 1e-9, 1.0
-        scale = float(np.max(belief.scale)) / float(self.costs.min())
+        scale = float(np.max(belief.scale)) / max(float(self.costs.max()), 1e-9)
         while self._expected(belief, high * scale) > left and high < 1e9:
             high *= 10
         for _ in range(_BISECTIONS):
@@ -311,7 +341,7 @@ class Search:
         first = self._teacher_first(z, price)
         chance = np.where(np.isinf(z), 0.0, belief.chance(np.where(np.isfinite(z), z, 0.0)[:, None])[rows, best])
         drafts = np.array([np.inf if source.drafts is None else source.drafts for source in self.sources])[best]
-        most = np.minimum(drafts - self.seen[rows, best], np.floor((self.most - self.spent + 1e-9) / costs))
+        most = np.minimum(drafts - self.seen[rows, best], np.floor((self.most - self.spent + 1e-9) / np.maximum(costs, 1e-9)))
         with np.errstate(divide="ignore", invalid="ignore"):
             tries = np.where(chance > 1e-12, -np.expm1(most * np.log1p(-np.minimum(chance, 1 - 1e-12))) / chance, most)
         students = np.where((z > self.in_hand) & ~first, costs * tries, 0.0)

@@ -17,7 +17,7 @@ import { watchCache } from "./board/history.js";
 import { readOverrides } from "./board/overrides.js";
 import { showText } from "./results.js";
 
-const JUDGES = new Set(["ApprenticeJudge", "ApprenticeKeepBetter", "ApprenticeSampler"]);
+const JUDGES = new Set(["ApprenticeJudge", "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeExplore"]);
 const SHOW = "Apprentice.Board.Show";
 const TASTE = "Apprentice.Taste.Name";
 const EMPTY = 64; // pixels of height, of a board without pictures and with
