@@ -19,7 +19,7 @@ from ..samplers.adaptive import adaptive_collaboration, regenerate
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.frechet import frechet, reference
 from ..world.recipe.sampling import World, unit_noise
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_table
 
 STUDENT_STEPS = 2
 TEACHER_STEPS = 9  # of the teacher that improves: where more steps no longer pay; 18 evaluations with guidance
@@ -198,14 +198,14 @@ def nfe_ratio(m: Measured, adaptive: Pool) -> Claim:
 
 
 def frechet_ratio(m: Measured, adaptive: Pool, teacher: Pool) -> Claim:
-    """Frechet distance to the real pictures (the judge's features), adaptive over teacher."""
-    mean, covariance = reference()
+    """Frechet distance to the real pictures (the judge's features), adaptive over teacher, the bias of few pictures taken off."""
+    real = reference()
 
-    def ratio(index: Array) -> float:
-        rows = (np.asarray(index)[:, None] * m.seeds + np.arange(m.seeds)).ravel()
-        return frechet(adaptive.features[rows], mean, covariance) / frechet(teacher.features[rows], mean, covariance)
+    def distance(pool: Pool) -> Callable[[Array], float]:
+        features = pool.features.reshape(len(m.prompts), m.seeds, -1)
+        return lambda index: frechet(features[index].reshape(-1, features.shape[-1]), *real)
 
-    return bootstrap(ratio, len(m.prompts), draws=200)
+    return jackknife_ratio(distance(adaptive), distance(teacher), len(m.prompts))
 
 
 def diversity(m: Measured, pool: Pool) -> float:

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..networks.tiny_unet import Denoiser
 from ..world.recipe.sampling import Drawn, World, unit_noise
+from ..world.weights import load_unet
 from .figures import Array
 
 PLACES = 4  # pictures of a prompt
@@ -24,7 +26,8 @@ ROLLBACK = 0.7
 STUDENTS: dict[str, tuple[str, int, int]] = {
     "consistency": ("consistency", 1, 16), "SiD": ("sid", 1, 16), "consistency, 2 steps": ("consistency", 2, 6),
 }  # fmt: skip
-REDRAWN, REFINED = "teacher", "teacher refines"
+REDRAWN, REFINED, SPOILED = "teacher", "teacher refines", "spoiled student"
+SPOIL = 0.3  # noise on the spoiled student's weights, as a part of each weight tensor's own spread
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def pools(prompts: list[str], first_seed: int, folder: Path, say: Callable[[str]
     world, rows = World(), [prompt for prompt in prompts for _ in range(PLACES)]
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, Pool] = {}
-    for number, name in enumerate((*STUDENTS, REDRAWN, REFINED)):
+    for number, name in enumerate((*STUDENTS, REDRAWN, REFINED, SPOILED)):
         path = folder / f"{name.replace(' ', '_')}-{len(rows)}-{first_seed}.npz"
         if not path.exists():
             say(f"{name}: {len(rows)} rows")
@@ -67,6 +70,9 @@ def _draw(world: World, name: str, rows: list[str], seed: int) -> Pool:
     if name in STUDENTS:
         student, steps, drafts = STUDENTS[name]
         draw = lambda n: world.draft(rows, unit_noise(len(rows), seed + n), steps, 7 * seed + n, student)  # noqa: E731
+    elif name == SPOILED:
+        drafts, spoiled = 12, _spoil(world)
+        draw = lambda n: world.draft(rows, unit_noise(len(rows), seed + n), 1, 0, spoiled)  # noqa: E731
     elif name == REFINED:
         drafts = 1
         draft = world.draft(rows, unit_noise(len(rows), seed - 4000), 1)  # the first of "consistency"
@@ -84,6 +90,18 @@ def _seen(world: World, drawn: Drawn, rows: list[str]) -> tuple[float, Array, Ar
     gate, quality = (oracle.score(pictures, rows).double().numpy() for oracle in (world.oracle, world.judge))
     seen = torch.cat([unit(world.oracle.features(part)) for part in pictures.split(64)])
     return float(drawn.nfe), gate, quality, seen.numpy(), world.features(pictures).numpy()
+
+
+def _spoil(world: World) -> str:
+    """A student that falls far behind its teacher: the consistency student with noise on its weights; its name in ``world``."""
+    student = Denoiser(load_unet("student_consistency"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in student.parameters():
+            if weight.ndim > 1:
+                weight += SPOIL * weight.std() * torch.randn(weight.shape, generator=generator)
+    world._students[SPOILED] = student
+    return SPOILED
 
 
 def unit(features: Tensor) -> Tensor:

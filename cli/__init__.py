@@ -88,6 +88,19 @@ def adaptive(
 
 
 @bench.command()
+def explore(
+    quick: Quick = False,
+    json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("explore.png"),
+    work: Annotated[Path | None, typer.Option(help="Keep what is drawn here; a stopped benchmark goes on with it.")] = None,
+    threads: Threads = None,
+) -> None:
+    """Spending where it pays (Explore) beside best-of-N, adaptive collaboration and the teacher, at equal cost."""
+    benchmark = _benchmark("explore", threads)
+    _report(lambda: benchmark.run(quick, plot, _say, work), json)
+
+
+@bench.command()
 def oracles(
     quick: Quick = False,
     json: Json = None,
