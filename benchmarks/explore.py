@@ -111,8 +111,9 @@ class Knowledge:
     @classmethod
     def of(cls, drawn: dict[str, Pool], student: str = BOTH[0], drafts: int = 4) -> Knowledge:
         """From ``drafts`` drafts a place of training prompts."""
+        prompts = range(len(drawn[student].gate) // PLACES)
         scores = {
-            name: {str(p): rows.ravel().tolist() for p, rows in enumerate(pool.gate[:, :drafts].reshape(-1, PLACES, min(drafts, pool.gate.shape[1])))}
+            name: {str(p): pool.gate[p * PLACES : (p + 1) * PLACES, :drafts].ravel().tolist() for p in prompts}
             for name, pool in drawn.items()
         }  # fmt: skip
         return cls(scores, (drawn[student].gate[:, 0].tolist(), drawn[REDRAWN].gate[:, 0].tolist()))
@@ -264,7 +265,8 @@ def compare(taught: dict[str, Pool], drawn: dict[str, Pool], plot: Path | None, 
     return figures
 
 
-ADAPTIVE, EXPLORE, VARIED = "adaptive: one draft, the worst regenerated, better kept", "Explore, two students", "Explore, with variety"
+ADAPTIVE = "adaptive: one draft, the worst regenerated, better kept"
+EXPLORE, VARIED = "Explore, two students", "Explore, with variety"
 
 
 def _price(taught: dict[str, Pool], known: Knowledge) -> float:
@@ -321,7 +323,10 @@ def far_teacher(taught: dict[str, Pool], drawn: dict[str, Pool]) -> Far:
         "teacher": best_of(drawn, [(REDRAWN, 1)]),
     }  # fmt: skip
     mine = table["Explore, then the teacher"]
-    claims = {"far_explore_minus_best_of_n": minus(mine, table["best of 12"]), "far_explore_minus_adaptive": minus(mine, table["adaptive"])}
+    claims = {
+        "far_explore_minus_best_of_n": minus(mine, table["best of 12"]),
+        "far_explore_minus_adaptive": minus(mine, table["adaptive"]),
+    }  # fmt: skip
     return Far([row(name, kept) for name, kept in table.items()], claims)
 
 
@@ -364,18 +369,23 @@ def draw_plot(figures: Figures, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
     for name, colour in (("best of n", "#d08030"), ("best of n of two", "#a0522d"), ("curve", "#346eb4")):
         label = {"curve": "Explore, two students", "best of n": "best of n", "best of n of two": "best of n, two students"}[name]
-        left.plot([p["nfe"] for p in found[name]], [p["judge"] for p in found[name]], "o-", color=colour, label=label, markersize=4)
+        _line(left, found[name], "nfe", colour, label)
     for name, mark, label in ((ADAPTIVE, "s", "adaptive"), ("teacher", "^", "teacher")):
         left.plot(rows[name]["NFE"], rows[name]["judge"], mark, color="#555", label=label)
         right.plot(rows[name]["diversity"], rows[name]["judge"], mark, color="#555", label=label)
     left.set(xlabel="network evaluations a picture", ylabel="judge's score")
     frontier = found["variety"]
-    right.plot([p["diversity"] for p in frontier], [p["judge"] for p in frontier], "o-", color="#346eb4", label="Explore", markersize=4)
+    _line(right, frontier, "diversity", "#346eb4", "Explore")
     for point in frontier[::2]:
-        right.annotate(f"{point['variety']:g}", (point["diversity"], point["judge"]), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        place = point["diversity"], point["judge"]
+        right.annotate(f"{point['variety']:g}", place, textcoords="offset points", xytext=(5, 4), fontsize=8)
     right.set(xlabel=f"diversity of a prompt's pictures, at {figures.settings['budget']:g} evaluations")
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _line(axis: Any, points: Sequence[dict[str, float]], key: str, colour: str, label: str) -> None:
+    axis.plot([p[key] for p in points], [p["judge"] for p in points], "o-", color=colour, label=label, markersize=4)

@@ -9,12 +9,13 @@ from comfy_execution.graph_utils import GraphBuilder
 
 from ..gate.overrides import read_overrides
 from . import folders, types
-from .types import CATEGORY, Calibration, Oracle, Verdict
+from .types import CATEGORY, Calibration, Oracle, Source, Verdict
 
 # Links are passed on as they are, so that the inner nodes are cached like those of a hand-wired graph; and lazily, so that only
 # the inner nodes ask for what is before them: what the teacher needs, when the teacher is needed, and with --cache-none nothing
 # once for this node and once more for them.
 _LINK = {"rawLink": True, "lazy": True}
+_BY_HAND = ("overrides", "stop_after_judging")
 
 
 def _prompt() -> io.String.Input:
@@ -82,6 +83,16 @@ class ApprenticeSampler(io.ComfyNode):
                 *types.connected("teacher_", "teacher", lazy=True, extra=_LINK),
                 types.overrides(),
                 types.stop_after_judging(),
+                io.Float.Input(
+                    "explore", default=0.0, min=0.0, max=100000.0, step=0.5, optional=True,
+                    tooltip="0: one draft a picture, then the gate. More: network evaluations a picture, teacher included, that "
+                    "Explore spends where they pay, on more drafts or the teacher; threshold and value then say nothing.",
+                ),  # fmt: skip
+                types.variety(optional=True),
+                Source.Input(
+                    "second_source", optional=True, extra_dict=_LINK,
+                    tooltip="For explore: another student beside the first; two see more than one.",
+                ),  # fmt: skip
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="LATENT", tooltip="The final latents."),
@@ -122,7 +133,7 @@ class ApprenticeSampler(io.ComfyNode):
         teacher_steps: int, teacher_cfg: float, sampler_name: str, scheduler: str, margin: float, teacher: Any = None,
         calibration: Any = None, teacher_positive: Any = None, teacher_negative: Any = None, teacher_vae: Any = None,
         controller: str = "default", confidence: float = 0.9, look: str = types.FULL_DECODE, overrides: str = "",
-        stop_after_judging: bool = False, **given: Any,
+        stop_after_judging: bool = False, explore: float = 0.0, variety: float = 0.0, second_source: Any = None, **given: Any,
     ) -> io.NodeOutput:  # fmt: skip
         g = GraphBuilder()
         students = {name: link for name, link in given.items() if not name.startswith("teacher_")}
@@ -136,11 +147,16 @@ class ApprenticeSampler(io.ComfyNode):
             extra["stop_after_judging"] = True
         if strategy == "regenerate" and "noise" in students:
             teachers.setdefault("noise", students["noise"])
-        drafts = g.node(
-            "ApprenticeStudentSampler", model=student, positive=positive, negative=negative, latent_image=latent_image,
-            seed=seed, preset=preset, steps=steps, cfg=cfg, denoise=denoise, sampler_name=sampler_name, scheduler=scheduler,
-            **_connected(**students),
-        ).out(0)  # fmt: skip
+        drafting = {"positive": positive, "negative": negative, "preset": preset, "steps": steps, "cfg": cfg}
+        drafting |= {"model": student, "sampler_name": sampler_name, "scheduler": scheduler, **_connected(**students)}
+
+        def cost() -> Any:
+            """What the teacher spends on a picture, by the student's noise levels: the teacher need not be loaded to know."""
+            return g.node(
+                "ApprenticeTeacherCost", model=student, strategy=strategy, rollback=rollback, steps=teacher_steps,
+                cfg=teacher_cfg, sampler_name=sampler_name, scheduler=scheduler,
+                **_connected(**{name: link for name, link in teachers.items() if name != "noise"}),
+            ).out(0)  # fmt: skip
 
         def decoded(samples: Any) -> Any:
             """What the judges see."""
@@ -148,18 +164,25 @@ class ApprenticeSampler(io.ComfyNode):
                 return g.node("ApprenticeFastDecode", model=student, samples=samples).out(0)
             return g.node("VAEDecode", samples=samples, vae=vae).out(0)
 
-        draft_images = decoded(drafts)
-        if threshold == "budget" or stop_after_judging:
-            # By the student's noise levels, so that the teacher need not be loaded to know.
-            extra["teacher_nfe"] = g.node(
-                "ApprenticeTeacherCost", model=student, strategy=strategy, rollback=rollback, steps=teacher_steps,
-                cfg=teacher_cfg, sampler_name=sampler_name, scheduler=scheduler,
-                **_connected(**{name: link for name, link in teachers.items() if name != "noise"}),
+        if explore > 0:
+            source = g.node("ApprenticeSource", **_source(drafting), **_connected(calibration=calibration)).out(0)
+            searched = g.node(
+                "ApprenticeExplore", oracle=oracle, vae=vae, source_1=source, prompt=prompt, latent_image=latent_image, seed=seed,
+                spend="budget", value=explore, most=4 * explore, variety=variety, denoise=denoise, look=look, teacher_nfe=cost(),
+                **_connected(source_2=second_source), **{name: extra[name] for name in _BY_HAND if name in extra},
+            )  # fmt: skip
+            drafts, draft_images, verdict = (searched.out(place) for place in range(3))
+        else:
+            drafts = g.node(
+                "ApprenticeStudentSampler", **drafting, latent_image=latent_image, seed=seed, denoise=denoise
             ).out(0)  # fmt: skip
-        verdict = g.node(
-            "ApprenticeJudge", oracle=oracle, images=draft_images, prompt=prompt, threshold=threshold, value=value,
-            drafts=drafts, **_connected(calibration=calibration), **extra,
-        ).out(0)  # fmt: skip
+            draft_images = decoded(drafts)
+            if threshold == "budget" or stop_after_judging:
+                extra["teacher_nfe"] = cost()
+            verdict = g.node(
+                "ApprenticeJudge", oracle=oracle, images=draft_images, prompt=prompt, threshold=threshold, value=value,
+                drafts=drafts, **_connected(calibration=calibration), **extra,
+            ).out(0)  # fmt: skip
         improved = g.node(
             "ApprenticeTeacher", verdict=verdict, drafts=drafts, model=teacher, positive=teacher_positive or positive,
             negative=teacher_negative or negative, strategy=strategy, rollback=rollback, steps=teacher_steps,
@@ -177,6 +200,17 @@ class ApprenticeSampler(io.ComfyNode):
             images = g.node("VAEDecode", samples=better.out(0), vae=vae).out(0)
         report = g.node("ApprenticeReport", verdict=better.out(2), images=images, draft_images=draft_images)
         return io.NodeOutput(better.out(0), images, better.out(2), report.out(0), expand=g.finalize())
+
+
+def _source(drafting: dict[str, Any]) -> dict[str, Any]:
+    """A student sampler's inputs as a source's.
+
+    Raises:
+        ValueError: A NOISE is connected.
+    """
+    if "noise" in drafting:
+        raise ValueError("With explore each draft has noise by a seed of its own: take noise off, or set explore to 0.")
+    return drafting
 
 
 def _connected(**links: Any) -> dict[str, Any]:

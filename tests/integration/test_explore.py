@@ -14,13 +14,14 @@ PROMPTS = ["red heart on blue", "red heart on blue", "pizza on green", "crab"]
 
 def source(world: World, **changes: Any) -> Node:
     settings = {"preset": "tiny-world", "steps": 1, "cfg": 1.0, "model": world.student}
-    return world.g.add("ApprenticeSource", positive=world.positive, negative=world.negative, **{**settings, **changes})
+    given = {"positive": world.positive, "negative": world.negative, **settings, **changes}
+    return world.g.add("ApprenticeSource", **given)
 
 
 def explore(world: World, name: str, **changes: Any) -> Node:
     given = {
-        "oracle": world.oracle, "vae": world.vae, "prompt": world.list, "latent_image": world.latent, "seed": 7, "spend": "budget",
-        "value": 4.0, "most": 32.0, "variety": 0.0, "denoise": 1.0,
+        "oracle": world.oracle, "vae": world.vae, "prompt": world.list, "latent_image": world.latent, "seed": 7,
+        "spend": "budget", "value": 4.0, "most": 32.0, "variety": 0.0, "denoise": 1.0,
     }  # fmt: skip
     node = world.g.add("ApprenticeExplore", name, **{**given, **changes})
     world.g.add("TestSave", f"save_{name}", name=name, latent=node[0], image=node[1], verdict=node[2])
@@ -136,3 +137,20 @@ def test_what_cannot_be_done_is_said_before_anything_is_drawn(comfy: Comfy, chan
     with pytest.raises(GraphError, match=sentence):
         comfy.run(world.g)
     assert comfy.counts().get("student", 0) == 0
+
+
+def test_the_all_in_one_node_explores_as_the_single_nodes_do(comfy: Comfy) -> None:
+    world = World(PROMPTS, oracle="world")
+    world.sampler("all", explore=6.0, variety=2.0, steps=1, teacher_steps=2)
+    cost = world.g.add(
+        "ApprenticeTeacherCost", model=world.student, strategy="refine", rollback=0.6, steps=2, cfg=2.0, sampler_name="dpmpp_2m",
+        scheduler="karras",
+    )  # fmt: skip
+    node = explore(world, "parts", source_1=source(world)[0], value=6.0, variety=2.0, most=24.0, teacher_nfe=cost[0])
+    run = comfy.run(world.g)
+    scores, parts = ([float(j["score"]) for j in verdict(run, name)] for name in ("all", "parts"))
+    assert all(a >= b for a, b in zip(scores, parts, strict=True))
+    assert sum(j["nfe"] for j in verdict(run, "all")) <= 6 * 4
+    kept = [j["index"] for j in verdict(run, "all") if j["decision"] != "improved"]
+    assert kept and torch.equal(comfy.tensors("all")["latent"][kept], comfy.tensors("parts")["latent"][kept])
+    assert node is not None
