@@ -74,7 +74,7 @@ def jackknife_ratio(above: Callable[[Array], float], below: Callable[[Array], fl
     """A ratio of two distances over the same units (prompts), each with its bias taken off, and its 95 % interval.
 
     A Frechet distance grows as pictures get fewer, by about b / N. Quenouille's jackknife takes that off, n d - (n - 1)
-    mean(d_-i), with one unit left out at a time; the pseudo-values' spread gives the interval (Efron and Tibshirani 1993, ch. 11).
+    mean(d_-i), with one unit left out at a time; the pseudo-values spread as the ratio does (Efron and Tibshirani 1993, ch. 11).
     """
     everything = np.arange(units)
     left_out = [np.delete(everything, unit) for unit in everything]

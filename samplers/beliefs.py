@@ -40,9 +40,17 @@ def excess(z: Array, dof: Array) -> Array:
 
     For many degrees of freedom this is the expected improvement of a normal score, f(z) - z P(T > z).
     """
-    log_density = special.gammaln((dof + 1) / 2) - special.gammaln(dof / 2) - np.log(dof * np.pi) / 2
-    density = np.exp(log_density - (dof + 1) / 2 * np.log1p(z**2 / dof))
-    return np.maximum((dof + z**2) / (dof - 1) * density - z * tail(z, dof), 0.0)
+    return _excess(z, dof, tail(z, dof), _log_height(dof))
+
+
+def _excess(z: Array, dof: Array, beyond: Array, log_height: Array) -> Array:
+    density = np.exp(log_height - (dof + 1) / 2 * np.log1p(z**2 / dof))
+    return np.maximum((dof + z**2) / (dof - 1) * density - z * beyond, 0.0)
+
+
+def _log_height(dof: Array) -> Array:
+    """log f(0)."""
+    return np.asarray(special.gammaln((dof + 1) / 2) - special.gammaln(dof / 2) - np.log(dof * np.pi) / 2)
 
 
 def reservation(cost: Array, location: Array, scale: Array, dof: Array) -> Array:
@@ -55,12 +63,13 @@ def reservation(cost: Array, location: Array, scale: Array, dof: Array) -> Array
     cost, location, scale, dof = np.broadcast_arrays(cost, location, scale, dof)
     share = cost / scale
     z = -share  # E[(T - z)+] >= -z, so this lies left of the root, from where Newton's steps on a convex function never pass it
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for _ in range(_ROUNDS):
-            step = (excess(z, dof) - share) / tail(z, dof)
-            if np.nanmax(np.where(share > 0, np.abs(step), 0.0), initial=0.0) < 1e-10:
-                break
-            z = np.where(share > 0, z + step, z)
+    worth, height = share > 0, _log_height(dof)
+    for _ in range(_ROUNDS):
+        beyond = np.maximum(tail(z, dof), 1e-300)
+        step = np.where(worth, (_excess(z, dof, beyond, height) - share) / beyond, 0.0)
+        z = z + step
+        if not np.any(np.abs(step) > 1e-9):
+            break
     return np.where(share > 0, location + scale * z, np.inf)
 
 

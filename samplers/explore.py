@@ -28,7 +28,7 @@ Choose = Callable[[Sequence[int], int], list[int]]
 
 BUDGET, PRICE = "budget", "price"  # what the artist may set
 FAMILIAR = 8  # tries in the batch after which a source without a calibration is no longer tried for its own sake
-_BISECTIONS = 60
+_BISECTIONS = 20
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Search:
         ends = teacher.gain.improvement(np.array([low, high])) > self.price * teacher.cost
         if ends[0] == ends[1]:
             return np.inf if ends[0] else -np.inf
-        for _ in range(_BISECTIONS):
+        for _ in range(2 * _BISECTIONS):
             middle = (low + high) / 2
             worth = bool(teacher.gain.improvement(np.array([middle]))[0] > self.price * teacher.cost)
             low, high = (middle, high) if worth == ends[0] else (low, middle)
@@ -321,7 +321,7 @@ class Search:
         left = self._left()
         if self._expected(belief, 0.0) <= left:
             return 0.0
-        low, high = 1e-9, 1.0
+        low, high = 1e-6, 1.0
         scale = float(np.max(belief.scale)) / max(float(self.costs.max()), 1e-9)
         while self._expected(belief, high * scale) > left and high < 1e9:
             high *= 10

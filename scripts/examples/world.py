@@ -197,3 +197,39 @@ def promising() -> Example:
         (group("5  From any noise", "14 15 17"), group("6  Side by side", "12 18", "16 22")),
         shown="2.text 5.candidates 5.alpha 5.seed", results="12 16",
     )  # fmt: skip
+
+
+def explored() -> Example:
+    """Two students under one budget, a prompt's pictures chosen together, the teacher where it pays."""
+    g = Example("\n".join(["glossy red heart on blue"] * 4 + ["panda face on yellow"] * 4))
+    second = g.add("ApprenticeTinyWorld", "5", student="sid")
+    said = {"positive": g.lines[0], "negative": g.negative[0], "preset": "tiny-world", "steps": 1, "cfg": 1.0}
+    one = g.add("ApprenticeSource", "6", model=g.world[1], **said, name="consistency")
+    two = g.add("ApprenticeSource", "7", model=second[1], **said, name="SiD")
+    teacher = {"strategy": "regenerate", "rollback": 0.7, "steps": 9, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    cost = g.add("ApprenticeTeacherCost", "8", model=g.world[1], **teacher)
+    search = g.add(
+        "ApprenticeExplore", "9", oracle=g.world[4], vae=g.world[3], source_1=one[0], source_2=two[0], prompt=g.lines[1],
+        latent_image=g.latent[0], seed=12, spend="budget", value=8.0, most=32.0, variety=10.0, denoise=1.0, teacher_nfe=cost[0],
+    )  # fmt: skip
+    improved = g.add(
+        "ApprenticeTeacher", "10", verdict=search[2], drafts=search[0], model=g.world[0], positive=g.lines[0],
+        negative=g.negative[0], **teacher, seed=12, max_batch=0,
+    )  # fmt: skip
+    better = g.add(
+        "ApprenticeKeepBetter", "11", oracle=g.world[4], verdict=search[2], drafts=search[0], improved=improved[0],
+        draft_images=search[1], improved_images=g.decode("12", improved[0])[0], margin=0.0,
+    )  # fmt: skip
+    g.add("ApprenticeSaveImages", "13", images=better[1], verdict=better[2], filename_prefix="apprentice/explored")
+    g.add("PreviewAny", "14", source=search[3])
+    return g.on(
+        "Spend where it pays: two students, one budget",
+        "Eight pictures of two prompts, at eight network evaluations each **on average**. *Explore* lets two students draw one-step "
+        "drafts, again and again for the pictures that may still win, and stops where the next draft isn't worth its price.\n\n"
+        "`variety` chooses the four pictures of a prompt together, so that they differ. A picture whose best draft stays weak goes to "
+        "the teacher, once its gain is known to be worth it: that is learned from run to run.\n\n"
+        "The report tells the order in which drafts were tried, their scores and indices.",
+        (START, group("2  Two students", "5", "6 7"), group("3  Explore", "8 9", "14")),
+        (group("4  The teacher, where it pays", "10 12", "11"), group("5  The pictures", "13")),
+        shown="2.text 9.seed 9.spend 9.value 9.variety", results="13",
+    )  # fmt: skip
