@@ -53,7 +53,9 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _parameters(parameter: inspect.Parameter, hints: dict[str, Any], groups: dict[str, type]) -> Iterator[inspect.Parameter]:
+def _parameters(
+    parameter: inspect.Parameter, hints: dict[str, Any], groups: dict[str, type]
+) -> Iterator[inspect.Parameter]:
     """What stands for a parameter on the command line: itself, or its options."""
     if parameter.name not in groups:
         yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name])
