@@ -110,7 +110,7 @@ def measure(prompts: list[str], seeds: int, say: Callable[[str], None]) -> Measu
         scores = [o.score(pictures, rows).double().numpy().reshape(shape) for o in (world.oracle, world.judge)]
         features = np.concatenate([world.oracle.network.encode_image(part.movedim(-1, 1) * 2 - 1).detach().double().numpy()
                                    for part in pictures.split(64)])  # fmt: skip
-        return Drawings(name, steps, drawn.nfe, *scores, features.reshape(*shape, -1)), pictures
+        return Drawings(name, steps, drawn.nfe, scores[0], scores[1], features.reshape(*shape, -1)), pictures
 
     students = []
     for name in shipped():
@@ -203,16 +203,21 @@ def perfectly(drawings: Drawings) -> Drawings:
 
 
 def complement(two: dict[str, Array], draws: int = 2000) -> Claim:
-    """Judge's score of the choice from one of each, minus the better of the two choices from one network alone."""
-    student, teacher, both = (two[name] for name in ("two of the student", "two of the teacher", "one of each"))
-    return bootstrap(lambda i: float(both[i].mean() - max(student[i].mean(), teacher[i].mean())), len(both), draws)
+    """Judge's score of the choice from one of each, minus that from two of one network, whichever network leaves less.
+
+    Its ends are the lesser of both differences' ends, so it lies above 0 only where one of each beats two of *either*. The mean
+    of the better network would be no measure: of two that are equal, the better in the sample is so by luck.
+    """
+    alone = [two["two of the student"], two["two of the teacher"]]
+    gains = [mean_of(two["one of each"] - scores, draws) for scores in alone]
+    return Claim(*(min(getattr(gain, end) for gain in gains) for end in ("value", "lo", "hi")))
 
 
-def verdict(gain: Claim) -> str:
-    """What the interval says of the pair."""
+def verdict(gain: Claim, ahead: Claim) -> str:
+    """What the intervals say of a student: ``gain`` is that of ``complement``, ``ahead`` its score minus the teacher's."""
     if gain.lo > 0:
-        return "complements the teacher"
-    return "no complement: two of the better are better" if gain.hi < 0 else "no difference seen"
+        return "complements it"
+    return "is ahead of it" if ahead.lo > 0 else "is behind it" if ahead.hi < 0 else "equals it"
 
 
 def compare(m: Measured) -> Figures:
@@ -238,19 +243,18 @@ def compare(m: Measured) -> Figures:
         figures.claims |= {f"{key_of(student.label)}_{name}": claim for name, claim in claims.items()}
         quarterly[student.label] = {name: share_by_quarter(better, values) for name, values in factors.items()}
         alone[student.label] = {"judge": float(student.judge.mean())} | {name: float(s.mean()) for name, s in two.items()}
-        figures.rows.append(row(student, claims, quarterly[student.label]))
+        figures.rows.append(row(student, claims))
     figures.findings = {"quarters": quarterly, "choices of two": alone}
     return figures
 
 
-def row(student: Drawings, claims: dict[str, Claim], quarterly: dict[str, Any]) -> dict[str, Any]:
-    """One line of the table; of each factor the shares in its first and last quarter."""
-    span = lambda claim: f"{claim.value:.2f} ({claim.lo:.2f} to {claim.hi:.2f})"  # noqa: E731
-    ends = {name: f"{parts[0]['share']:.2f} to {parts[-1]['share']:.2f}" for name, parts in quarterly.items()}
+def row(student: Drawings, claims: dict[str, Claim]) -> dict[str, Any]:
+    """One line of the table; of each factor the share in its last quarter minus that in its first."""
+    span = lambda name: "{0.value:.2f} ({0.lo:.2f} to {0.hi:.2f})".format(claims[name])  # noqa: E731
     return {
-        "network": student.label, "NFE": student.nfe, "judge, minus the teacher's": span(claims["gain"]),
-        "better drafts": span(claims["share"]), **{f"by {name}": ends[name] for name in FACTORS},
-        "one of each": span(claims["complement"]), "verdict": verdict(claims["complement"]),
+        "network": student.label, "NFE": student.nfe, "better drafts": span("share"), "score, minus the teacher's": span("gain"),
+        **{f"by {name}": span(f"{name}_trend") for name in FACTORS},
+        "one of each": span("complement"), "so it": verdict(claims["complement"], claims["gain"]),
     }  # fmt: skip
 
 
