@@ -58,6 +58,7 @@ cores="$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
 workers=(-n 0)
 if [ "$cores" -ge 2 ]; then workers=(-n 2 --dist loadfile); fi
 export OMP_NUM_THREADS=1
+unset PYTHONDONTWRITEBYTECODE # a ComfyUI that is started many times is compiled once
 
 if [ "${1:-}" = "--quick" ]; then
     shift

@@ -172,9 +172,9 @@ def difference(m: Measured, a: Pool, b: Pool) -> Claim:
     return mean_of(m.by_prompt(a.quality - b.quality))
 
 
-def mean_of(values: Array) -> Claim:
+def mean_of(values: Array, draws: int = 2000) -> Claim:
     """The mean over prompts."""
-    return bootstrap(lambda index: float(values[index].mean()), len(values))
+    return bootstrap(lambda index: float(values[index].mean()), len(values), draws)
 
 
 def nfe_ratio(m: Measured, adaptive: Pool) -> Claim:

@@ -101,6 +101,18 @@ def explore(
 
 
 @bench.command()
+def students(
+    quick: Quick = False,
+    json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("students.png"),
+    threads: Threads = None,
+) -> None:
+    """Each kind of student beside its teacher: how often it is better, on what that depends, and whether they complement."""
+    benchmark = _benchmark("students", threads)
+    _report(lambda: benchmark.run(quick, plot, _say), json)
+
+
+@bench.command()
 def oracles(
     quick: Quick = False,
     json: Json = None,

@@ -88,6 +88,12 @@ def sid_figures(results: dict[str, Any], speed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def student_figures(results: dict[str, Any]) -> str:
+    """Each kind of student beside its teacher."""
+    words = {"network": "student", "NFE": "evaluations", "one of each": "one of each, minus two of the better"}
+    return "\n".join(_table([{words.get(name, name): value for name, value in row.items()} for row in results["rows"]], "---"))
+
+
 def bfloat16_figures(results: dict[str, Any]) -> str:
     """What bfloat16 costs on several CPUs."""
     names = ("CPU", "matrix", "convolution", "U-Net")
@@ -212,6 +218,7 @@ _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "adaptive": (figures, ("adaptive",)),
     "oracles": (oracle_figures, ("oracles",)),
     "sid": (sid_figures, ("sid", "sid-speed")),
+    "students": (student_figures, ("students",)),
     "promptkd": (promptkd_figures, ("promptkd",)),
     "control": (control_figures, ("control", "control-toy", "control-memory")),
     "families": (family_figures, ("families", "families-newest")),

@@ -3,37 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser.page import PAGE_MILLISECONDS, open_page, queue_and_wait
-from harness import ROOT, comfyui
+from browser.page import PAGE_MILLISECONDS, queue_and_wait
+from harness import ROOT
 from playwright.sync_api import Locator, Page
 
 WORKFLOW = ROOT / "example_workflows" / "adaptive-modular.json"
 # The ids of the nodes in it.
 STUDENT, JUDGE, TEACHER, KEEP = "ApprenticeStudentSampler", "ApprenticeJudge", "ApprenticeTeacher", "ApprenticeKeepBetter"
-FRONT_ENDS = {"stock": ([], False), "1.58.1": (["--front-end-root", os.environ.get("APPRENTICE_FRONT_ENDS", "")], True)}
 COMPLAINTS: list[str] = []
 """What the browser's console says of this pack."""
 
 
-@pytest.fixture(params=FRONT_ENDS, scope="module")
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """The single nodes' example, opened."""
-    arguments, vue = FRONT_ENDS[request.param]
-    if vue and not arguments[1]:
-        pytest.fail("APPRENTICE_FRONT_ENDS is not set; run bash test.sh, which fetches the newer front end.")
-    with (
-        comfyui(tmp_path_factory.mktemp("board"), *arguments) as server,
-        open_page(server.url, os.environ.get("APPRENTICE_CHROMIUM")) as page,
-    ):
-        page.on("console", lambda message: "extensions/apprentice" in message.text and COMPLAINTS.append(message.text))
-        page.evaluate("(vue) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
-        load(page, json.loads(WORKFLOW.read_text()))
-        yield page
+@pytest.fixture(scope="module", autouse=True)
+def example(page: Page, front_end_name: str) -> Iterator[None]:
+    """The single nodes' example is opened; on the newer front end with Vue's nodes, which other files find switched off."""
+    switch = "(vue) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
+    page.on("console", lambda message: "extensions/apprentice" in message.text and COMPLAINTS.append(message.text))
+    page.evaluate(switch, front_end_name != "stock")
+    load(page, json.loads(WORKFLOW.read_text()))
+    yield
+    page.evaluate(switch, False)
 
 
 def load(page: Page, workflow: dict[str, Any]) -> None:
@@ -85,9 +78,6 @@ def cached(entry: dict[str, Any]) -> set[str]:
 
 def states(shown: Locator) -> list[str]:
     return [str(card.get_attribute("data-state")) for card in shown.locator(".ab-card").all()]
-
-
-# One page a front end: each test goes on where the one before it stopped, as an artist does.
 
 
 def test_it_fills_while_it_runs_and_stays_when_the_job_ends(page: Page) -> None:

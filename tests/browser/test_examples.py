@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-from browser.page import close_messages, open_page
-from browser.test_browser import FRONT_ENDS
-from harness import ROOT, Comfy, comfyui
+from browser.page import close_messages
+from harness import ROOT
 from playwright.sync_api import Page
 
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "example_workflows").glob("*.json"))}
@@ -28,13 +25,6 @@ OPEN = """async ([name, file]) => {
     id: Number(n.id), type: n.type, broken: !!n.has_errors, pos: [...n.pos], size: [...n.size],
     widgets: (n.widgets ?? []).filter((w) => w.serialize !== false).map((w) => w.value) })) };
 }"""
-
-
-@pytest.fixture(params=FRONT_ENDS, scope="module")
-def front_end(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
-    """ComfyUI with one of the front ends."""
-    with comfyui(tmp_path_factory.mktemp("examples"), *FRONT_ENDS[request.param]) as server:
-        yield server
 
 
 def overlaps(nodes: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -75,28 +65,27 @@ def check(name: str, shown: dict[str, Any]) -> None:
     assert max(spread / width, tall / height) > 0.5, (name, "lost in the window")
 
 
-def test_every_example_opens_and_every_blueprint_can_be_added(front_end: Comfy) -> None:
-    with open_page(front_end.url, os.environ.get("APPRENTICE_CHROMIUM")) as page:
-        version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        pictures = os.environ.get("APPRENTICE_EXAMPLE_PICTURES")
-        for name, file in FILES.items():
-            shown = page.evaluate(OPEN, [name, file])
-            said = close_messages(page)
-            if pictures:
-                page.keyboard.press("Escape")
-                page.screenshot(path=f"{pictures}/{name}-{version}.png")
-            check(name, shown)
-            assert "models" in json.dumps(file) or said == [], name
-        assert problems == []
-        page.keyboard.press("Escape")
-        for path in sorted((ROOT / "subgraphs").glob("*.json")):
-            title, sockets, is_subgraph = add_by_search(page, path.stem)
-            assert (title, is_subgraph) == (path.stem, True)
-            assert sockets == len(json.loads(path.read_text())["nodes"][0]["inputs"])
-            if pictures:
-                page.screenshot(path=f"{pictures}/blueprint-{path.stem}-{version}.png")
+def test_every_example_opens_and_every_blueprint_can_be_added(page: Page) -> None:
+    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    pictures = os.environ.get("APPRENTICE_EXAMPLE_PICTURES")
+    for name, file in FILES.items():
+        shown = page.evaluate(OPEN, [name, file])
+        said = close_messages(page)
+        if pictures:
+            page.keyboard.press("Escape")
+            page.screenshot(path=f"{pictures}/{name}-{version}.png")
+        check(name, shown)
+        assert "models" in json.dumps(file) or said == [], name
+    assert problems == []
+    page.keyboard.press("Escape")
+    for path in sorted((ROOT / "subgraphs").glob("*.json")):
+        title, sockets, is_subgraph = add_by_search(page, path.stem)
+        assert (title, is_subgraph) == (path.stem, True)
+        assert sockets == len(json.loads(path.read_text())["nodes"][0]["inputs"])
+        if pictures:
+            page.screenshot(path=f"{pictures}/blueprint-{path.stem}-{version}.png")
 
 
 def add_by_search(page: Page, words: str) -> tuple[str, int, bool]:

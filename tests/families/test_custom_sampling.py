@@ -195,7 +195,7 @@ def test_samplers_with_settings_of_their_own_give_a_row_its_noise_in_the_batch()
         "ancestral": core.SamplerEulerAncestral.execute(0.7, 1.1)[0],
         "sde": core.SamplerDPMPP_SDE.execute(0.9, 1.0, 0.5, "cpu")[0],
         "2m sde": core.SamplerDPMPP_2M_SDE.execute("heun", 0.8, 1.0, "cpu")[0],
-        "adaptive": core.SamplerDPMAdaptative.execute(3, 0.05, 0.0078, 0.05, 0.0, 1.0, 0.0, 0.81, 0.0, 1.0)[0],
+        "adaptive": core.SamplerDPMAdaptative.execute(3, 0.5, 0.078, 0.05, 0.0, 1.0, 0.0, 0.81, 0.0, 1.0)[0],
         "ddim": named("ddim"), "uni_pc": named("uni_pc"),
     }  # fmt: skip
     for name, sampler in made.items():

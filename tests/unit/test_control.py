@@ -235,7 +235,7 @@ def test_adjoint_matching_reaches_the_tilted_law(divergence: str, alpha: float) 
 
 def tune(step: Any, updates: int, alpha: float = 0.5) -> Tensor:
     """The toy by another algorithm: samples after ``updates`` of Adam."""
-    process, network, rng = toy.levels(30), toy.Control(0), torch.Generator().manual_seed(0)
+    process, network, rng = toy.levels(15), toy.Control(0), torch.Generator().manual_seed(0)
 
     def start(generator: torch.Generator, size: int) -> Tensor:
         return torch.randn(size, 1, generator=generator) * toy.SIGMA_MAX

@@ -20,19 +20,38 @@ BATCH = 32
 
 @dataclass
 class Drawn:
-    """Latents [B, 32, 8, 8], evaluations a picture, and how far the teacher's guess of the picture moved on its way [B]."""
+    """Latents [B, 32, 8, 8], evaluations a picture, how far the teacher's guess of the picture moved on its way, and how
+    curved that way was [B]; both 0 of students."""
 
     latents: Tensor
     nfe: int
     path: Tensor
+    curvature: Tensor
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-    """DPM-Solver++(2M) (arXiv 2211.01095, Algorithm 2; ComfyUI's ``dpmpp_2m``), and the path length of the denoised picture.
+def curvature(points: Tensor, times: Tensor) -> Tensor:
+    """How far a trajectory is from a straight line at one speed [B], 0 on such a line (arXiv 2301.12003, of one trajectory).
+
+    C = 1/(T dim) integral |dx/dt - (x(t_n) - x(t_0))/(t_n - t_0)|^2 dt with T = |t_n - t_0|, exact for a polyline.
+
+    Args:
+        points: [n + 1, B, ...].
+        times: [n + 1], rising or falling.
+    """
+    points, times = points.double().flatten(2), times.double()
+    lengths = times.diff().view(-1, 1, 1)
+    velocities = points.diff(dim=0) / lengths
+    straight = (points[-1] - points[0]) / (times[-1] - times[0])
+    return ((velocities - straight).square() * lengths).sum(0).mean(1) / (times[-1] - times[0])
+
+
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """DPM-Solver++(2M) (arXiv 2211.01095, Algorithm 2; ComfyUI's ``dpmpp_2m``), the path length of the denoised picture, and
+    the curvature of the way there over sigma.
 
     The path length is sum |D_i+1 - D_i| / sqrt(dim).
     """
-    ones, old, path = x.new_ones(len(x)), None, torch.zeros(len(x))
+    ones, old, path, points = x.new_ones(len(x)), None, torch.zeros(len(x)), [x]
     for i in range(len(sigmas) - 1):
         sigma, following = sigmas[i], sigmas[i + 1]
         d = denoise(x, sigma * ones)
@@ -48,7 +67,8 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> tuple[Tensor, Tenso
                 corrected = (1 + 1 / (2 * r)) * d - 1 / (2 * r) * old
             x = (following / sigma) * x - torch.expm1(-h) * corrected
         old = d
-    return x, path
+        points.append(x)
+    return x, path, curvature(torch.stack(points), sigmas)
 
 
 class World:
@@ -87,12 +107,12 @@ class World:
                 with autocast():
                     x = network(x, torch.full((len(rows),), sigma), context).float()
             parts.append(x)
-        return Drawn(torch.cat(parts), steps, torch.zeros(len(prompts)))
+        return Drawn(torch.cat(parts), steps, *torch.zeros(2, len(prompts)))
 
     @torch.inference_mode()
     def teach(self, prompts: list[str], start: Tensor, sigmas: Tensor, guidance: float = GUIDANCE) -> Drawn:
         """The teacher with guidance from ``start``, already noisy at ``sigmas[0]``."""
-        latents, paths = [], []
+        latents, paths, bends = [], [], []
         for rows in torch.arange(len(prompts)).split(BATCH):
             context = self.context([prompts[i] for i in rows] + [""] * len(rows))
 
@@ -102,10 +122,11 @@ class World:
                 conditional, unconditional = both.chunk(2)
                 return unconditional + guidance * (conditional - unconditional)
 
-            x, path = dpmpp_2m(guided, start[rows], sigmas)
+            x, path, bend = dpmpp_2m(guided, start[rows], sigmas)
             latents.append(x)
             paths.append(path)
-        return Drawn(torch.cat(latents), 2 * (len(sigmas) - 1), torch.cat(paths))
+            bends.append(bend)
+        return Drawn(torch.cat(latents), 2 * (len(sigmas) - 1), torch.cat(paths), torch.cat(bends))
 
     def redraw(self, prompts: list[str], noise: Tensor, steps: int, guidance: float = GUIDANCE) -> Drawn:
         """The teacher from unit noise."""
