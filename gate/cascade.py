@@ -104,22 +104,23 @@ class ShareBand:
 class CertifiedBand:
     """The narrowest band outside of which both oracles decide alike, but for ``alpha`` of the pictures, with confidence.
 
-    Theorem. Let (L_i, H_i), i = 1..n, and a new (L, H) be independent draws from one law: light and heavy scores of a picture. At a
-    threshold t that was not chosen by looking at these n pairs call a picture good where H >= t, which is what the heavy oracle
-    accepts. The cascade accepts the same within [low, high], nothing below, and everything above. Let j, m >= 0 be such that
-    P(Bin(n, alpha) <= j + m + 1) <= 1 - confidence, low the (j+1)-th lowest L_i of the good pairs, and high the (m+1)-th highest of
-    the others (infinity and -infinity where there are fewer). Then with probability at least ``confidence`` over the n pairs
+    Theorem. Let (L_i, H_i), i = 1..n, and a new (L, H) be independent draws from one law: light and heavy scores of a picture.
+    At a threshold t that was not chosen by looking at these n pairs call a picture good where H >= t, which is what the heavy
+    oracle accepts. The cascade accepts the same within [low, high], nothing below, and everything above. Let j, m >= 0 be such
+    that P(Bin(n, alpha) <= j + m + 1) <= 1 - confidence, low the (j+1)-th lowest L_i of the good pairs, and high the (m+1)-th
+    highest of the others (infinity and -infinity where there are fewer). Then with probability at least ``confidence`` over the n
+    pairs
 
         R = P(L < low, good) + P(L > high, not good) <= alpha,
 
     where R is the share of new pictures on which the cascade decides otherwise than the heavy oracle.
 
-    Proof. Lay all pictures along [0, 1]: a good one at U = P(L' < L, good'), any other at U = 1 - P(L' > L, not good'), with (L', H')
-    another draw; ties are broken at random. Then U is uniform, the good ones fill [0, P(good)], each kind in the order of its L.
-    So U_(j+1), the (j+1)-th lowest of n, is at least P(L < low, good), and 1 - U_(n-m) at least P(L > high, not good). Hence
-    R <= U_(j+1) + 1 - U_(n-m), which is j + m + 2 of the n + 1 spacings of n uniform points: Beta(j + m + 2, n - j - m - 1). It is
-    above alpha with probability P(Bin(n, alpha) <= j + m + 1). QED. (Wilks's tolerance limits, Ann. Math. Stat. 12, 1941, 91-96,
-    on a line made of both kinds; where the law has no atoms and both kinds abound, the probability is exact.)
+    Proof. Lay all pictures along [0, 1]: a good one at U = P(L' < L, good'), any other at U = 1 - P(L' > L, not good'), with
+    (L', H') another draw; ties are broken at random. Then U is uniform, the good ones fill [0, P(good)], each kind in the order
+    of its L. So U_(j+1), the (j+1)-th lowest of n, is at least P(L < low, good), and 1 - U_(n-m) at least P(L > high, not good).
+    Hence R <= U_(j+1) + 1 - U_(n-m), which is j + m + 2 of the n + 1 spacings of n uniform points, so it is
+    Beta(j + m + 2, n - j - m - 1). It is above alpha with probability P(Bin(n, alpha) <= j + m + 1). QED. (Wilks's tolerance limits, Ann. Math. Stat. 12, 1941,
+    91-96, on a line made of both kinds; where the law has no atoms and both kinds abound, the probability is exact.)
 
     Widening the band keeps the promise. With too few pairs for any j and m, everybody is in it.
 

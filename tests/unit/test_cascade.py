@@ -100,14 +100,14 @@ def test_a_share_is_the_drafts_nearest_in_rank_and_stays_as_large_at_the_ends() 
 
 
 def test_a_certified_band_leaves_out_as_many_wrong_pairs_as_the_binomial_tail_allows() -> None:
-    """By hand: P(Bin(60, 0.1) <= 2) = 0.053 and P(<= 3) = 0.137, so j + m + 1 is 2: one good pair stays below, no bad one above."""
+    """By hand: P(Bin(60, 0.1) <= 2) = 0.053, P(<= 3) = 0.137, so j + m + 1 is 2: one good pair stays below, no bad one above."""
     light = [float(i) for i in range(60)]
     heavy = [float(i) for i in range(60)]
     heavy[5], heavy[9], heavy[50], heavy[40] = 35.0, 36.0, 1.0, 2.0  # good ones that look bad, bad ones that look good
     band = CertifiedBand.of(pairs_of(light, heavy), 0.1, 0.9)
     assert band.spared == 1 and band(30.0, 30.0) == (9.0, 50.0)
-    assert CertifiedBand.of(pairs_of(light, heavy), 0.2, 0.9)(30.0, 30.0) == (31.0, 28.0)  # j = m = 3: no pair need be asked about
-    assert CertifiedBand.of(pairs_of([NAN, *light[1:]], heavy), 0.1, 0.9)(0.0, 0.0) == (2.0, -INF)  # NaN lies outside of nothing
+    assert CertifiedBand.of(pairs_of(light, heavy), 0.2, 0.9)(30.0, 30.0) == (31.0, 28.0)  # j = m = 3: nothing in doubt
+    assert CertifiedBand.of(pairs_of([NAN, *light[1:]], heavy), 0.1, 0.9)(0.0, 0.0) == (2.0, -INF)  # NaN is always inside
     assert CertifiedBand.of(pairs_of(light, heavy), 0.02, 0.9)(30.0, 30.0) == (-INF, INF)  # too few: all are asked
     assert "it takes 194 prompts" in CertifiedBand.of(pairs_of(light, heavy), 0.02, 0.9).promise
     assert CertifiedBand.of(pairs_of(light, heavy), 1.0, 0.9)(30.0, 30.0) == (30.0, 30.0)
@@ -132,7 +132,7 @@ def broken(confidence: float, t: float | None = None) -> int:
 
 
 def test_decisions_differ_in_more_than_alpha_exactly_as_often_as_the_theorem_says() -> None:
-    """P(Bin(150, 0.1) <= 9) = 0.060 is the largest below 0.1, and P(<= 14) = 0.460 the largest below 0.5; to within 3.3 deviations."""
+    """P(Bin(150, 0.1) <= 9) = 0.060 is the largest below 0.1, and P(<= 14) = 0.460 that below 0.5; within 3.3 deviations."""
     for confidence, expected in ((0.9, 0.0600), (0.5, 0.4602)):
         assert abs(broken(confidence, float(norm.ppf(0.3))) - 400 * expected) < 3.3 * math.sqrt(400 * expected * (1 - expected))
 
@@ -239,8 +239,9 @@ def test_a_deferred_oracle_is_its_kind_before_it_is_read_and_itself_afterwards()
 
 
 def calibration(scores: list[float], oracle: str, **changes: object) -> Calibration:
+    prompts = tuple(f"prompt {i // 2}" for i in range(len(scores)))
     made = Calibration(
-        tuple(scores), oracle, oracle, tuple(f"prompt {i // 2}" for i in range(len(scores))), student=Maker("s", "f"), name=oracle,
+        tuple(scores), oracle, oracle, prompts, student=Maker("s", "f"), name=oracle,
         schedule="two steps", settings={"size": "64x64", "first_seed": 0, "batch_size": 8},
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -288,7 +289,8 @@ def replace_promise(judge: Cascade, promise: str) -> Cascade:
 def test_a_count_that_passes_all_asks_nobody_and_other_gates_name_their_thresholds() -> None:
     scores = [0.3, 0.1, 0.2]
     assert limits(worst_share(scores, 0.0), "worst share") == [-INF] * 3
-    assert limits(worst_share(scores, 0.34), "worst share") == [0.2] * 3 and limits(worst_share(scores, 1.0), "budget") == [INF] * 3
+    assert limits(worst_share(scores, 0.34), "worst share") == [0.2] * 3
+    assert limits(worst_share(scores, 1.0), "budget") == [INF] * 3
     assert limits(absolute(scores, 0.1), "absolute") == [0.1] * 3
     assert limits(gate_scores(scores, "expected gain", 0.0, situation=Situation(["x"] * 3)), "expected gain") == pytest.approx(
         [0.15, 0.25, 0.2]
