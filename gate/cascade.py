@@ -119,8 +119,9 @@ class CertifiedBand:
     (L', H') another draw; ties are broken at random. Then U is uniform, the good ones fill [0, P(good)], each kind in the order
     of its L. So U_(j+1), the (j+1)-th lowest of n, is at least P(L < low, good), and 1 - U_(n-m) at least P(L > high, not good).
     Hence R <= U_(j+1) + 1 - U_(n-m), which is j + m + 2 of the n + 1 spacings of n uniform points, so it is
-    Beta(j + m + 2, n - j - m - 1). It is above alpha with probability P(Bin(n, alpha) <= j + m + 1). QED. (Wilks's tolerance limits, Ann. Math. Stat. 12, 1941,
-    91-96, on a line made of both kinds; where the law has no atoms and both kinds abound, the probability is exact.)
+    Beta(j + m + 2, n - j - m - 1). It is above alpha with probability P(Bin(n, alpha) <= j + m + 1).
+    QED. (Wilks's tolerance limits, Ann. Math. Stat. 12, 1941, 91-96, on a line made of both
+    kinds; where the law has no atoms and both kinds abound, the probability is exact.)
 
     Widening the band keeps the promise. With too few pairs for any j and m, everybody is in it.
 
