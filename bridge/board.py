@@ -22,11 +22,12 @@ from ..gate.calibration import Calibration
 from ..gate.thresholds import Gate, quantile
 from ..gate.verdict import Verdict, summary
 from ..oracles.base import Oracle
+from ..oracles.cascade import Cascade
 from .info import Info, info_of, mark_of
 from .pixels import as_pictures
 from .progress import send
 from .rows import Latent
-from .scoring import picture_keys, score_list
+from .scoring import Thresholds, cascaded, picture_keys, score_list
 
 EVENT = "apprentice.board"
 JUDGED, IMPROVED = "judged", "improved"  # the stages: of Judge, of Keep Better
@@ -98,6 +99,7 @@ class Board:
 
     def __init__(self, stage: str, total: int) -> None:
         self.stage, self.total, self._saved = stage, total, 0
+        self.note = ""  # what an oracle says of how it scored
 
     def save(self, image: Tensor) -> dict[str, Any] | None:
         """A picture [H, W, C] in 0..1 as a file that the browser can ask for; None of more than are looked at."""
@@ -105,13 +107,15 @@ class Board:
         return _save(image) if self._saved <= _FILES else None
 
     def scores(
-        self, oracle: Oracle, batches: list[Tensor], prompts: list[str], keys: Sequence[str], rows: Sequence[int]
-    ) -> tuple[list[float], list[dict[str, Any] | None]]:
+        self, oracle: Oracle, batches: list[Tensor], prompts: list[str], keys: Sequence[str], rows: Sequence[int],
+        thresholds: Thresholds | None = None,
+    ) -> tuple[list[float], list[dict[str, Any] | None]]:  # fmt: skip
         """``score_list``, watched: every picture is shown at once, and its score when there is one; and the pictures' files.
 
         Args:
             batches: Pictures [B, H, W, C], each batch of its own size.
             keys, rows: Name and place of each.
+            thresholds: For a cascade: what they must reach.
         """
         pictures = [picture for batch in batches for picture in batch]
         files = [self.save(picture) for picture in pictures]
@@ -125,7 +129,10 @@ class Board:
             )
 
         tell(0, [None] * len(pictures))
-        scores = score_list(oracle, batches, prompts, tell)
+        if isinstance(oracle, Cascade):
+            scores, self.note = cascaded(oracle, batches, prompts, thresholds, tell)
+        else:
+            scores = score_list(oracle, batches, prompts, tell)
         self.remember(keys, pictures, prompts, scores, oracle.fingerprint(), self.stage == IMPROVED)
         return scores, files
 
@@ -178,13 +185,17 @@ class ComparingBoard(Board):
         self.remember([j.key for j in verdict], list(drafts), verdict.prompts, scores, verdict.fingerprint)
         self.tell(self.rows)
 
-    def compare(self, oracle: Oracle, improved: Tensor) -> dict[int, float]:
-        """Score the teacher's pictures [R, H, W, C] of the rejected drafts, watched; by their places."""
+    def compare(self, oracle: Oracle, improved: Tensor, margin: float = 0.0) -> dict[int, float]:
+        """Score the teacher's pictures [R, H, W, C] of the rejected drafts, watched; by their places.
+
+        A cascade's threshold for each is its draft's score and the margin.
+        """
         rows = self.verdict.rejected
         self._saved = 0  # of the teacher's pictures, too, as many get files as of the drafts
         prompts = [self.verdict.prompts[row] for row in rows]
         keys = picture_keys(improved, prompts, oracle.fingerprint())
-        scores, files = self.scores(oracle, [improved], prompts, keys, rows)
+        limits = [self.verdict.judgements[row].score + margin for row in rows]
+        scores, files = self.scores(oracle, [improved], prompts, keys, rows, lambda _: limits)
         for row, key, file in zip(rows, keys, files, strict=True):
             self.rows[row] |= {"improved": file, "improved_key": key}
         return dict(zip(rows, scores, strict=True))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 import comfy.model_management
@@ -12,14 +13,19 @@ import torch
 from torch import Tensor
 
 from ..oracles.base import Oracle as OracleBase
+from ..oracles.cascade import Cascade
 from .memory import on_device
 from .pixels import as_pictures
 
 _MEMORY: OrderedDict[str, list[float]] = OrderedDict()
 _REMEMBERED = 64
+_HEAVY: OrderedDict[str, float] = OrderedDict()
+_HEAVY_REMEMBERED = 4096
 _REPORTS = 8
 Report = Callable[[int, list[float]], None]
 """Told of each part of a batch: the place of its first picture, and its scores."""
+Thresholds = Callable[[Sequence[float]], list[float]]
+"""Of the scores as far as they are known, what each picture must reach; infinite where no score could change the verdict."""
 
 
 def fresh_scores(oracle: OracleBase, images: Tensor, prompts: list[str], report: Report | None = None) -> list[float]:
@@ -27,6 +33,8 @@ def fresh_scores(oracle: OracleBase, images: Tensor, prompts: list[str], report:
 
     In at most ``_REPORTS`` parts, so that a large batch can be watched, and cancelled, while it is judged.
     """
+    if isinstance(oracle, Cascade):
+        return cascaded(oracle, [images], prompts, report=report)[0]
     scores: list[float] = []
     size = max(1, -(-len(images) // _REPORTS))
     with on_device(oracle.network):
@@ -81,6 +89,47 @@ def seen_of(oracle: OracleBase, batches: list[Tensor], latents: list[dict[str, A
                 "connect the latents, set variety to 0, or take a CLIP, PickScore, HPSv2 or an aesthetic predictor."
             )
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+def cascaded(
+    oracle: Cascade, batches: list[Tensor], prompts: list[str], thresholds: Thresholds | None = None, report: Report | None = None
+) -> tuple[list[float], str]:
+    """A cascade's scores of all pictures of a list of batches [B, H, W, C], and what to say of them.
+
+    The heavy oracle is asked about the pictures within the band around their thresholds; since a threshold may depend on the
+    scores (a share of the batch, a baseline), again until nobody new is within. So it is read, and loaded, where one is within.
+
+    Args:
+        thresholds: Without it, the cascade's own threshold holds.
+    """
+    thresholds = thresholds or (lambda scores: [oracle.threshold] * len(scores))
+    light = score_list(oracle.light, batches, prompts)
+    scores, asked = oracle.scale.heavy_of(light), set[int]()
+    pictures = [picture for batch in batches for picture in batch]
+    while True:
+        if report is not None:
+            report(0, scores)
+        limits = thresholds(scores)
+        rows = [row for row in oracle.doubtful(light, limits) if row not in asked and bool(pictures[row].isfinite().all())]
+        if not rows:
+            return scores, oracle.words(len(asked), limits)
+        for row, score in zip(rows, _heavy(oracle, [pictures[row] for row in rows], [prompts[row] for row in rows]), strict=True):
+            scores[row] = score
+        asked.update(rows)
+
+
+def _heavy(oracle: Cascade, pictures: list[Tensor], prompts: list[str]) -> list[float]:
+    """The heavy oracle's scores of pictures [H, W, C], each remembered: another threshold asks about the new ones alone."""
+    keys = picture_keys(pictures, prompts, oracle.heavy_fingerprint)
+    new = [i for i, key in enumerate(keys) if key not in _HEAVY]
+    for _, same in groupby(new, key=lambda i: pictures[i].shape):
+        rows = list(same)
+        found = fresh_scores(oracle.heavy, torch.stack([pictures[i] for i in rows]), [prompts[i] for i in rows])
+        _HEAVY.update(zip((keys[i] for i in rows), found, strict=True))
+    scores = [_HEAVY[key] for key in keys]
+    while len(_HEAVY) > _HEAVY_REMEMBERED:
+        _HEAVY.popitem(last=False)
+    return scores
 
 
 def content_name(pixels: Tensor, asked: Any, fingerprint: str) -> str:

@@ -116,10 +116,21 @@ def students(
 def oracles(
     quick: Quick = False,
     json: Json = None,
-    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("oracles.png"),
+    plot: Annotated[Path, typer.Option(help="Where the plot goes; with --pictures there is none.")] = Path("oracles.png"),
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Measure instead whether oracles know a picture's prompt from another's.")
+    ] = False,
+    models: Annotated[Path | None, typer.Option(help="With --pictures: published oracles, a ComfyUI's models/oracles.")] = None,
+    packages: Annotated[
+        Path | None, typer.Option(help="With --pictures: the site-packages with ComfyUI's templates, if not this Python's.")
+    ] = None,
     threads: Threads = None,
 ) -> None:
-    """Oracles against their authors' path, and every threshold on an oracle of dialled accuracy."""
+    """Oracles against their authors' path, and every threshold on an oracle of dialled accuracy; or on pictures with prompts."""
+    if pictures:
+        templates = _benchmark("picture_oracles", threads, LARGE)
+        _report(lambda: templates.run(quick, models, packages, _say), json)
+        return
     benchmark = _benchmark("oracles", threads, LARGE)
     _report(lambda: benchmark.run(quick, plot, _say), json)
 

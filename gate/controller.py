@@ -131,10 +131,14 @@ def _moved(state: State, score: float, threshold: float, key: str) -> State:
 
 
 class FileController:
-    """The controller whose state is a JSON file that people can read; deleting the file starts it anew."""
+    """The controller whose state is a JSON file that people can read; deleting the file starts it anew.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        trial: Judge as the controller would, and remember nothing.
+    """
+
+    def __init__(self, path: Path, trial: bool = False) -> None:
+        self.path, self.trial = path, trial
 
     def judge(
         self, scores: Sequence[float], keys: Sequence[str], target: float, oracle: str = "", oracle_name: str = "",
@@ -163,7 +167,7 @@ class FileController:
                 f"judge uses {oracle_name} ({oracle}); choose another controller name, or delete '{self.path.name}'."
             )
         after, gate = step(state, scores, keys, target)
-        if after != state:
+        if after != state and not self.trial:
             save(replace(after, oracle=oracle, oracle_name=oracle_name), self.path)
         return after, gate
 

@@ -76,6 +76,13 @@ def gate_scores(
     return replace(gate, note=f"{gate.note} {note}".strip()) if note else gate
 
 
+def limits(gate: Gate, mode: str) -> list[float]:
+    """What each picture must reach for its verdict to stand: -infinity where all pass by their count, whatever they score."""
+    if mode in ("worst share", "budget") and all(gate.accepted):
+        return [-math.inf] * len(gate.accepted)
+    return [gate.threshold_of(i) for i in range(len(gate.accepted))]
+
+
 def _decided(
     scores: Sequence[float], mode: str, value: float, calibration: Calibration | None, student_nfe: float | None,
     teacher_nfe: float, situation: Situation,

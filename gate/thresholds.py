@@ -267,7 +267,7 @@ def _starts(count: int, alpha: float, delta: float) -> tuple[list[int], float]:
     ranks: list[int] = []
     for halvings in range(6):
         rank = count >> halvings
-        if rank < 1 or _most_worse(rank, alpha, delta / (len(ranks) + 1)) < 0:
+        if rank < 1 or most_worse(rank, alpha, delta / (len(ranks) + 1)) < 0:
             break
         ranks.append(rank)
     return ranks, delta / max(len(ranks), 1)
@@ -281,7 +281,7 @@ def _descend(scores: list[float], worse_above: list[int], start: int, alpha: flo
         above = rank
         while above > 0 and above <= len(scores) and scores[above - 1] == t:
             above -= 1  # tied with t: not above it
-        if worse_above[above] > _most_worse(above, alpha, level):
+        if worse_above[above] > most_worse(above, alpha, level):
             return reached
         reached = t
         while rank < len(scores) and scores[rank] == t:
@@ -291,7 +291,7 @@ def _descend(scores: list[float], worse_above: list[int], start: int, alpha: flo
 
 
 @lru_cache(maxsize=65536)
-def _most_worse(m: int, alpha: float, level: float) -> int:
+def most_worse(m: int, alpha: float, level: float) -> int:
     """The largest k with P(Bin(m, alpha) <= k) <= level; -1 if there is none."""
     from scipy.stats import binom  # which takes a second to import, and only a promise needs it
 

@@ -6,6 +6,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .adaptive import ApprenticeSampler
 from .calibrate import ApprenticeCalibrate, ApprenticeLoadCalibration
+from .cascade import ApprenticeCascadeOracle
 from .critics import ApprenticeClassify, ApprenticeDomainText, ApprenticeLoadPromptKD, ApprenticePromptKDOracle, ApprenticeSort
 from .distill import ApprenticeSiDDistill
 from .edm import ApprenticeLoadEDM, ApprenticeSiDSampler
@@ -64,6 +65,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeExplore,
     ApprenticeSource,
     ApprenticePictureSource,
+    ApprenticeCascadeOracle,
 ]
 
 

@@ -176,7 +176,8 @@ class ApprenticeCalibrate(io.ComfyNode):
             (), oracle.fingerprint(), oracle.name, student=Maker(model_name(model), model_fingerprint(model)),
             schedule=schedule_in_words(preset, sampler, sigmas, cfg), teacher=by, name=path.stem,
             settings={
-                "size": f"{width}x{height}", "first_seed": first_seed, "prompts": "typed" if text.strip() else prompts,
+                "size": f"{width}x{height}", "first_seed": first_seed, "batch_size": batch_size,
+                "prompts": "typed" if text.strip() else prompts,
                 "negative_prompt": negative_prompt if cfg != 1 or by != Maker() else "",
             },
         )  # fmt: skip

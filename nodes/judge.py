@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from ..bridge.pixels import as_rgb
 from ..bridge.progress import shown
 from ..bridge.scoring import picture_keys
 from ..gate.controller import FileController
-from ..gate.decision import Situation, gate_scores, judge, keep_better
+from ..gate.decision import Situation, gate_scores, judge, keep_better, limits
 from ..gate.gains import remember
 from ..gate.overrides import read_overrides
+from ..gate.thresholds import Gate
 from ..gate.verdict import IMPROVED, summary, table
 from ..gate.verdict import Verdict as VerdictData
 from ..oracles.base import Oracle as OracleBase
@@ -93,23 +95,32 @@ class ApprenticeJudge(io.ComfyNode):
         infos = [info_of(latent) for latent in drafts or []]
         info = join_info(infos, len(pictures))
         if calibration:
-            calibration[0].require_oracle(fingerprint, oracle[0].name)
+            if calibration[0].oracle != fingerprint:
+                calibration[0].require_oracle(*oracle[0].unit())
             calibration[0].require_student(info.student if info else "", info.schedule if info else "")
         keys = draft_keys(drafts or [], pictures, prompts, fingerprint)
         board = Board(JUDGED, len(pictures))
-        scores, files = board.scores(oracle[0], images, prompts, keys, range(len(pictures)))
         cost = sum(info.nfe) / len(info.nfe) if info and info.nfe else None
         situation = Situation(
             prompts, oracle[0].comparable_across_prompts, fingerprint, oracle[0].name, confidence[0] if confidence else 0.9
         )
         name = _controller(threshold[0], len(pictures), controller, fingerprint, info.student if info else "")
         if name:
-            running = FileController(folders.controller_file(name))
-            situation = replace(situation, controller=running, keys=picture_keys(pictures, prompts, fingerprint))
+            situation = replace(situation, keys=picture_keys(pictures, prompts, fingerprint))
         taught = calibration[0] if calibration else None
-        gate = gate_scores(scores, threshold[0], value[0], taught, cost, teacher_nfe[0] if teacher_nfe else 0, situation)
+
+        def decided(scores: Sequence[float], trial: bool = True) -> Gate:
+            running = FileController(folders.controller_file(name), trial) if name else None
+            nfe = teacher_nfe[0] if teacher_nfe else 0
+            return gate_scores(scores, threshold[0], value[0], taught, cost, nfe, replace(situation, controller=running))
+
+        scores, files = board.scores(
+            oracle[0], images, prompts, keys, range(len(pictures)), lambda scores: limits(decided(scores), threshold[0])
+        )
+        gate = decided(scores, trial=False)
         if name:
             folders.written(folders.controller_file(name))
+        gate = replace(gate, note=f"{gate.note} {board.note}".strip())
         gate = replace(gate, note=f"{gate.note} {remarks(oracle[0], as_rgb(images), prompts)}".strip())
         verdict = judge(
             gate, scores, prompts, oracle=oracle[0].name, fingerprint=fingerprint, mode=threshold[0], value=value[0],
@@ -212,9 +223,9 @@ class ApprenticeKeepBetter(io.ComfyNode):
             note = "The improved pictures are the drafts: no teacher has changed them."
         elif rows and improved_images is not None:
             verdict.require_batch(len(improved_images), "improved_images")
-            scores = board.compare(oracle, improved_images[rows])
+            scores = board.compare(oracle, improved_images[rows], margin)
             remark = remarks(oracle, as_rgb([improved_images[rows]]), [verdict.prompts[row] for row in rows])
-            note += f" {remark}" * (remark not in verdict.note)
+            note += f" {remark}" * (remark not in verdict.note) + f" {board.note}" * bool(board.note)
         result = keep_better(
             verdict, scores, margin, spent, before.nfe if before else None, before.seed if before else None, note
         )

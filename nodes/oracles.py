@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from ..gate.calibration import Calibration as CalibrationData
 from ..gate.selection import agreement, best_of, best_together
 from ..oracles.base import Oracle as OracleBase
 from ..oracles.base import one_prompt_each, remarks
+from ..oracles.deferred import Deferred
 from ..oracles.ensemble import WEIGHTED, Ensemble, Member
-from ..oracles.registry import detect, load
+from ..oracles.registry import KINDS, detect, load
+from ..oracles.tiny import TinyWorldOracle
 from ..precision import warning_of
 from ..samplers.presets import AUTO
+from ..weights import catalogue
 from ..weights.checkpoints import read_weights
 from . import folders, types
 from .types import CATEGORY, COMBOS, Calibration, Oracle, check_combos
 
-WORLD = "tiny world"
+WORLD, WORLD_NAME = "tiny world", "tiny world oracle"
 # Where the companions of some oracles lie after ``apprentice models pull``.
 _CLIP_L14, _QWEN_TOKENIZER = "clip-vit-large-patch14.safetensors", "HPSv3_tokenizer.json"
 
@@ -76,6 +80,11 @@ class ApprenticeLoadOracle(io.ComfyNode):
                     "precision", options=COMBOS["precision"], default=AUTO, optional=True,
                     tooltip="auto is fp16 where ComfyUI would use it, and fp32 on a CPU.",
                 ),  # fmt: skip
+                io.Boolean.Input(
+                    "on_demand", default=False, optional=True,
+                    tooltip="Read the file when a picture first needs it, and not before: for a cascade's heavy oracle. Other "
+                    "nodes need it at once.",
+                ),  # fmt: skip
             ],
             outputs=[Oracle.Output("oracle", display_name="oracle", tooltip="For Judge, Keep Better, Score and the rest.")],
         )
@@ -97,24 +106,48 @@ class ApprenticeLoadOracle(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, name: str, kind: str = AUTO, clip: str = AUTO, open_clip_model: str = "", precision: str = AUTO
-    ) -> io.NodeOutput:
+        cls, name: str, kind: str = AUTO, clip: str = AUTO, open_clip_model: str = "", precision: str = AUTO,
+        on_demand: bool = False,
+    ) -> io.NodeOutput:  # fmt: skip
         if name == WORLD:
-            return io.NodeOutput(loader.load_world_oracle())
+            world = Deferred(WORLD_NAME, TinyWorldOracle, loader.load_world_oracle) if on_demand else loader.load_world_oracle()
+            return io.NodeOutput(world)
         path, wrong = folders.oracle_file(name), folders.missing_oracle(name, clip)
         if path is None or wrong:  # a name that came over a wire, or was left out
             raise ValueError(wrong)
-        oracle = _load(path, kind, clip, open_clip_model.strip())
-        with torch.inference_mode(False):  # what is cast in it can't teach any more
-            if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):
-                oracle.fingerprint()  # of the weights as they are in the file
-                oracle.network.half()
-            elif precision == "fp32":
-                oracle.fingerprint()
-                oracle.network.float()
+        read = partial(_read, path, kind, clip, open_clip_model.strip(), precision)
+        if on_demand:
+            later = Deferred(*_promised(path, kind), read)
+            return io.NodeOutput(later, ui=shown(f"{later.name}, read when a picture needs it"))
+        oracle = read()
         slow = warning_of(oracle.network, str(comfy.model_management.get_torch_device()))
         size = sum(p.numel() for p in oracle.network.parameters()) / 1e6
         return io.NodeOutput(oracle, ui=shown(f"{oracle.name}, {size:.0f} M parameters" + (slow and f". {slow}")))
+
+
+def _promised(path: Path, kind: str) -> tuple[str, type[OracleBase]]:
+    """Name and class of the oracle in a file that isn't read: by ``kind``, or by the name that it is published under.
+
+    Raises:
+        ValueError: Neither tells.
+    """
+    known = catalogue.oracle_of(path.name) if kind == AUTO else kind
+    if not known:
+        raise ValueError(f"What '{path.name}' is can't be told without reading it; choose its kind, or switch on_demand off.")
+    return KINDS[known].title, KINDS[known].load_class()
+
+
+def _read(path: Path, kind: str, clip: str, open_clip_model: str, precision: str) -> OracleBase:
+    """The oracle in a file, in the precision that was chosen."""
+    oracle = _load(path, kind, clip, open_clip_model)
+    with torch.inference_mode(False):  # what is cast in it can't teach any more
+        if precision == "fp16" or (precision == AUTO and prefers_half(oracle.network)):
+            oracle.fingerprint()  # of the weights as they are in the file
+            oracle.network.half()
+        elif precision == "fp32":
+            oracle.fingerprint()
+            oracle.network.float()
+    return oracle
 
 
 def _load(path: Path, kind: str, clip: str, open_clip_model: str) -> OracleBase:

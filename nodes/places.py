@@ -16,7 +16,7 @@ DRAW, JUDGE, TEACH, DISTIL, LOOK = "Draw", "Judge", "Teach", "Distil", "Look"
 UNITS: dict[str, str] = {
     "width": "px", "height": "px", "rollback": "0-1", "denoise": "0-1", "confidence": "0-1", "min_probability": "0-1",
     "batch_size": "pictures", "at_once": "pictures", "max_batch": "pictures", "ema_half_life": "pictures", "updates": "steps",
-    "teacher_nfe": "a picture", "base_draws": "a prompt",
+    "teacher_nfe": "a picture", "base_draws": "a prompt", "differing": "0-1",
     "init_timestep": "1-999", "init_sigma": "sigma", "shots": "a class", "save_every": "steps", "candidates": "a picture",
 }  # fmt: skip
 
@@ -71,6 +71,9 @@ PLACES: dict[str, Place] = {
     "ApprenticeScore": Place(JUDGE, ("aesthetic", "imagereward", "hps", "pick", "rate", "rank")),
     "ApprenticeBestOf": Place(JUDGE, ("best of", "best of n", "pick", "select", "top", "filter", "aesthetic")),
     "ApprenticeCombineOracles": Place(JUDGE, ("ensemble", "vote", "mix")),
+    "ApprenticeCascadeOracle": Place(
+        JUDGE, ("two stage", "cheap first", "fast judge", "hpsv3", "defer", "ensemble"), ("band", "share", "differing")
+    ),
     "ApprenticeOracleCompare": Place(LOOK, ("correlation", "aesthetic", "imagereward", "hps", "pick")),
     "ApprenticeTaste": Place(JUDGE, ("preference", "own judge", "clicks", "favourites", "aesthetic")),
     "ApprenticeLoadTaste": Place(JUDGE, ("preference", "own judge", "clicks", "aesthetic")),

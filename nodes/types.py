@@ -11,6 +11,7 @@ from comfy_execution.validation import validate_node_input
 
 from ..bridge.teacher import STRATEGIES
 from ..bridge.training import PRECISIONS
+from ..gate.cascade import BANDS
 from ..gate.overrides import read_overrides
 from ..gate.thresholds import MODES, UNITS
 from ..oracles.ensemble import COMBINATIONS
@@ -44,6 +45,7 @@ COMBOS: dict[str, list[str]] = {
     "precision": [AUTO, "fp32", "fp16"],
     "order": ["best first", "batch order"],
     "combination": list(COMBINATIONS),
+    "band": list(BANDS),
     "method": [LORA, FULL],
     "training_precision": list(PRECISIONS),
     "measure": list(MEASURES),

@@ -68,6 +68,10 @@ class Oracle(ABC):
         """What to say of ``pictures`` ([H, W, 3] each, in 0..1) of a kind that it knows nothing of; nothing where all is well."""
         return ""
 
+    def unit(self) -> tuple[str, str]:
+        """Fingerprint and name of the oracle whose unit its scores have: its own, but for those that stand in for another."""
+        return self.fingerprint(), self.name
+
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in: float32, or float16 where a GPU prefers it."""

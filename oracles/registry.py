@@ -23,9 +23,15 @@ class Kind:
     module: str
     name: str
 
+    def load_class(self) -> type[Oracle]:
+        """Its class."""
+        found: type[Oracle] = getattr(import_module(f".{self.module}", __package__), self.name)
+        return found
+
     def make(self, weights: Weights, **options: Any) -> Oracle:
         """The oracle with these weights."""
-        oracle: Oracle = getattr(import_module(f".{self.module}", __package__), self.name)(weights, name=self.title, **options)
+        make: Any = self.load_class()  # each has its own options
+        oracle: Oracle = make(weights, name=self.title, **options)
         return oracle
 
 

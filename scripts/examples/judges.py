@@ -43,6 +43,40 @@ def oracles() -> Example:
     )  # fmt: skip
 
 
+def cascade() -> Example:
+    """A small critic judges all, a jury those that the critic can't tell."""
+    g = Example()
+    critic = g.add("ApprenticeLoadPromptKD", "5", file="tiny world critic.safetensors", clip="auto", classes="")
+    light = g.add("ApprenticePromptKDOracle", "6", critic=critic[0], measure="probability", class_name="")
+    other = g.add("ApprenticeLoadOracle", "7", name="tiny world")
+    first = [g.calibrate("8", light[0], "tiny world critic example"), g.calibrate("9", other[0])]
+    heavy = g.add(
+        "ApprenticeCombineOracles", "10", oracle_a=light[0], calibration_a=first[0][0], oracle_b=other[0],
+        calibration_b=first[1][0], weight_a=1.0, weight_b=1.0, combination="weighted",
+    )  # fmt: skip
+    both = g.add(
+        "ApprenticeCascadeOracle", "12", light=light[0], light_calibration=first[0][0], heavy=heavy[0],
+        heavy_calibration=g.calibrate("11", heavy[0], "tiny world jury example")[0], band="share", share=0.4, differing=0.2,
+        confidence=0.9, percentile=30.0,
+    )  # fmt: skip
+    drawn = g.artist("13", both[0], value=0.4)
+    g.add("ApprenticeSaveImages", "14", images=drawn[1], verdict=drawn[2], filename_prefix="apprentice/cascade")
+    g.add("PreviewAny", "15", source=both[2])
+    return g.on(
+        "A light judge for all, a heavy one for the doubtful",
+        "A good oracle may be large and slow. Here a small **critic** judges every picture, and a **jury** of two only those "
+        "near the threshold, wherever that lies.\n\n"
+        "Both have scored the same drafts once, in *Calibrate*. From these *Cascade Oracle* learns what a light score is worth, "
+        "and where the doubt begins. The verdict says how many pictures the jury saw.\n\n"
+        "With a large oracle of your own: *Load Oracle* with *on_demand* as the heavy one, and two *Load Calibration*. Its file "
+        "is not even read while no picture needs it.",
+        (START, group("2  A critic, and a second judge", "5 6", "7"), group("3  Each calibrated", "8", "9")),
+        (group("4  The jury, on the same drafts", "10", "11"), group("5  Both as one", "12", "15"),
+         group("6  Draft, judge, improve", "13", "14")),
+        shown="2.text 12.share 13.seed 13.value", results="14",
+    )  # fmt: skip
+
+
 def detailer() -> Example:
     """The rejected go through stock nodes of the artist's own choice, and back into their places."""
     g = Example()

@@ -29,6 +29,7 @@ NODE_IDS = [
     "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
     "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge", "ApprenticeTaste", "ApprenticeLoadTaste",
     "ApprenticeExplore", "ApprenticeSource", "ApprenticePictureSource",
+    "ApprenticeCascadeOracle",
 ]  # fmt: skip
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import golden_weights
 import pytest
 import requests
 import torch
-from harness import ANSWER_SECONDS, Comfy, GraphError, Node
+from comfyui_apprentice import oracles
+from comfyui_apprentice.gate import calibration
+from harness import ANSWER_SECONDS, Comfy, GraphError, Node, Run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from worlds import World
@@ -48,8 +54,6 @@ def load(world: World, name: str, **options: object) -> Node:
 
 
 def test_oracles_from_files_score_as_they_do_outside(comfy: Comfy) -> None:
-    from comfyui_apprentice import oracles
-
     world = World(PROMPTS)
     _, images = drafts(world)
     names = {"HPS_v2_tiny.safetensors": "hpsv2", "PickScore_tiny.safetensors": "pickscore"}
@@ -126,6 +130,93 @@ def test_two_oracles_are_compared_and_combined(comfy: Comfy) -> None:
     assert "Spearman" in run.outputs["words"]["text"][0]
     assert comfy.tensors("chart")["image"].shape[1] > 500
     assert "uncertainty" in run.outputs["combined"]["text"][0]
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[list[int]]:
+    """How often anybody on this machine opens ``file`` meanwhile: the list has one number afterwards. Linux's inotify."""
+    libc, found, in_open, event = ctypes.CDLL(None), [], 0x20, 16
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(watch, bytes(file), in_open) >= 0
+    try:
+        yield found
+        with suppress(BlockingIOError):
+            found.append(len(os.read(watch, 4096)) // event)
+        found or found.append(0)
+    finally:
+        os.close(watch)
+
+
+def calibrated(comfy: Comfy, name: str, scores: list[float], fingerprint: str, oracle: str) -> None:
+    prompts = tuple(f"prompt {i}" for i in range(len(scores)))
+    path = comfy.base / "models" / "calibrations" / f"{name}.json"
+    calibration.save(calibration.Calibration(tuple(scores), fingerprint, oracle, prompts, name=name), path)
+
+
+def cascade(world: World, heavy: str = "heavy_head.safetensors", light: list | None = None, **changes: object) -> Node:
+    """A cascade of the tiny world's oracle and a file, on two calibrations that ``calibrated`` saved."""
+    load_heavy = load(world, heavy, kind="aesthetic-v2", clip="clip_tiny.pt", on_demand=True)
+    both = {f"{which}_calibration": world.g.add("ApprenticeLoadCalibration", name=f"{which} one") for which in ("light", "heavy")}
+    settings = {"band": "share", "share": 0.02, "differing": 0.05, "confidence": 0.9, "percentile": 50.0, **changes}
+    return world.g.add("ApprenticeCascadeOracle", light=light or world.tiny[4], heavy=load_heavy, **both, **settings)
+
+
+def test_a_cascade_reads_its_heavy_oracle_s_file_only_where_a_picture_needs_it(comfy: Comfy) -> None:
+    """A light score s is worth 2s - 1, and the drafts score about 30: threshold 0 is no question, and one of theirs is."""
+    from comfyui_apprentice.world.weights import load_oracle
+
+    light, folder = load_oracle("oracle"), comfy.base / "models" / "oracles"
+    file = folder / "heavy_head.safetensors"
+    heavy = oracles.load("aesthetic-v2", folder / "aesthetic_v2_head.safetensors", clip=folder / "clip_tiny.pt")
+    scale = [float(i) for i in range(101)]
+    calibrated(comfy, "light one", scale, light.fingerprint(), light.name)
+    calibrated(comfy, "heavy one", [2 * s - 1 for s in scale], heavy.fingerprint(), heavy.name)
+    file.write_bytes(b"not weights at all")
+
+    def judged(name: str, **changes: object) -> Run:
+        world = World(PROMPTS, oracle="world")
+        made = cascade(world)
+        world.oracle = made[0]
+        world.sampler(name, margin=1e6, **changes)
+        world.g.add("PreviewAny", "words", source=made[2])
+        return comfy.run(world.g)
+
+    with opened(file) as count:
+        run = judged("spared", threshold="absolute", value=0.0)
+    assert count == [0] and all(j["accepted"] for j in run.outputs["save_spared"]["verdict"])
+    words = run.outputs["words"]["text"][0]
+    assert "Aesthetic v2 is asked where tiny world oracle scores from 49 to 50: about 2 of the 101" in words
+    scores = [float(j["score"]) for j in run.outputs["save_spared"]["verdict"]]
+    pictures = comfy.tensors("spared")["image"]
+    assert scores == pytest.approx([2 * s - 1 for s in light.score(pictures, PROMPTS).tolist()], rel=1e-4)
+    near = sorted(scores)[1]
+    with opened(file) as count, pytest.raises(GraphError, match=r"heavy_head\.safetensors.* damaged"):
+        judged("needed", threshold="absolute", value=near)
+    assert count[0] > 0
+    file.write_bytes((folder / "aesthetic_v2_head.safetensors").read_bytes())
+    verdict = judged("needed", threshold="absolute", value=near).outputs["save_needed"]["verdict"]
+    now = [float(j["score"]) for j in verdict]
+    asked = [i for i in range(4) if now[i] != scores[i]]
+    assert scores.index(near) in asked and len(asked) < 4
+    for i in asked:
+        assert now[i] == pytest.approx(float(heavy.score(pictures[i : i + 1], PROMPTS[i : i + 1])), rel=1e-3)
+    file.write_bytes((folder / "aesthetic_v2_head.safetensors").read_bytes()[:-4] + b"\0\0\0\x40")
+    with pytest.raises(GraphError, match="calibrated with another Aesthetic v2"):
+        judged("other", threshold="absolute", value=max(scores))  # about another picture: what was answered is remembered
+
+
+def test_what_a_cascade_can_t_be_is_said_before_anything_is_drawn(comfy: Comfy) -> None:
+    for heavy, changes, words in (
+        ("HPS_v2_tiny.safetensors", {"kind": "hpsv2"}, "mean something else for every prompt"),
+        ("aesthetic_v2_head.safetensors", {"kind": "auto"}, "choose its kind, or switch on_demand off"),
+        ("heavy_head.safetensors", {"on_demand": False}, "This calibration was made with oracle"),
+    ):  # fmt: skip
+        world = World(PROMPTS, oracle="world")
+        made = cascade(world)
+        world.g.nodes[world.g.nodes[made.key]["inputs"]["heavy"][0]]["inputs"].update(name=heavy, **changes)
+        world.g.add("PreviewAny", source=made[2])
+        with pytest.raises(GraphError, match=words):
+            comfy.run(world.g)
 
 
 def test_what_could_be_had_is_listed_and_the_node_says_which_command_fetches_it(comfy: Comfy) -> None:
