@@ -296,27 +296,46 @@ def fitted_projector(weights: Mapping[str, Tensor]) -> Projector:
     return cast(Projector, network)
 
 
+def last_blocks(visual: Any, count: int) -> tuple[str, ...]:
+    """The parameters, by name, of a picture tower's last ``count`` residual blocks and of what comes after them.
+
+    With as many blocks as it has, or more: all of the tower's, patches and positions too.
+    """
+    names = tuple(name for name, _ in visual.named_parameters())
+    blocks = len(visual.transformer.resblocks)
+    if count >= blocks:
+        return names
+    parts = (*(f"transformer.resblocks.{i}." for i in range(blocks - count, blocks)), "ln_post.", "proj")
+    return tuple(name for name in names if name.startswith(parts)) if count else ()
+
+
 class PromptedStudent(nn.Module):
     """PromptKD's student: a small picture tower with learned tokens, and the projector into the teacher's space.
 
     It has no text tower: its logits are against the teacher's stored text features.
 
     Args:
-        visual: The picture tower of a small open_clip model; it is frozen, and hooked for good.
+        visual: The picture tower of a small open_clip model; it is hooked for good, and frozen but for ``taught``.
         tokens: Learned tokens.
         projector: From its features to the teacher's.
         logit_scale: ln of the student's own inverse temperature.
+        taught: The tower's parameters, by name, that learn too, or did; see ``last_blocks``.
     """
 
-    def __init__(self, visual: Any, tokens: PromptTokens, projector: Projector, logit_scale: Tensor) -> None:
+    def __init__(
+        self, visual: Any, tokens: PromptTokens, projector: Projector, logit_scale: Tensor, taught: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.visual: Any = visual.requires_grad_(False).train(False)
+        self.taught = tuple(taught)
+        for parameter in self.tower().values():
+            parameter.requires_grad_(True)
         self.tokens, self.projector = tokens, projector
         self.register_buffer("logit_scale", logit_scale.detach().clone().float())
         prompt_picture_tower(visual, tokens)
 
     def train(self, mode: bool = True) -> PromptedStudent:
-        """Only the projector knows of training: the tower is frozen."""
+        """Only the projector knows of training: the tower has nothing that differs."""
         super().train(mode)
         self.visual.train(False)
         return self
@@ -327,8 +346,12 @@ class PromptedStudent(nn.Module):
         return picture_size_of(self.visual)
 
     def learned(self) -> list[nn.Parameter]:
-        """What training changes: tokens and projector."""
+        """What the published training changes: tokens and projector."""
         return [*self.tokens.parameters(), *self.projector.parameters()]
+
+    def tower(self) -> dict[str, nn.Parameter]:
+        """What of the picture tower learns beside them, by name; nothing as published."""
+        return {name: self.visual.get_parameter(name) for name in self.taught}
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Unit features [B, D] in the teacher's space, float32, of preprocessed pictures [B, 3, S, S]."""

@@ -1,7 +1,8 @@
 """The critic that PromptKD makes (arXiv 2403.02781): a small prompted picture tower that knows the words of one domain.
 
-It travels as one safetensors file: prompt tokens, projector, class names, and the teacher's text features. The small CLIP that it
-was made from stays apart, as its owner has it; the file knows that model's name and the hash of its picture tower.
+It travels as one safetensors file: prompt tokens, projector, class names, and the teacher's text features, and what of the picture
+tower learned too. The small CLIP that it was made from stays apart, as its owner has it; the file knows that model's name and the
+hash of its picture tower.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from ..weights.checkpoints import read_metadata, read_weights
 from .base import Oracle
 from .preprocess import resize_and_crop, round_half_even
 
-KIND = "promptkd-student"
-MEASURES = ("probability", "logit", "cosine")
+KIND, TAUGHT = KINDS = ("promptkd-student", "promptkd-student-taught-tower")
+"""What a critic's file says that it is; ``TAUGHT`` holds blocks of the tower, which versions before it would not put in."""
+MEASURES = ("probability", "logit", "cosine", "log-odds")
 
 
 class CriticNetwork(nn.Module):
@@ -133,7 +135,7 @@ def tower_hash(visual: nn.Module) -> str:
 
 
 def save_critic(critic: Critic, path: str | os.PathLike[str], about: dict[str, str] | None = None) -> None:
-    """Write a critic, atomically; ``about`` is added to the metadata.
+    """Write a critic, atomically; ``about`` is added to the metadata. Blocks that learned are in float16, as OpenAI's CLIPs are.
 
     Raises:
         OSError: The file can't be written.
@@ -142,8 +144,10 @@ def save_critic(critic: Critic, path: str | os.PathLike[str], about: dict[str, s
     tensors = {f"tokens.{i}": tokens.detach() for i, tokens in enumerate(student.tokens.blocks)}
     tensors |= {f"projector.{key}": value for key, value in student.projector.state_dict().items()}
     tensors |= {"text_features": critic.network.text_features, "logit_scale": student.logit_scale}
+    tower = {f"tower.{name}": value.detach().half() for name, value in student.tower().items()}
+    tensors |= tower
     metadata = {
-        "apprentice": KIND, "version": "1", "classes": json.dumps(critic.classes), "texts": json.dumps(critic.texts),
+        "apprentice": TAUGHT if tower else KIND, "version": "1", "classes": json.dumps(critic.classes), "texts": json.dumps(critic.texts),
         "base": critic.base, "base_sha256": critic.base_hash, **(about or {}),
     }  # fmt: skip
     save_safetensors_atomically({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
@@ -188,14 +192,30 @@ def _load(file: Path, clip: Any) -> Critic:
     tokens, projector, text, scale = _parts(tensors, file.name)
     classes, texts = (parse_texts(about[key], f"The metadata {key} of {file.name}") for key in ("classes", "texts"))
     _check_words(classes, text, projector.conv1[3].out_channels)  # type: ignore[arg-type]
-    student = PromptedStudent(clip.visual, tokens, projector, scale)
+    taught = {key.removeprefix("tower."): value for key, value in tensors.items() if key.startswith("tower.")}
+    _put_in(clip.visual, taught, file.name)
+    student = PromptedStudent(clip.visual, tokens, projector, scale, tuple(taught))
     return Critic(file.stem, CriticNetwork(student, text), classes, texts, about["base"], picture_tower)
+
+
+@torch.no_grad()
+def _put_in(visual: Any, taught: dict[str, Tensor], name: str) -> None:
+    """The blocks that learned, in the tower's place.
+
+    Raises:
+        UnsafeCheckpoint: One is none of the tower's, or of another shape.
+    """
+    own = dict(visual.named_parameters())
+    if any(key not in own or own[key].shape != value.shape for key, value in taught.items()):
+        raise UnsafeCheckpoint(f"{name} holds blocks that don't fit the picture tower it was made from: make it again.")
+    for key, value in taught.items():
+        own[key].copy_(value)
 
 
 def _about(file: Path) -> dict[str, str]:
     metadata = read_metadata(file)
     needed = {"classes", "texts", "base", "base_sha256"}
-    if metadata.get("apprentice") != KIND or not needed <= metadata.keys():
+    if metadata.get("apprentice") not in KINDS or not needed <= metadata.keys():
         raise UnsafeCheckpoint(f"{file.name} is not a critic made by PromptKD Distill; choose another file.")
     return metadata
 
@@ -222,8 +242,8 @@ class PromptKDOracle(Oracle):
     """A critic as a judge.
 
     Args:
-        measure: ``probability`` of a class among all that the critic knows; its ``logit``; or ``cosine`` to the prompt itself,
-            encoded by ``encode``.
+        measure: ``probability`` of a class among all that the critic knows; its ``logit``; ``cosine`` to the prompt itself,
+            encoded by ``encode``; or ``log-odds``, which order pictures as the probability does and tell apart what it calls 1.
         class_name: The class that is judged; without it, the one that each prompt names.
         encode: Texts to unit features [N, D] by the teacher's text tower; for ``cosine``.
 
@@ -253,7 +273,7 @@ class PromptKDOracle(Oracle):
         judged = critic.classes[self.chosen] if self.chosen is not None else "the prompt"
         self.name = f"{critic.name} ({measure} of {judged})"
         # A probability is one whichever class it is of; logits and cosines have another level for every text.
-        self.comparable_across_prompts = measure == "probability" or self.chosen is not None
+        self.comparable_across_prompts = measure in ("probability", "log-odds") or self.chosen is not None
         self.reads_prompts = self.chosen is None
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
@@ -264,6 +284,21 @@ class PromptKDOracle(Oracle):
             text = self.encode(texts).to(features)[[texts.index(p) for p in prompts]]
             return (features * text).sum(-1)
         logits = self.network.logits(images)
-        values = logits.softmax(dim=1) if self.measure == "probability" else logits
         classes = [self.chosen if self.chosen is not None else self.critic.find_class(p) for p in prompts]
-        return values.gather(1, torch.tensor(classes, device=values.device)[:, None])[:, 0]
+        labels = torch.tensor(classes, device=logits.device)
+        if self.measure == "log-odds":
+            return log_odds(logits, labels)
+        values = logits.softmax(dim=1) if self.measure == "probability" else logits
+        return values.gather(1, labels[:, None])[:, 0]
+
+
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """ln(p / (1 - p)) [B] of each picture's own class: in the order of its probability p, and not squeezed where p nears 1.
+
+    Args:
+        logits: [B, C].
+        labels: Classes [B].
+    """
+    own = logits.gather(1, labels[:, None])
+    rest = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
+    return own[:, 0] - rest

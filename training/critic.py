@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..files import UnsafeCheckpoint, reading, save_safetensors_atomically
 from ..networks.limits import refuse_hollow
-from ..networks.prompted_clip import CONTEXT, Projector, PromptedClip, PromptedStudent, PromptTokens, text_tower
+from ..networks.prompted_clip import CONTEXT, Projector, PromptedClip, PromptedStudent, PromptTokens, last_blocks, text_tower
 from ..oracles.clip_files import ClipFile
 from ..oracles.promptkd import Critic, CriticNetwork, tower_hash
 from ..weights.checkpoints import read_metadata, read_weights
@@ -27,8 +27,10 @@ from .loop import Watch
 from .processes import Processes
 from .run_folder import RunFolder
 from .templates import TEMPLATES
+from .word_start import begin_linear, map_between_words
 
 TEACHER = "promptkd-teacher"
+_UNSET = object()
 DEPTH = 9  # blocks with learned tokens in the published runs; 3 where a student is distilled across data sets
 
 
@@ -87,12 +89,14 @@ def fresh_tokens(
     return pictures, PromptTokens([words, *list(drawn.blocks)[1:]])
 
 
-def fresh_student(clip: ClipFile, outside: int, seed: int, depth: int = DEPTH, count: int = CONTEXT) -> PromptedStudent:
-    """A student as PromptKD begins, on a small CLIP, for a teacher with ``outside`` features."""
+def fresh_student(
+    clip: ClipFile, outside: int, seed: int, depth: int = DEPTH, count: int = CONTEXT, blocks: int = 0
+) -> PromptedStudent:
+    """A student as PromptKD begins, on a small CLIP, for a teacher with ``outside`` features; its last ``blocks`` learn too."""
     generator, visual = torch.Generator().manual_seed(seed), clip.network.visual
     tokens = PromptTokens.random(min(depth, len(visual.transformer.resblocks)), count, visual.conv1.out_channels, generator)
     projector = Projector(int(visual.output_dim), outside).reset(generator)
-    return PromptedStudent(visual, tokens, projector, clip.network.logit_scale)
+    return PromptedStudent(visual, tokens, projector, clip.network.logit_scale, last_blocks(visual, blocks))
 
 
 # ------------------------------------------------------------------------------------------------ teacher's tokens
@@ -250,7 +254,9 @@ def facts_of(
     teacher: Teacher | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What a run is made of, for its folder; a critic's with its ``teacher`` and ``more``."""
-    facts = {**asdict(settings), "clip": tower_hash(clip.network.visual), "classes": classes, **more}
+    since = {each.name: each.default for each in fields(settings) if each.name in promptkd_runs.SINCE}
+    chosen = {name: value for name, value in asdict(settings).items() if since.get(name, _UNSET) != value}
+    facts = {**chosen, "clip": tower_hash(clip.network.visual), "classes": classes, **more}
     facts["pictures"] = digest(pictures.sources())
     return facts if teacher is None else {**facts, "teacher": fingerprint(teacher)}
 
@@ -315,7 +321,7 @@ def make_critic(
     name: str, teacher: Teacher, student: ClipFile, classes: Sequence[str], pictures: promptkd_runs.Pictures,
     settings: promptkd_runs.Settings, folder: RunFolder, *, depth: int = DEPTH, sources: Sequence[str] | None = None,
     save_every: int = 500, watch: Watch | None = None, processes: Processes | None = None,
-    after_epoch: Callable[[int, PromptedStudent, Tensor], None] | None = None,
+    after_epoch: Callable[[int, PromptedStudent, Tensor], None] | None = None, own: promptkd.Own | None = None,
 ) -> Critic:  # fmt: skip
     """Distil a critic: stage 2 on unlabelled ``pictures``; resumes to the bit.
 
@@ -324,15 +330,18 @@ def make_critic(
         sources: Given where pictures are not augmented: then the teacher looks at each once (see ``stored_features``).
         folder: Where checkpoint and features lie.
         after_epoch: Called with the number of epochs done, the student as it is then, and the text features.
+        own: For the target ``prompt's odds``; see ``own_of``.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
         FloatingPointError: The loss is no longer finite.
-        ValueError: There are no pictures or no classes, or the CLIPs want pictures of different sizes.
+        ValueError: There are no pictures or no classes, the CLIPs want pictures of different sizes, or a setting needs another.
     """
     _check_classes(classes)
-    text, size = teacher.features(classes), teacher.clip.picture_size
-    prompted = fresh_student(student, text.shape[1], settings.seed, depth)
+    _check_settings(settings, own, len(pictures))
+    text, size, base = teacher.features(classes), teacher.clip.picture_size, tower_hash(student.network.visual)
+    words = _words_of(student, classes) if settings.start == promptkd_runs.WORDS else None
+    prompted = fresh_student(student, text.shape[1], settings.seed, depth, blocks=settings.blocks)
     for learned in (prompted.tokens, prompted.projector):  # the CLIP is there
         learned.to(teacher.clip.device)
     if prompted.picture_size != size:
@@ -340,12 +349,32 @@ def make_critic(
             f"The teacher sees pictures of {size} pixels and the student of {prompted.picture_size}; choose two CLIPs of one "
             "size."
         )
+    if words is not None:
+        some = pictures.batch(range(min(len(pictures), 256)), 0).to(text.device)
+        with torch.no_grad():
+            begin_linear(prompted.projector, map_between_words(words, text), prompted.tower_features(some))
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
     promptkd_runs.distil(
         prompted, logits, text, pictures, settings, folder, save_every=save_every, watch=watch, processes=processes,
-        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, prompted, text)),
+        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, prompted, text)), own=own,
     )  # fmt: skip
-    return Critic(name, CriticNetwork(prompted, text), tuple(classes), teacher.texts, student.name, tower_hash(prompted.visual))
+    with torch.no_grad():  # as it is saved
+        for parameter in prompted.tower().values():
+            parameter.copy_(parameter.half())
+    return Critic(name, CriticNetwork(prompted, text), tuple(classes), teacher.texts, student.name, base)
+
+
+def _words_of(clip: ClipFile, classes: Sequence[str]) -> Tensor:
+    """What a small CLIP's own text tower says of the classes, [C, d]."""
+    plain = PromptedClip(clip.network, None, None, clip.tokenizer)
+    return promptkd.frozen_text_features(plain, classes, templates_of(clip))
+
+
+def _check_settings(settings: promptkd_runs.Settings, own: promptkd.Own | None, pictures: int) -> None:
+    if settings.blocks and settings.precision == "fp16":
+        raise ValueError("Blocks of a tower can't learn in fp16, whose steps are too coarse: choose bf16 or fp32, or 0 blocks.")
+    if settings.target == promptkd_runs.ODDS and (own is None or len(own.labels) != pictures):
+        raise ValueError("To learn the odds of its prompt, every picture needs one: give a prompt for each, or choose 'classes'.")
 
 
 def _check_classes(classes: Sequence[str]) -> None:

@@ -227,7 +227,7 @@ class _State:
 def run(
     learners: Mapping[str, Learner], step: Callable[[int, torch.Generator], Means], schedule: Schedule, folder: RunFolder, *,
     ema: Ema | None = None, ema_of: nn.Module | None = None, seed: int = 0, save_every: int = 500, watch: Watch | None = None,
-    main_process: bool = True,
+    main_process: bool = True, over: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """Take the steps of ``schedule``; ``ema`` follows ``ema_of``.
 
@@ -238,6 +238,7 @@ def run(
         step: One whole step, optimisers included, with its 0-based number and its generator; returns its losses by name. It
             may raise ``Interrupted``.
         main_process: False in all but one of several processes: only one writes and reports.
+        over: Asked before each step: whether the run is at its end before its last step, in all processes alike.
 
     Raises:
         KeyboardInterrupt: The run was interrupted; the checkpoint is up to date.
@@ -254,6 +255,8 @@ def run(
         folder.cut_log(state.step)
     started, first = time.monotonic(), state.step
     for number in range(state.step, schedule.steps):
+        if over():
+            break
         for learner in learners.values():
             learner.set_rate(schedule, number)
         try:
@@ -264,7 +267,7 @@ def run(
         state.add(losses, schedule.batch)
         if watch.after_step:
             watch.after_step(state.step, state.averaged)
-        done = state.step == schedule.steps
+        done = state.step == schedule.steps or over()
         if state.since >= watch.report_every or done:
             seconds = (time.monotonic() - started) / (state.step - first)
             _report(watch, folder if main_process else None, state, schedule.batch, seconds)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
+from ..oracles.promptkd import log_odds
 from .processes import Processes
 
 CLASSES_AT_ONCE = 64  # texts in a text tower at a time
@@ -44,6 +45,42 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float =
         reduction="sum",
     )
     return weight * divergence * temperature**2 / student_logits.numel()
+
+
+ODDS_SPREAD = 5.0  # in log-odds: about what a CLIP's spread over drafts; the loss of a prompt's class is quadratic below
+VIEW_SHARE = 0.3  # of the view of all classes beside it
+
+
+def odds_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, numbers: Tensor | None = None, weight: float = 1000.0
+) -> Tensor:
+    """The loss on the number that a gate uses, the log-odds o of the class that each picture's prompt names.
+
+    weight / C (H((o_s - o_t) / 5) + 0.3 KL(q_t, q_s)), a mean over pictures, with H(d) = d^2 / 2 for |d| < 1, else |d| - 1/2
+    (Huber's). Logits are regressed on as in arXiv 1312.6184; the KL is ``kd_loss``'s, which keeps the other classes' meaning.
+
+    Args:
+        student_logits: [B, C].
+        teacher_logits: [B, C], without gradient.
+        labels: The classes [B] that the prompts name.
+        numbers: What stands for o_t where another judge teaches them, [B]; see ``as_odds``.
+    """
+    wanted = log_odds(teacher_logits.float(), labels) if numbers is None else numbers
+    missed = F.smooth_l1_loss(log_odds(student_logits.float(), labels) / ODDS_SPREAD, wanted / ODDS_SPREAD)
+    classes = student_logits.shape[1]
+    return weight / classes * missed + kd_loss(student_logits, teacher_logits, weight=VIEW_SHARE * weight)
+
+
+def as_odds(scores: Tensor) -> Tensor:
+    """Another judge's scores [N] as log-odds, for a critic to learn: of mean 0 and the spread of a CLIP's own.
+
+    Raises:
+        ValueError: They are all alike, or one is no number.
+    """
+    spread = scores.float().std(correction=0)
+    if not bool(scores.isfinite().all()) or not float(spread) > 0:
+        raise ValueError("The judge gives all pictures the same score, or one no number; choose other pictures, or another judge.")
+    return (scores.float() - scores.float().mean()) / spread * ODDS_SPREAD
 
 
 @dataclass(frozen=True)
@@ -103,6 +140,7 @@ def aggregation_weights(epochs: int, mean: float = 15.0, std: float = 1.0) -> li
 def distill_step(
     student: PromptedStudent, optimiser: torch.optim.Optimizer, pixels: Tensor, teacher_logits: Tensor, text_features: Tensor,
     *, temperature: float = 1.0, weight: float = 1000.0, loss_scale: float = 1.0, processes: Processes | None = None,
+    own: Own | None = None, tower: torch.optim.Optimizer | None = None,
 ) -> float:  # fmt: skip
     """One step of stage 2 on a batch; returns its loss.
 
@@ -113,14 +151,47 @@ def distill_step(
         teacher_logits: The teacher's [B, C] on the same pictures.
         text_features: The teacher's unit text features [C, D].
         loss_scale: Multiplies the loss for the backward pass and divides the gradients, so that they survive a float16 tower.
-        processes: This process among several: pixels and teacher's logits are its own rows of the batch.
+        processes: This process among several: pixels, teacher's logits and ``own`` are its own rows of the batch.
+        own: Given where the loss is ``odds_loss``.
+        tower: Over ``student.tower()``, where some of it learns.
     """
     processes = processes or Processes()
     # The batch norm is to see the whole batch, so the tower's features are gathered before it.
     features = student.project(processes.gather(student.tower_features(pixels)))
-    loss = kd_loss(student.logits(features, text_features), processes.gather(teacher_logits), temperature, weight)
-    _descend(loss, student.learned(), optimiser, loss_scale, lambda: processes.add_gradients(list(student.tokens.parameters())))
+    theirs = processes.gather(teacher_logits)
+    loss = stage_loss(student.logits(features, text_features), theirs, own and own.gathered(processes), temperature, weight)
+    below = [*student.tokens.parameters(), *student.tower().values()]
+    optimisers = [optimiser] if tower is None else [optimiser, tower]
+    _descend(
+        loss, [*student.learned(), *student.tower().values()], optimisers, loss_scale, lambda: processes.add_gradients(below)
+    )
     return loss.item()
+
+
+@dataclass(frozen=True)
+class Own:
+    """Of each picture the class that its prompt names, [B]; and what another judge says of it, if one teaches (``as_odds``)."""
+
+    labels: Tensor
+    numbers: Tensor | None = None
+
+    def gathered(self, processes: Processes) -> Own:
+        """The rows of all processes."""
+        return Own(processes.gather(self.labels), None if self.numbers is None else processes.gather(self.numbers))
+
+    def of(self, indices: Sequence[int], device: torch.device) -> Own:
+        """Some of the pictures'."""
+        rows = list(indices)
+        return Own(self.labels[rows].to(device), None if self.numbers is None else self.numbers[rows].to(device))
+
+
+def stage_loss(
+    student_logits: Tensor, teacher_logits: Tensor, own: Own | None, temperature: float = 1.0, weight: float = 1000.0
+) -> Tensor:
+    """Stage 2's loss: the published one, or ``odds_loss`` where pictures have a class of their own."""
+    if own is None:
+        return kd_loss(student_logits, teacher_logits, temperature, weight)
+    return odds_loss(student_logits, teacher_logits, own.labels, own.numbers, weight)
 
 
 def teacher_step(
@@ -146,25 +217,28 @@ def teacher_step(
     total = losses.total(text_weight, picture_weight)
     # Text features, and so their tokens' gradients, are the same in all processes.
     shared = [] if teacher.picture_tokens is None else list(teacher.picture_tokens.parameters())
-    _descend(total, learned_tokens(teacher), optimiser, loss_scale, lambda: processes.add_gradients(shared))
+    _descend(total, learned_tokens(teacher), [optimiser], loss_scale, lambda: processes.add_gradients(shared))
     parts = {"cross_entropy": losses.cross_entropy, "text": losses.text, "picture": losses.picture, "logits": losses.logits}
     return {"loss": total.item(), **{name: value.item() for name, value in parts.items()}}
 
 
 def _descend(
-    loss: Tensor, parameters: Sequence[Tensor], optimiser: torch.optim.Optimizer, loss_scale: float, reduce: Callable[[], None]
-) -> None:
+    loss: Tensor, parameters: Sequence[Tensor], optimisers: Sequence[torch.optim.Optimizer], loss_scale: float,
+    reduce: Callable[[], None],
+) -> None:  # fmt: skip
     """Backward pass and step; the weights stay as they are where the loss is no longer finite."""
     if not torch.isfinite(loss):
         return
-    optimiser.zero_grad(set_to_none=True)
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
     (loss * loss_scale).backward()
     reduce()
     if loss_scale != 1.0:
         for parameter in parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(loss_scale)
-    optimiser.step()
+    for optimiser in optimisers:
+        optimiser.step()
 
 
 def learned_tokens(teacher: PromptedClip) -> list[nn.Parameter]:
@@ -175,6 +249,11 @@ def learned_tokens(teacher: PromptedClip) -> list[nn.Parameter]:
 def optimiser_for(parameters: Sequence[nn.Parameter], rate: float = 0.005) -> torch.optim.SGD:
     """The published optimiser: SGD, momentum 0.9, weight decay 5e-4."""
     return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
+
+
+def tower_optimiser(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.AdamW:
+    """For blocks of a tower, which SGD at the tokens' rate would hardly move: AdamW, weight decay 0.01."""
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
 
 
 # ------------------------------------------------------------------------------------------------- text features

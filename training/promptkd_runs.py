@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
 from ..precision import autocast
+from .held_out import BestWeights, split
 from .loop import Learner, Means, Schedule, Watch, run
 from .processes import Processes
-from .promptkd import aggregation_weights, distill_step, epoch_rate, learned_tokens, optimiser_for, teacher_step
+from .promptkd import (
+    Own, aggregation_weights, distill_step, epoch_rate, learned_tokens, optimiser_for, stage_loss, teacher_step, tower_optimiser,
+)  # fmt: skip
 from .run_folder import RunFolder
 
 
@@ -55,9 +58,22 @@ class EpochSchedule(Schedule):
         return epoch_rate(epoch, self.epochs, self.learning_rate, self.warmup_epochs, self.warmup_rate) / self.learning_rate
 
 
+CLASSES, ODDS = TARGETS = ("classes", "prompt's odds")
+RANDOM, WORDS = STARTS = ("random", "words")
+SINCE = ("blocks", "tower_rate", "target", "start", "held_out")
+"""Settings of versions after 0.5: a run that leaves them as they are is the run that it was before them."""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The published settings of stage 2; ``precision`` is fp32, bf16 or fp16."""
+    """The published settings of stage 2; ``precision`` is fp32, bf16 or fp16.
+
+    Attributes:
+        blocks: The tower's last blocks that learn too, by AdamW with ``tower_rate``; see ``last_blocks``.
+        target: ``classes``: the published loss; ``prompt's odds``: ``odds_loss``.
+        start: How the projector begins: ``random``, as published, or from the ``words``; see ``word_start``.
+        held_out: The share of the pictures that decides which epoch is kept; 0: the last.
+    """
 
     epochs: int = 20
     batch: int = 8
@@ -67,20 +83,31 @@ class Settings:
     warmup_epochs: int = 1
     precision: str = "fp32"
     seed: int = 0
+    blocks: int = 0
+    tower_rate: float = 3e-5
+    target: str = CLASSES
+    start: str = RANDOM
+    held_out: float = 0.0
 
     @property
     def loss_scale(self) -> float:
         """What gradients are multiplied by on their way through a float16 tower."""
         return 1024.0 if self.precision == "fp16" else 1.0
 
+    @property
+    def patience(self) -> int:
+        """Epochs without a lower loss on what is held out, after which a run stops: a fifth of them, at least three."""
+        return max(3, self.epochs // 5)
+
     def schedule(self, pictures: int) -> EpochSchedule:
-        """For a domain of so many pictures.
+        """For a domain of so many pictures, those held out among them.
 
         Raises:
             ValueError: There are none.
         """
         if pictures < 1:
             raise ValueError("There are no pictures to learn from; give a folder with pictures of the domain.")
+        pictures = len(split(pictures, self.held_out, self.seed)[0])
         return EpochSchedule(
             batch=min(self.batch, pictures), learning_rate=self.learning_rate, in_an_epoch=pictures, epochs=self.epochs,
             warmup_epochs=self.warmup_epochs,
@@ -117,9 +144,12 @@ class _Aggregate(nn.Module):
 def distil(
     student: PromptedStudent, teacher_logits: Callable[[Tensor, Sequence[int], int], Tensor], text_features: Tensor,
     pictures: Pictures, settings: Settings, folder: RunFolder, *, save_every: int = 500, watch: Watch | None = None,
-    processes: Processes | None = None, after_epoch: Callable[[int], None] | None = None,
+    processes: Processes | None = None, after_epoch: Callable[[int], None] | None = None, own: Own | None = None,
 ) -> PromptedStudent:  # fmt: skip
     """Stage 2: train ``student`` to its last epoch; resumes to the bit. No label is ever looked at.
+
+    Where pictures are held out, the epoch that is best on them is kept, and the run stops after ``Settings.patience`` without a
+    better one.
 
     Args:
         teacher_logits: (pixels, indices, epoch) -> the teacher's logits [B, C]: computed, or looked up where pictures are not
@@ -127,6 +157,7 @@ def distil(
         folder: Where the run is saved, and resumed from.
         processes: This process among several; to rounding their number changes nothing but the time.
         after_epoch: Called with the number of epochs done; the student is in evaluation mode meanwhile.
+        own: What each picture's own prompt names, all N of them; needed by the target ``prompt's odds``.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
@@ -134,27 +165,62 @@ def distil(
         ValueError: There are no pictures, or the batch can't be shared out evenly.
     """
     schedule, processes = settings.schedule(len(pictures)), processes or Processes()
-    rows, device = processes.rows(schedule.batch), next(student.visual.parameters()).device
-    optimiser = optimiser_for(student.learned(), settings.learning_rate)
+    (learning, held), device = split(len(pictures), settings.held_out, settings.seed), next(student.visual.parameters()).device
+    rows, tower = processes.rows(schedule.batch), nn.ParameterList(student.tower().values())
+    state: dict[str, nn.Module | None] = {"tokens": student.tokens, "projector": student.projector}
+    state["best"] = best = BestWeights([student.tokens, student.projector, tower], settings.patience) if held else None
+    learners = {"promptkd": _learner(state, optimiser_for(student.learned(), settings.learning_rate), settings.learning_rate)}
+    if len(tower):
+        learners["tower"] = Learner(tower, tower_optimiser(list(tower), settings.tower_rate), settings.tower_rate)
+
+    def taught(indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, Own | None]:
+        pixels = pictures.batch(indices, epoch).to(device)
+        own_of = own.of(indices, device) if own is not None and settings.target == ODDS else None
+        return pixels, teacher_logits(pixels, indices, epoch), own_of
 
     def step(number: int, _generator: torch.Generator) -> Means:
-        epoch, indices = batch_of(number, schedule, settings.seed, rows)
-        pixels = pictures.batch(indices, epoch).to(device)
+        epoch, places = batch_of(number, schedule, settings.seed, rows)
+        if best is not None and number == 0:
+            best.look(_held_out_loss(student, text_features, held, taught, settings), 0)
         with autocast(settings.precision == "bf16", device.type):
+            pixels, logits, own_of = taught([learning[place] for place in places], epoch)
             loss = distill_step(
-                student, optimiser, pixels, teacher_logits(pixels, indices, epoch), text_features,
+                student, learners["promptkd"].optimiser, pixels, logits, text_features,
                 temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
+                own=own_of, tower=learners["tower"].optimiser if len(tower) else None,
             )  # fmt: skip
-        if after_epoch and (number + 1) % schedule.steps_an_epoch == 0:
-            student.train(False)
-            after_epoch(epoch + 1)
-            student.train()
-        return {"loss": loss}
+        if (number + 1) % schedule.steps_an_epoch == 0:
+            if best is not None:
+                best.look(_held_out_loss(student, text_features, held, taught, settings), epoch + 1)
+            if after_epoch:
+                student.train(False)
+                after_epoch(epoch + 1)
+                student.train()
+        return {"loss": loss} if best is None else {"loss": loss, "held_out": float(best.last)}
 
     student.train()
-    learned = {"tokens": student.tokens, "projector": student.projector}
-    _run(learned, optimiser, step, schedule, settings, folder, save_every, watch, processes)
+    _run(learners, step, schedule, settings, folder, save_every, watch, processes, lambda: best is not None and best.over)
+    if best is not None:
+        best.restore()
     return student.train(False)
+
+
+@torch.no_grad()
+def _held_out_loss(
+    student: PromptedStudent, text_features: Tensor, held: Sequence[int],
+    taught: Callable[[Sequence[int], int], tuple[Tensor, Tensor, Own | None]], settings: Settings,
+) -> float:  # fmt: skip
+    """Stage 2's loss on what is held out, as it was augmented before the first epoch; every process computes all of it."""
+    student.train(False)
+    total = 0.0
+    for start in range(0, len(held), 64):
+        part = held[start : start + 64]
+        with autocast(settings.precision == "bf16", text_features.device.type):
+            pixels, theirs, own = taught(part, 0)
+            ours = student.logits(student(pixels), text_features)
+            total += len(part) * float(stage_loss(ours, theirs, own, settings.temperature, settings.weight))
+    student.train()
+    return total / len(held)
 
 
 @dataclass(frozen=True)
@@ -208,21 +274,26 @@ def train_teacher(
             aggregate.add(learned, weights[epoch])
         return losses
 
-    _run(tokens, optimiser, step, schedule, settings, folder, save_every, watch, processes)
+    learners = {"promptkd": _learner(tokens, optimiser, settings.learning_rate)}
+    _run(learners, step, schedule, settings, folder, save_every, watch, processes)
     with torch.no_grad():
         for parameter, mean in zip(learned, aggregate.sums, strict=True):
             parameter.copy_(mean)
     return teacher
 
 
+def _learner(parts: Mapping[str, nn.Module | None], optimiser: torch.optim.Optimizer, rate: float) -> Learner:
+    state = nn.ModuleDict({"learned": nn.ModuleDict({name: part for name, part in parts.items() if part is not None})})
+    return Learner(state, optimiser, rate)
+
+
 def _run(
-    learned: Mapping[str, nn.Module | None], optimiser: torch.optim.Optimizer, step: Callable[[int, torch.Generator], Means],
-    schedule: EpochSchedule, settings: Settings, folder: RunFolder, save_every: int, watch: Watch | None, processes: Processes,
+    learners: Mapping[str, Learner], step: Callable[[int, torch.Generator], Means], schedule: EpochSchedule, settings: Settings,
+    folder: RunFolder, save_every: int, watch: Watch | None, processes: Processes, over: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
     """The shared loop. Nothing is averaged: the published student is that of the last step."""
     watch = watch or Watch()
-    state = nn.ModuleDict({"learned": nn.ModuleDict({name: part for name, part in learned.items() if part is not None})})
     run(
-        {"promptkd": Learner(state, optimiser, settings.learning_rate)}, step, schedule, folder, seed=settings.seed,
-        save_every=save_every, watch=processes.watch(watch), main_process=processes.main,
+        learners, step, schedule, folder, seed=settings.seed, save_every=save_every, watch=processes.watch(watch),
+        main_process=processes.main, over=over,
     )  # fmt: skip
