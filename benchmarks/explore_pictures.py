@@ -99,7 +99,7 @@ def _spoil(world: World) -> str:
     with torch.no_grad():
         for weight in student.parameters():
             if weight.ndim > 1:
-                weight += SPOIL * weight.std() * torch.randn(weight.shape, generator=generator)
+                weight.add_(SPOIL * weight.std() * torch.randn(weight.shape, generator=generator))
     world._students[SPOILED] = student
     return SPOILED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..gate.selection import choose_together
 from ..oracles.base import Oracle
+from ..oracles.cascade import Cascade
 from ..samplers.explore import Search, Teacher, Try
 from ..samplers.explore import Source as Offer
 from .fast_decode import fast_decode
@@ -23,7 +25,7 @@ from .pixels import as_pictures, decode, to_latents
 from .progress import show_text, step_reports
 from .prompts import for_rows
 from .rows import Conditioning, Latent
-from .scoring import fresh_scores, seen_of
+from .scoring import cascaded, fresh_scores, seen_of
 from .sources import Draft, Easel, ModelSource, PictureSource, Source, draft_seed, joined
 
 UNFORETOLD = 32  # evaluations a picture that the progress bar is of, where nobody set a budget
@@ -120,7 +122,7 @@ class Explorer:
             before, rounds = self.search.held.copy(), rounds + 1
             show_text(f"round {rounds}: {len(tries)} of {self.total} pictures are worth another draft")
             ordered, pictures = self._round(tries, bar)
-            scores = fresh_scores(self.oracle, pictures, [self.prompts[t.row] for t in ordered])
+            scores = self._scores(ordered, pictures)
             first = len(self.search.tries)
             self.search.tell(ordered, scores)
             if watch is not None:
@@ -153,6 +155,15 @@ class Explorer:
         if len({picture.shape[1:] for picture in pictures}) > 1:
             raise ValueError("The sources' pictures differ in size: let all of them draw the same size, or take another VAE.")
         return ordered, torch.cat(pictures)
+
+    def _scores(self, tries: Sequence[Try], pictures: Tensor) -> list[float]:
+        """What the oracle says of the round's pictures. A cascade's threshold is what each must beat: the score in hand."""
+        prompts = [self.prompts[t.row] for t in tries]
+        if not isinstance(self.oracle, Cascade):
+            return fresh_scores(self.oracle, pictures, prompts)
+        in_hand = [float(self.search.in_hand[t.row]) for t in tries]
+        levels = [level if math.isfinite(level) else self.oracle.threshold for level in in_hand]
+        return cascaded(self.oracle, [pictures], prompts, lambda _scores: levels)[0]
 
     def _look(self, easel: Easel, samples: Tensor) -> Tensor:
         """What the oracle sees of drafts [R, C, ...]: [R, H, W, 3]."""

@@ -78,6 +78,7 @@ def seen_of(oracle: OracleBase, batches: list[Tensor], latents: list[dict[str, A
     Raises:
         ValueError: It shows none, and there are no latents of one size.
     """
+    oracle = oracle.light if isinstance(oracle, Cascade) else oracle  # who sees all pictures
     if oracle.has_features:
         with on_device(oracle.network) as device, torch.no_grad():
             parts = [oracle.features(as_pictures(part).to(device)).float().cpu() for batch in batches for part in batch.split(32)]

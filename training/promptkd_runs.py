@@ -15,7 +15,15 @@ from .held_out import BestWeights, split
 from .loop import Learner, Means, Schedule, Watch, run
 from .processes import Processes
 from .promptkd import (
-    Own, aggregation_weights, distill_step, epoch_rate, learned_tokens, optimiser_for, stage_loss, teacher_step, tower_optimiser,
+    Own,
+    aggregation_weights,
+    distill_step,
+    epoch_rate,
+    learned_tokens,
+    optimiser_for,
+    stage_loss,
+    teacher_step,
+    tower_optimiser,
 )  # fmt: skip
 from .run_folder import RunFolder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graph import START, Example, group
 
 
@@ -206,7 +208,8 @@ def explored() -> Example:
     said = {"positive": g.lines[0], "negative": g.negative[0], "preset": "tiny-world", "steps": 1, "cfg": 1.0}
     one = g.add("ApprenticeSource", "6", model=g.world[1], **said, name="consistency")
     two = g.add("ApprenticeSource", "7", model=second[1], **said, name="SiD")
-    teacher = {"strategy": "regenerate", "rollback": 0.7, "steps": 9, "cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    teacher: dict[str, Any] = {"strategy": "regenerate", "rollback": 0.7, "steps": 9, "cfg": 2.0}
+    teacher |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
     cost = g.add("ApprenticeTeacherCost", "8", model=g.world[1], **teacher)
     search = g.add(
         "ApprenticeExplore", "9", oracle=g.world[4], vae=g.world[3], source_1=one[0], source_2=two[0], prompt=g.lines[1],
@@ -224,10 +227,10 @@ def explored() -> Example:
     g.add("PreviewAny", "14", source=search[3])
     return g.on(
         "Spend where it pays: two students, one budget",
-        "Eight pictures of two prompts, at eight network evaluations each **on average**. *Explore* lets two students draw one-step "
-        "drafts, again and again for the pictures that may still win, and stops where the next draft isn't worth its price.\n\n"
-        "`variety` chooses the four pictures of a prompt together, so that they differ. A picture whose best draft stays weak goes to "
-        "the teacher, once its gain is known to be worth it: that is learned from run to run.\n\n"
+        "Eight pictures of two prompts, at eight network evaluations each **on average**. *Explore* lets two students draw "
+        "one-step drafts, again and again for the pictures that may still win, and stops where the next draft isn't worth its price.\n\n"
+        "`variety` chooses the four pictures of a prompt together, so that they differ. A picture whose best draft stays weak "
+        "goes to the teacher, once its gain is known to be worth it: that is learned from run to run.\n\n"
         "The report tells the order in which drafts were tried, their scores and indices.",
         (START, group("2  Two students", "5", "6 7"), group("3  Explore", "8 9", "14")),
         (group("4  The teacher, where it pays", "10 12", "11"), group("5  The pictures", "13")),
