@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..gate.calibration import Maker
 from ..training.progress import Clock
-from .drafts import draw_drafts
+from .drafts import draw_drafts, plan_drafts
 from .drawing import Drawing
 from .fingerprints import model_fingerprint, model_name
 from .pixels import decode
@@ -85,6 +85,18 @@ class Artist:
         if self.teacher is None:
             return images, None
         return images, decode(self.vae, self.teacher.improved(self, drafts, prompts, drawing.seed))
+
+    def first_step(self, tasks: Any, held: int) -> Tensor:
+        """What the same drafts are after their first step: the network's guess at the picture there, [B, H, W, 3]."""
+        prompts = [task.prompt for task in tasks]
+        drawing = replace(self.drawing, seed=(self.drawing.seed + held) % 2**64)
+        plan = plan_drafts(self.model, self._empty(len(tasks)), self.preset, drawing)
+        plan = replace(plan, sigmas=torch.cat([plan.sigmas[:1], plan.sigmas.new_zeros(1)]))
+        samples, _ = plan.draw(
+            range(len(tasks)), drawing.first_noise(plan.latent), drawing.seed, encode(self.clip, prompts),
+            encode(self.clip, [self.negative]), self.bar.part(self.model, 0.0, 0.0),
+        )  # fmt: skip
+        return decode(self.vae, {"samples": samples})
 
     def _empty(self, count: int) -> dict[str, Tensor]:
         """As the stock empty latent; the sampler fits the channels."""

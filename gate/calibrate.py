@@ -30,6 +30,8 @@ class Task:
 # What draws a batch: tasks, and how many drafts the calibration holds already (seed + that names the batch's noise), to the
 # student's pictures [B, H, W, C] and, with a teacher, the teacher's.
 Draw = Callable[[Sequence[Task], int], tuple[Tensor, Tensor | None]]
+# Likewise, to what the drafts are after their first step.
+First = Callable[[Sequence[Task], int], Tensor]
 # What scores pictures [B, H, W, C] of prompts.
 Score = Callable[[Tensor, list[str]], Sequence[float]]
 # What is told after each batch: drafts held and drafts wanted.
@@ -38,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 def calibrate(
     draw: Draw, score: Score, prompts: Sequence[str], path: Path, blank: Calibration, *, drafts_per_prompt: int = 1,
-    batch: int = 8, progress: Progress | None = None, interrupted: Callable[[], bool] | None = None,
+    batch: int = 8, progress: Progress | None = None, interrupted: Callable[[], bool] | None = None, first: First | None = None,
 ) -> Calibration:  # fmt: skip
     """Make the drafts that the calibration at ``path`` still lacks, score them, and save after every batch.
 
@@ -50,6 +52,7 @@ def calibrate(
         blank: A calibration without drafts: who draws and who scores. What is at ``path`` must have been made the same way.
         drafts_per_prompt: With two and more every prompt gets its own baseline.
         interrupted: Asked before each batch; True stops with what there is.
+        first: Draws what the same drafts are after their first step, to be scored as well.
 
     Returns:
         The calibration, as it is on disk.
@@ -72,21 +75,24 @@ def calibrate(
         if interrupted is not None and interrupted():
             break
         tasks = todo[start : start + batch]
-        calibration = calibration.joined(_batch(draw, score, tasks, len(calibration), blank))
+        calibration = calibration.joined(_batch(draw, score, tasks, len(calibration), blank, first))
         save(calibration, path)
         if progress is not None:
             progress(len(calibration), wanted)
     return calibration
 
 
-def _batch(draw: Draw, score: Score, tasks: Sequence[Task], held: int, blank: Calibration) -> Calibration:
+def _batch(
+    draw: Draw, score: Score, tasks: Sequence[Task], held: int, blank: Calibration, first: First | None
+) -> Calibration:
     images, improved = draw(tasks, held)
     prompts = [task.prompt for task in tasks]
     scores = tuple(float(value) for value in score(images, prompts))
     teacher = () if improved is None else tuple(float(value) for value in score(improved, prompts))
     if len(scores) != len(tasks) or len(teacher) not in (0, len(tasks)):
         raise ValueError(f"{len(tasks)} drafts were asked for, but {len(scores)} came back scored.")
-    return replace(blank, scores=scores, prompts=tuple(prompts), teacher_scores=teacher)
+    early = () if first is None else tuple(float(value) for value in score(first(tasks, held), prompts))
+    return replace(blank, scores=scores, prompts=tuple(prompts), teacher_scores=teacher, first_scores=early)
 
 
 def tasks_left(calibration: Calibration | None, prompts: Sequence[str], drafts_per_prompt: int) -> list[Task]:

@@ -12,7 +12,7 @@ A calibration is a JSON file that people can read. Its schema, version 1:
     count              the number of drafts
     quantiles          percentile -> score: derived from the drafts, or, where there are none, the calibration itself
     baselines          prompt -> {drafts, mean, teacher_mean} for prompts with several drafts; derived
-    drafts             [{prompt, score, teacher_score}], null for a score that is not a number
+    drafts             [{prompt, score, teacher_score, first_score}], null for a score that is not a number
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .first_step import told
 from .records import damaged, number, plain, read_record, write_record
 from .thresholds import is_worse, quantile
 
@@ -31,6 +32,7 @@ KIND, VERSION = "apprentice-calibration", 1
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 SHIPPED = Path(__file__).parent / "calibrations"
 _REMEDY = "delete it and calibrate again"
+_OF_ALL_DRAFTS = ("size", "negative_prompt", "first_step")  # settings that are those of every draft
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Calibration:
         teacher_scores: Of the teacher's picture for each draft; empty without a teacher.
         student, schedule, teacher: What drew; empty where it is not known.
         settings: Size, negative prompt and the like, for people and for ``require_same``.
+        first_scores: Of what each draft was after its first step; empty where nobody looked.
         published: (percentile, score), rising, of a calibration that is known by its percentiles alone.
         name, note: For people.
     """
@@ -88,6 +91,7 @@ class Calibration:
     published: tuple[tuple[float, float], ...] = ()
     name: str = ""
     note: str = ""
+    first_scores: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -218,7 +222,7 @@ class Calibration:
             raise ValueError(f"The calibration '{self.name}' consists of published percentiles; drafts can't be added to it.")
         return replace(
             self, scores=self.scores + other.scores, prompts=self.prompts + other.prompts,
-            teacher_scores=self.teacher_scores + other.teacher_scores,
+            teacher_scores=self.teacher_scores + other.teacher_scores, first_scores=self.first_scores + other.first_scores,
         )  # fmt: skip
 
 
@@ -229,7 +233,7 @@ def differences(a: Calibration, b: Calibration) -> list[str]:
         ("student", str(a.student), str(b.student)),
         ("schedule", a.schedule, b.schedule),
         ("teacher", str(a.teacher), str(b.teacher)),
-        *((key.replace("_", " "), str(a.settings.get(key)), str(b.settings.get(key))) for key in ("size", "negative_prompt")),
+        *((key.replace("_", " "), str(a.settings.get(key)), str(b.settings.get(key))) for key in _OF_ALL_DRAFTS),
     ]
     return [f"another {what} ({one or 'none'}; now {two or 'none'})" for what, one, two in pairs if one != two]
 
@@ -249,6 +253,8 @@ def report(calibration: Calibration) -> str:
         drafts, teachers = c.pairs()
         worse = sum(is_worse(d, t) for d, t in zip(drafts, teachers, strict=True))
         lines.append(f"Teacher: {c.teacher}. Of {len(drafts)} pairs, one a prompt, {worse} drafts are worse than the teacher's.")
+    if c.first_scores:
+        lines.append(told(c.first_scores, c.scores, c.prompts, int(c.settings.get("steps") or 1)))
     baselines = c.baselines()
     if baselines:
         lines.append(f"{len(baselines)} prompts have a baseline of their own.")
@@ -265,7 +271,7 @@ def report(calibration: Calibration) -> str:
 def save(calibration: Calibration, path: Path) -> None:
     """Write a calibration, atomically."""
     c = calibration
-    teacher = c.teacher_scores or (None,) * len(c)
+    teacher, first = (scores or (None,) * len(c) for scores in (c.teacher_scores, c.first_scores))
     prompts = c.prompts or ("",) * len(c)
     content = {
         "name": c.name,
@@ -279,8 +285,11 @@ def save(calibration: Calibration, path: Path) -> None:
         "quantiles": {k: plain(score) for k, score in c.quantiles().items()},
         "baselines": {prompt: vars(baseline) for prompt, baseline in c.baselines().items()},
         "drafts": [
-            {"prompt": prompt, "score": plain(score), **({} if other is None else {"teacher_score": plain(other)})}
-            for prompt, score, other in zip(prompts, c.scores, teacher, strict=True)
+            {
+                "prompt": prompt, "score": plain(score), **({} if other is None else {"teacher_score": plain(other)}),
+                **({} if early is None else {"first_score": plain(early)}),
+            }
+            for prompt, score, other, early in zip(prompts, c.scores, teacher, first, strict=True)
         ],
     }
     write_record(path, KIND, VERSION, content)
@@ -305,9 +314,7 @@ def _parsed(content: dict[str, Any]) -> Calibration:
     drafts = content["drafts"]
     if content["count"] != len(drafts):
         raise ValueError(f"count is {content['count']}, but there are {len(drafts)} drafts")
-    paired = [draft for draft in drafts if "teacher_score" in draft]
-    if paired and len(paired) != len(drafts):
-        raise ValueError(f"{len(paired)} of {len(drafts)} drafts have a teacher_score; all or none should")
+    paired, early = (_those_with(key, drafts) for key in ("teacher_score", "first_score"))
     published = () if drafts else tuple((float(k), number(score)) for k, score in content["quantiles"].items())
     if list(published) != sorted(set(published)) or any(a[1] > b[1] for a, b in zip(published, published[1:], strict=False)):
         raise ValueError("the quantiles don't rise")
@@ -325,7 +332,15 @@ def _parsed(content: dict[str, Any]) -> Calibration:
         published=published,
         name=_text(content["name"]),
         note=_text(content["note"]),
+        first_scores=tuple(number(draft["first_score"]) for draft in early),
     )
+
+
+def _those_with(key: str, drafts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    having = [draft for draft in drafts if key in draft]
+    if having and len(having) != len(drafts):
+        raise ValueError(f"{len(having)} of {len(drafts)} drafts have a {key}; all or none should")
+    return having
 
 
 def shipped() -> dict[str, Path]:

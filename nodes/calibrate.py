@@ -110,6 +110,11 @@ class ApprenticeCalibrate(io.ComfyNode):
                 types.sampler_name(optional=True),
                 types.scheduler(optional=True),
                 *_teacher_inputs(),
+                io.Boolean.Input(
+                    "first_step", default=False, optional=True,
+                    tooltip="Score each draft after its first step, too, and tell whether such an early look would pay: one "
+                    "evaluation (two above CFG 1) and one decode more a draft.",
+                ),  # fmt: skip
             ],
             outputs=[
                 Calibration.Output("calibration", display_name="calibration", tooltip="The scores; the judge wants it."),
@@ -156,7 +161,7 @@ class ApprenticeCalibrate(io.ComfyNode):
         drafts_per_prompt: int, batch_size: int, width: int, height: int, first_seed: int, preset: str, steps: int, cfg: float,
         sampler_name: str = "dpmpp_2m", scheduler: str = "karras", negative_prompt: str = "", teacher: Any = None,
         strategy: str = "refine", rollback: float = 0.6, teacher_steps: int = 20, teacher_cfg: float = 2.0,
-        teacher_clip: Any = None, teacher_vae: Any = None,
+        teacher_clip: Any = None, teacher_vae: Any = None, first_step: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
         lines, path = gather_prompts(prompts, text, max_prompts), folders.calibration_file(name)
         drawing = Drawing(steps, cfg, sampler_name, scheduler, first_seed)
@@ -179,6 +184,7 @@ class ApprenticeCalibrate(io.ComfyNode):
                 "size": f"{width}x{height}", "first_seed": first_seed, "batch_size": batch_size,
                 "prompts": "typed" if text.strip() else prompts,
                 "negative_prompt": negative_prompt if cfg != 1 or by != Maker() else "",
+                **({"first_step": "scored", "steps": len(sigmas) - 1} if first_step else {}),
             },
         )  # fmt: skip
         bar = CalibrationBar(len(held) if held else 0, (len(held) if held else 0) + len(left))
@@ -193,8 +199,9 @@ class ApprenticeCalibrate(io.ComfyNode):
 
         try:
             result = core.calibrate(
-                artist, score, lines, path, blank, drafts_per_prompt=drafts_per_prompt, batch=batch_size, progress=bar.done
-            )
+                artist, score, lines, path, blank, drafts_per_prompt=drafts_per_prompt, batch=batch_size, progress=bar.done,
+                first=artist.first_step if first_step else None,
+            )  # fmt: skip
         finally:
             folders.written(path)
         words = "\n\n".join([files.report(result), *said])

@@ -70,6 +70,23 @@ def test_a_calibration_holds_the_scores_and_the_judge_takes_its_percentile(comfy
     assert {s["max"] for s in steps} == {800} and steps[-1]["value"] == 800
 
 
+def test_a_look_after_the_first_step_is_the_one_step_draft_and_is_told(comfy: Comfy) -> None:
+    texts = {}
+    for name, changes in (("looked", {"first_step": True, "steps": 2}), ("one step", {"steps": 1})):
+        world = World(LINES[:4], oracle="world")
+        add_calibrate(world, name, text="red heart\npizza\ncrab\nrocket", **changes)
+        texts[name] = comfy.run(world.g).outputs["calibrate"]["text"][0]
+    drafts = json.loads(file_of(comfy, "looked").read_text())["drafts"]
+    # A consistency model's first step is its draft of one step.
+    assert [draft["first_score"] for draft in drafts] == pytest.approx(scores(comfy, "one step"), rel=1e-4)
+    assert scores(comfy, "looked") != pytest.approx(scores(comfy, "one step"), rel=1e-3)
+    assert "A look after the first step: r = " in texts["looked"] and "first step" not in texts["one step"]
+    world = World(LINES[:4], oracle="world")
+    add_calibrate(world, "looked", text="red heart\npizza\ncrab\nrocket\nbomb")
+    with pytest.raises(GraphError, match="another first step"):
+        comfy.run(world.g)
+
+
 def test_a_second_run_comes_from_the_cache_until_the_file_is_deleted(comfy: Comfy) -> None:
     world = World(["0.5 heart"])
     add_calibrate(world, "cached", text="\n".join(LINES[:4]))

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.charts.calibration import chart
 from comfyui_apprentice.gate.calibrate import BUNDLED, Task, calibrate, clean_prompts, read_prompts, tasks_left
 from comfyui_apprentice.gate.calibration import Baseline, Calibration, Maker, differences, load, report, save, shipped
 from comfyui_apprentice.gate.decision import gate_scores
+from comfyui_apprentice.gate.first_step import correlation, expected_best, pays_from, told
 from comfyui_apprentice.world.recipe.concepts import held_out_prompts
 from make_prompts import bundled_prompts
 
@@ -37,7 +39,10 @@ def same(a: Calibration, b: Calibration) -> bool:
     return repr(a) == repr(b)  # NaN is not equal to itself
 
 
-@pytest.mark.parametrize("calibration", [FULL, BLANK, replace(FULL, teacher_scores=(), teacher=Maker())])
+@pytest.mark.parametrize(
+    "calibration",
+    [FULL, BLANK, replace(FULL, teacher_scores=(), teacher=Maker()), replace(FULL, first_scores=(0.2, NAN, 0.1, 0.4))],
+)  # fmt: skip
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path, calibration: Calibration) -> None:
     save(calibration, tmp_path / "mine.json")
     assert same(load(tmp_path / "mine.json"), calibration)
@@ -326,3 +331,35 @@ def test_the_bundled_prompts_are_200_that_training_has_shown() -> None:
     assert prompts == bundled_prompts(), "run: python scripts/make_prompts.py"
     assert len(prompts) == 200 and not set(prompts) & {prompt.text() for prompt in held_out_prompts()}
     assert clean_prompts(prompts) == prompts
+
+
+# ------------------------------------------------------------------------------------------------------ the first step
+
+
+def test_the_expected_best_of_normals_is_the_tables() -> None:
+    """Harter 1961, "Expected values of normal order statistics", table 1."""
+    assert [round(expected_best(n), 3) for n in (1, 2, 3, 5, 10)] == [0.0, 0.564, 0.846, 1.163, 1.539]
+
+
+def test_a_look_after_the_first_step_pays_for_many_steps_and_a_high_correlation_alone() -> None:
+    assert math.isinf(pays_from(1)) and math.isinf(pays_from(2))
+    assert pays_from(4) == pytest.approx(0.5642 / 1.0294, abs=1e-3)
+    rng = np.random.default_rng(0)
+    gains = []
+    for r in (pays_from(4) - 0.2, pays_from(4) + 0.2):
+        first = rng.normal(size=(40_000, 4))
+        last = r * first + math.sqrt(1 - r * r) * rng.normal(size=first.shape)
+        gains.append(last[np.arange(len(last)), first.argmax(1)].mean() - rng.normal(size=(40_000, 2)).max(1).mean())
+    assert gains[0] < 0 < gains[1]
+
+
+def test_the_correlation_of_first_and_last_step_is_among_drafts_of_one_prompt() -> None:
+    rng = np.random.default_rng(1)
+    level = np.repeat(10 * rng.normal(size=300), 4)
+    first = rng.normal(size=1200)
+    last = 0.5 * first + math.sqrt(0.75) * rng.normal(size=1200)
+    prompts = [str(i // 4) for i in range(1200)]
+    assert correlation(list(first + level), list(last + level), prompts) == pytest.approx(0.5, abs=0.06)
+    assert "it doesn't pay (with 4 steps from r = 0.55)" in told(list(first + level), list(last + level), prompts, 4)
+    assert "never pays" in told(list(first), list(last), prompts, 2)
+    assert "nothing is known" in told([1.0, 1.0], [2.0, 2.0], ["a", "b"], 4)
