@@ -35,7 +35,7 @@ def expected_best(count: int) -> float:
 def pays_from(steps: int) -> float:
     """The correlation from which looks pay for a student of ``steps`` steps.
 
-    For the price of two whole drafts there are ``steps`` looks and one draft of the most promising start: of normal scores that is
+    For the price of two whole drafts there are ``steps`` looks and a draft of the most promising start: of normal scores that is
     r times the expected best of ``steps``, against the expected best of two. Infinite where no correlation is enough.
     """
     needed = expected_best(2) / expected_best(steps) if steps > 1 else math.inf

@@ -29,7 +29,7 @@ def lesson_of(oracle: str, student: str, teacher_nfe: float) -> str:
 def pairs_of(path: Path, lesson: str) -> tuple[list[float], list[float]]:
     """Scores of the drafts and of the teacher's answers; none where nothing was learned, or the file can't be read."""
     try:
-        pairs = _load(path).get(lesson, ("", {}))[1].values()
+        pairs = load(path).get(lesson, ("", {}))[1].values()
     except (UnreadableFile, ValueError):
         return [], []
     return [draft for draft, _ in pairs], [answer for _, answer in pairs]
@@ -50,7 +50,7 @@ def remember(path: Path, lesson: str, teacher: str, pairs: Mapping[str, tuple[fl
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):
         try:
-            lessons = _load(path)
+            lessons = load(path)
         except (UnreadableFile, ValueError):
             lessons = {}
         before, held = lessons.pop(lesson, (teacher, {}))
@@ -64,7 +64,12 @@ def remember(path: Path, lesson: str, teacher: str, pairs: Mapping[str, tuple[fl
         write_record(path, KIND, VERSION, {"about": about, "lessons": content})
 
 
-def _load(path: Path) -> dict[str, tuple[str, Pairs]]:
+def load(path: Path) -> dict[str, tuple[str, Pairs]]:
+    """Teacher and pairs of every lesson; none where there is no file.
+
+    Raises:
+        UnreadableFile: It is damaged, of another kind, or newer than this Apprentice.
+    """
     if not path.exists():
         return {}
     content: dict[str, Any] = read_record(path, KIND, VERSION, _REMEDY)
@@ -73,5 +78,5 @@ def _load(path: Path) -> dict[str, tuple[str, Pairs]]:
             str(key): (str(lesson["teacher"]), {str(k): (number(a), number(b)) for k, (a, b) in lesson["pairs"].items()})
             for key, lesson in content["lessons"].items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
         raise damaged(path, f"a lesson is not as it should be ({error})", _REMEDY) from error

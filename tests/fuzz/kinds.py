@@ -14,7 +14,7 @@ import open_clip
 import torch
 from comfyui_apprentice.benchmarks.data_sets import read_split_file
 from comfyui_apprentice.cli.calibrate import read_graph
-from comfyui_apprentice.gate import calibration, controller
+from comfyui_apprentice.gate import calibration, controller, gains
 from comfyui_apprentice.gate.calibrate import read_prompts
 from comfyui_apprentice.networks import diffusers_unet, edm
 from comfyui_apprentice.networks.prompted_clip import Projector, PromptedStudent, PromptTokens
@@ -211,6 +211,10 @@ def _calibration() -> bytes:
     return _file(lambda path: calibration.save(made, path))
 
 
+def _gains() -> bytes:
+    return _file(lambda path: gains.remember(path, "a-b-8", "teacher", {"x": (1.0, 2.0), "y": (0.5, 0.0)}))
+
+
 def _controller() -> bytes:
     return _file(lambda path: controller.FileController(path).judge([1.0, 0.5], ["a", "b"], 0.3))
 
@@ -260,6 +264,7 @@ KINDS = (
          mutations.safetensors),
     Kind("calibration.json", _calibration, calibration.load, mutations.json_text),
     Kind("controller.json", _controller, controller.load, mutations.json_text),
+    Kind("gains.json", _gains, gains.load, mutations.json_text),
     Kind("tokenizer.json", lambda: json.dumps(_WORDS).encode(), _read_tokenizer, mutations.json_text),
     Kind("workflow.json", lambda: json.dumps(_WORKFLOW).encode(), lambda path: read_graph(path, {}), mutations.json_text),
     Kind("split.json", lambda: json.dumps(_SPLIT).encode(), lambda path: read_split_file(path, path.parent), mutations.json_text),
