@@ -20,7 +20,7 @@ from ..samplers.beliefs import fit_gain
 from ..samplers.explore import Search, Source, Teacher
 from ..world.recipe.concepts import held_out_prompts, training_prompts
 from ..world.recipe.frechet import frechet, reference
-from .explore_pictures import PLACES, REDRAWN, REFINED, SPOILED, Pool, pools
+from .explore_pictures import CHUNK, PLACES, REDRAWN, SPOILED, STUDENTS, Pool, pools
 from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_table
 
 BUDGET = 12.0  # average evaluations a picture
@@ -219,13 +219,20 @@ def run(
     with tempfile.TemporaryDirectory() as temporary:
         folder = work or Path(temporary)
         taught = pools([p.text() for p in training_prompts(16 if quick else 64, seed=77)], 90_000, folder, say)
-        held = [p.text() for p in held_out_prompts()][: 32 if quick else 128]
-        drawn = pools(held, 10_000, folder, say)
-    return compare(taught, drawn, plot, say)
+        held = [p.text() for p in held_out_prompts()][: 32 if quick else None]
+        drawn = pools(held, 10_000, folder, say, (*STUDENTS, REDRAWN))
+        far = pools(held[:CHUNK], 10_000, folder, say, (SPOILED, REDRAWN))
+    return compare(taught, drawn, far, plot, say)
 
 
-def compare(taught: dict[str, Pool], drawn: dict[str, Pool], plot: Path | None, say: Callable[[str], None]) -> Figures:
-    """Every policy on the same pictures."""
+def compare(
+    taught: dict[str, Pool], drawn: dict[str, Pool], behind: dict[str, Pool], plot: Path | None, say: Callable[[str], None]
+) -> Figures:
+    """Every policy on the same pictures.
+
+    Args:
+        behind: Pictures of a student far behind its teacher.
+    """
     known = Knowledge.of(taught)
     usual = [(TWO_STEPS, 1)]
     variety = fixed_variety(taught, known, MORE_VARIETY * adaptive(taught, usual, BUDGET).spread())
@@ -249,7 +256,7 @@ def compare(taught: dict[str, Pool], drawn: dict[str, Pool], plot: Path | None, 
         "explore_nfe_ratio_to_best_of_n": nfe_ratio(curve, best),
         "explore_without_variety_minus_adaptive": minus(plain, old),
     }
-    far = far_teacher(taught, drawn)
+    far = far_teacher(taught, behind)
     figures.claims |= far.claims
     figures.findings = {
         "curve": [{"nfe": kept.nfe, "judge": float(kept.quality.mean())} for kept in curve],
@@ -283,7 +290,6 @@ def methods(drawn: dict[str, Pool], known: Knowledge, variety: float, price: flo
         "student, one draft of two steps": best_of(drawn, [(TWO_STEPS, 1)]),
         ADAPTIVE: adaptive(drawn, [(TWO_STEPS, 1)], BUDGET),
         "teacher": best_of(drawn, [(REDRAWN, 1)]),
-        "teacher refines every draft": best_of(drawn, [(REFINED, 1)]),
         "best of 6 two-step drafts": best_of(drawn, [(TWO_STEPS, 6)]),
         "best of 6 one-step drafts": best_of(drawn, [(one, 6)]),
         "best of 12 one-step drafts": best_of(drawn, [(one, 12)]),

@@ -6,7 +6,7 @@ gate's score and features, the judge's, and the cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,14 @@ from .figures import Array
 
 PLACES = 4  # pictures of a prompt
 TEACHER_STEPS = 9  # 18 evaluations with guidance
-ROLLBACK = 0.7
 # name -> (student, steps, drafts of each row)
 STUDENTS: dict[str, tuple[str, int, int]] = {
     "consistency": ("consistency", 1, 16), "SiD": ("sid", 1, 16), "consistency, 2 steps": ("consistency", 2, 6),
 }  # fmt: skip
-REDRAWN, REFINED, SPOILED = "teacher", "teacher refines", "spoiled student"
+REDRAWN, SPOILED = "teacher", "spoiled student"
+_NUMBERS = {"consistency": 0, "SiD": 1, "consistency, 2 steps": 2, REDRAWN: 3, SPOILED: 5}  # by which their noise is told apart
+EVERYBODY = tuple(_NUMBERS)
+CHUNK = 128  # prompts that are drawn, and kept, together
 SPOIL = 0.3  # noise on the spoiled student's weights, as a part of each weight tensor's own spread
 
 
@@ -41,23 +43,34 @@ class Pool:
     features: Array
 
 
-def pools(prompts: list[str], first_seed: int, folder: Path, say: Callable[[str], None]) -> dict[str, Pool]:
-    """The pools of all sources for ``prompts``, from ``folder`` where they were drawn before.
+def pools(
+    prompts: list[str], first_seed: int, folder: Path, say: Callable[[str], None], names: Sequence[str] = EVERYBODY
+) -> dict[str, Pool]:
+    """The pools of the sources ``names`` for ``prompts``, from ``folder`` where they were drawn before.
 
     Args:
         first_seed: Names the noise.
     """
-    world, rows = World(), [prompt for prompt in prompts for _ in range(PLACES)]
     folder.mkdir(parents=True, exist_ok=True)
-    made: dict[str, Pool] = {}
-    for number, name in enumerate((*STUDENTS, REDRAWN, REFINED, SPOILED)):
-        path = folder / f"{name.replace(' ', '_')}-{len(rows)}-{first_seed}.npz"
-        if not path.exists():
-            say(f"{name}: {len(rows)} rows")
-            _save(_draw(world, name, rows, first_seed + 1000 * number), path)
-        with np.load(path) as stored:
-            made[name] = Pool(float(stored["nfe"]), *(stored[key] for key in ("gate", "quality", "seen", "features")))
-    return made
+    parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
+    return {
+        name: _joined([_pool(name, part, first_seed + 100_000 * i, folder, say) for i, part in enumerate(parts)]) for name in names
+    }
+
+
+def _joined(parts: list[Pool]) -> Pool:
+    held = ("gate", "quality", "seen", "features")
+    return Pool(parts[0].nfe, *(np.concatenate([getattr(part, key) for part in parts]) for key in held))
+
+
+def _pool(name: str, prompts: list[str], first_seed: int, folder: Path, say: Callable[[str], None]) -> Pool:
+    rows = [prompt for prompt in prompts for _ in range(PLACES)]
+    path = folder / f"{name.replace(' ', '_')}-{len(rows)}-{first_seed}.npz"
+    if not path.exists():
+        say(f"{name}: {len(rows)} rows")
+        _save(_draw(World(), name, rows, first_seed + 1000 * _NUMBERS[name]), path)
+    with np.load(path) as stored:
+        return Pool(float(stored["nfe"]), *(stored[key] for key in ("gate", "quality", "seen", "features")))
 
 
 def _save(pool: Pool, path: Path) -> None:
@@ -73,10 +86,6 @@ def _draw(world: World, name: str, rows: list[str], seed: int) -> Pool:
     elif name == SPOILED:
         drafts, spoiled = 12, _spoil(world)
         draw = lambda n: world.draft(rows, unit_noise(len(rows), seed + n), 1, 0, spoiled)  # noqa: E731
-    elif name == REFINED:
-        drafts = 1
-        draft = world.draft(rows, unit_noise(len(rows), seed - 4000), 1)  # the first of "consistency"
-        draw = lambda n: world.refine(rows, draft.latents, unit_noise(len(rows), seed + n), TEACHER_STEPS, ROLLBACK)  # noqa: E731
     else:
         drafts = 1
         draw = lambda n: world.redraw(rows, unit_noise(len(rows), seed + n), TEACHER_STEPS)  # noqa: E731

@@ -124,13 +124,12 @@ class Search:
         if strange := self._affordable(self._strangers()):
             return strange
         belief = self._belief()
-        if self.budget is not None:
-            self.price = self._price(belief)
-        indices = self._indices(belief, self.price)
-        best, value = indices.argmax(1), indices.max(1)
-        urgency = np.where(self._teacher_first(value, self.price), -np.inf, value - self.in_hand)
+        cheaper, self.price = (self.price, self.price) if self.budget is None else self._prices(belief)
+        plans = self._plans(belief, self.price)
+        going = plans.to_teacher(self._plans(belief, cheaper), np.inf if self.budget is None else self._left())
+        urgency = np.where(going, -np.inf, plans.index - self.in_hand)
         rows = [int(row) for row in np.argsort(-urgency, kind="stable") if urgency[row] > 0]  # for where the budget ends
-        tries = self._affordable([self._try(row, int(best[row]), float(value[row])) for row in rows])
+        tries = self._affordable([self._try(row, int(plans.source[row]), float(plans.index[row])) for row in rows])
         return tries or self._remainder(belief)
 
     def tell(self, tries: Sequence[Try], scores: Sequence[float]) -> None:
@@ -301,52 +300,71 @@ class Search:
         gain = self.teacher.gain.improvement(np.where(np.isfinite(self.in_hand), self.in_hand, self.teacher.gain.centre))
         return np.where(np.isfinite(self.in_hand), gain, np.inf)
 
-    def _teacher_first(self, value: Array, price: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Where the teacher's answer is worth its cost even on a draft as good as the best student's index: no draft then is.
-
-        Args:
-            value: The best index of each picture [B].
-        """
-        teacher = self.teacher
-        if teacher is None or teacher.gain is None:
-            return np.zeros(len(value), dtype=bool)
-        level = np.maximum(self.in_hand, value)
-        sure = np.isfinite(level) & np.isfinite(self.in_hand)
-        gain = teacher.gain.improvement(np.where(sure, level, 0.0))
-        return sure & (gain > price * teacher.cost) & (self.spent + teacher.cost <= self.most)
-
     def _price(self, belief: Predictive) -> float:
         """The price at which what is expected to be spent from now on is what is left; 0 where the limits hold anyway."""
-        assert self.budget is not None
-        left = self._left()
-        if self._expected(belief, 0.0) <= left:
-            return 0.0
+        return self._prices(belief)[1]
+
+    def _prices(self, belief: Predictive) -> tuple[float, float]:
+        """Two prices as good as equal: at the lower one more than what is left would be spent, at the higher one not."""
+        left, learned = self._left(), self.teacher is not None and self.teacher.gain is not None
+        if not learned and self._plans(belief, 0.0).total <= left:
+            return 0.0, 0.0
         low, high = 1e-6, 1.0
         scale = float(np.max(belief.scale)) / max(float(self.costs.max()), 1e-9)
-        while self._expected(belief, high * scale) > left and high < 1e9:
+        while self._plans(belief, high * scale).total > left and high < 1e9:
             high *= 10
         for _ in range(_BISECTIONS):
             middle = float(np.sqrt(low * high))
-            low, high = (middle, high) if self._expected(belief, middle * scale) > left else (low, middle)
-        return high * scale
+            low, high = (middle, high) if self._plans(belief, middle * scale).total > left else (low, middle)
+        return low * scale, high * scale
 
-    def _expected(self, belief: Predictive, price: float) -> float:
-        """Evaluations that the rule will spend at this price, if beliefs stay as they are.
+    def _plans(self, belief: Predictive, price: float) -> _Plans:
+        """What the rule means to do with each picture at this price, if beliefs stay as they are.
 
-        A picture is tried by its best source until a draft reaches the index z: 1 / P(X > z) tries, within its limit.
+        A picture is tried by its best source until a draft reaches the index z: 1 / P(X > z) tries, within its limit. With x in
+        hand that is worth max(x, z). Or it goes to the teacher at once, which is worth x + gain(x) - price cost.
         """
         indices = self._indices(belief, price)
-        best, z = indices.argmax(1), indices.max(1)
-        rows, costs = np.arange(len(best)), self.costs[best]
-        first = self._teacher_first(z, price)
-        chance = np.where(np.isinf(z), 0.0, belief.chance(np.where(np.isfinite(z), z, 0.0)[:, None])[rows, best])
-        drafts = np.array([np.inf if source.drafts is None else source.drafts for source in self.sources])[best]
-        most = np.minimum(drafts - self.seen[rows, best], np.floor((self.most - self.spent + 1e-9) / np.maximum(costs, 1e-9)))
+        source, z = indices.argmax(1), indices.max(1)
+        rows, costs = np.arange(len(source)), self.costs[source]
+        chance = np.where(np.isinf(z), 0.0, belief.chance(np.where(np.isfinite(z), z, 0.0)[:, None])[rows, source])
+        drafts = np.array([np.inf if each.drafts is None else each.drafts for each in self.sources])[source]
+        most = np.minimum(drafts - self.seen[rows, source], np.floor((self.most - self.spent + 1e-9) / np.maximum(costs, 1e-9)))
         with np.errstate(divide="ignore", invalid="ignore"):
             tries = np.where(chance > 1e-12, -np.expm1(most * np.log1p(-np.minimum(chance, 1 - 1e-12))) / chance, most)
-        students = np.where((z > self.in_hand) & ~first, costs * tries, 0.0)
-        answers = 0.0
+        spending = np.where(z > self.in_hand, costs * tries, 0.0)
+        preference = np.full(len(z), -np.inf)
         if self.teacher is not None and self.teacher.gain is not None:
-            going = first | ((students == 0) & (self._gain() > price * self.teacher.cost))
-            answers = float((going & (self.spent + self.teacher.cost <= self.most)).sum()) * self.teacher.cost
-        return float(students.sum()) + answers
+            reachable = np.isfinite(self.in_hand) & (self.spent + self.teacher.cost <= self.most)
+            more = np.maximum(z - np.where(reachable, self.in_hand, 0.0), 0.0)  # what trying on is worth
+            preference = np.where(reachable, self._gain() - price * self.teacher.cost - more, -np.inf)
+        return _Plans(source, z, spending, preference, self.teacher.cost if self.teacher else 0.0)
+
+
+@dataclass(frozen=True)
+class _Plans:
+    """Of each picture: its best source and that's index; evaluations that trying on would take; and by how much going to the
+    teacher at once is worth more than trying on."""
+
+    source: np.ndarray[Any, np.dtype[np.int64]]
+    index: Array
+    spending: Array
+    preference: Array
+    cost: float
+
+    @property
+    def total(self) -> float:
+        """Evaluations."""
+        going = self.preference > 0
+        return float(np.where(going, self.cost, self.spending).sum())
+
+    def to_teacher(self, cheaper: _Plans, left: float) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Who goes to the teacher: whoever is worth more there; and of those who are worth the same here and there, who would go
+        at the ``cheaper`` price, as many as ``left`` pays for."""
+        going = self.preference > 0
+        slack = left - self.total
+        for row in np.argsort(-cheaper.preference, kind="stable"):
+            more = self.cost - self.spending[row]
+            if cheaper.preference[row] > 0 and not going[row] and more <= slack:
+                going[row], slack = True, slack - more
+        return going
