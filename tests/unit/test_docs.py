@@ -289,6 +289,12 @@ FIGURES = [
     ("README.md", "promptkd", "novel_gain", "{:.2f}", True),
     ("README.md", "control", "unseen_judge_gain", "{:.2f}", True),
     ("README.md", "control", "diversity_ratio", "{:.2f}", True),
+    ("docs/results.md", "students", "sid_1_complement_by_the_judge", "{:.2f}", True),
+    ("docs/results.md", "students", "consistency_1_curvature_by_distance", "{:.2f}", True),
+    ("docs/results.md", "students", "consistency_1_complexity_by_distance", "{:.2f}", True),
+    ("docs/results.md", "students", "sid_1_curvature_by_distance", "{:.2f}", True),
+    ("docs/results.md", "students", "sid_1_complexity_by_distance", "{:.2f}", True),
+    ("docs/results.md", "students", "teacher_9_share", "{:.2f}", True),
     ("docs/results.md", "promptkd", "same_decisions", "{:.0%}", False),
     ("docs/results.md", "digits", "digits_student", "{:.2f}", False),
 ]
