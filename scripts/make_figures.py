@@ -65,6 +65,16 @@ def oracle_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def picture_figures(results: dict[str, Any]) -> str:
+    """Whether oracles know a picture's prompt from another's."""
+    lines = ["| oracle | own prompt over another's | own picture over another's |", "| --- | --- | --- |"]
+    for row in results["rows"]:
+        claims = [results["claims"].get(f"own_{what}_{row['oracle'].lower().replace(' ', '_')}") for what in ("prompt", "picture")]
+        cells = [f"{c['value']:.2f} ({c['lo']:.2f} to {c['hi']:.2f})" if c else "doesn't read it" for c in claims]
+        lines.append(f"| {row['oracle']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 SID_WORDS = {
     "sid_frechet_ratio": "Frechet distance, SiD in one step over the teacher at its best",
     "sid_judge_difference": "judge's score, SiD in one step minus that teacher",
@@ -211,6 +221,7 @@ def _files() -> str:
 _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "adaptive": (figures, ("adaptive",)),
     "oracles": (oracle_figures, ("oracles",)),
+    "picture-oracles": (picture_figures, ("picture-oracles",)),
     "sid": (sid_figures, ("sid", "sid-speed")),
     "promptkd": (promptkd_figures, ("promptkd",)),
     "control": (control_figures, ("control", "control-toy", "control-memory")),
