@@ -61,6 +61,7 @@ class Verdict:
         stopped: Whether the artist wants to look before the teacher works.
         student: The fingerprint of the model that drew the drafts, where known.
         teacher: Likewise of the one that improved the rejected; empty before its turn.
+        asked: Places of the drafts that a cascade's heavy oracle has scored itself.
     """
 
     judgements: tuple[Judgement, ...]
@@ -72,6 +73,7 @@ class Verdict:
     stopped: bool = False
     student: str = ""
     teacher: str = ""
+    asked: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.judgements)

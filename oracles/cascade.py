@@ -157,11 +157,11 @@ class Cascade(Oracle):
         rows = zip(light, (bands[threshold] for threshold in thresholds), strict=True)
         return [i for i, (score, (low, high)) in enumerate(rows) if low <= high and not (score < low or score > high)]
 
-    def words(self, asked: int, thresholds: Sequence[float]) -> str:
+    def words(self, asked: int, pictures: int, thresholds: Sequence[float]) -> str:
         """What to say of a batch: how often the heavy oracle was asked, and what holds where all pictures have one threshold."""
         one = len(set(thresholds)) == 1 and math.isfinite(thresholds[0])
         told = f" {self.promise}." if one and self.promise else ""
-        return f"{self.heavy_name} was asked about {asked} of {len(thresholds)} pictures.{told}"
+        return f"{self.heavy_name} was asked about {asked} of {pictures} pictures.{told}"
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """See ``Oracle.reward``, with the band around ``threshold``."""

@@ -69,7 +69,8 @@ def picture_figures(results: dict[str, Any]) -> str:
     """Whether oracles know a picture's prompt from another's."""
     lines = ["| oracle | own prompt over another's | own picture over another's |", "| --- | --- | --- |"]
     for row in results["rows"]:
-        claims = [results["claims"].get(f"own_{what}_{row['oracle'].lower().replace(' ', '_')}") for what in ("prompt", "picture")]
+        name = row["oracle"].lower().replace(" ", "_")
+        claims = [results["claims"].get(f"own_{what}_{name}") for what in ("prompt", "picture")]
         cells = [f"{c['value']:.2f} ({c['lo']:.2f} to {c['hi']:.2f})" if c else "doesn't read it" for c in claims]
         lines.append(f"| {row['oracle']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

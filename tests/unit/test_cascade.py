@@ -253,10 +253,10 @@ def test_pairs_are_of_the_same_drafts_and_one_a_prompt_counts() -> None:
     assert len(pairs.light) == len(pairs.heavy) == 20 and pairs.first == tuple(range(0, 20, 2))
     assert len(CertifiedBand.of(pairs, 0.5, 0.9).light) == 10
     for other, words in (
-        ({"student": Maker("t", "g")}, "another student"), ({"schedule": "four steps"}, "another schedule"),
-        ({"prompts": ("else",) * 24}, "another prompts"),
-        ({"settings": {**light.settings, "batch_size": 4}}, "another batch size"),
-        ({"settings": {**light.settings, "first_seed": 4}}, "another first seed"),
+        ({"student": Maker("t", "g")}, "differ in student"), ({"schedule": "four steps"}, "differ in schedule"),
+        ({"prompts": ("else",) * 24}, "differ in prompts"),
+        ({"settings": {**light.settings, "batch_size": 4}}, "differ in batch size"),
+        ({"settings": {**light.settings, "first_seed": 4}}, "differ in first seed"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             Pairs.of(light, calibration([0.0] * 24, "heavy", **other))
@@ -275,8 +275,8 @@ def test_the_report_counts_what_is_asked_and_what_is_decided_otherwise() -> None
     assert "about 4 of the 21 drafts. 1 of them are decided otherwise than by colour 1 alone" in words
     assert f"rank correlation is {spearmanr(light, heavy).statistic:.2f}" in words
     promising = replace_promise(judge, "So it is")
-    assert promising.words(1, [0.5, 0.5]) == "colour 1 was asked about 1 of 2 pictures. So it is."
-    assert promising.words(1, [0.5, 0.6]) == "colour 1 was asked about 1 of 2 pictures."
+    assert promising.words(1, 2, [0.5, 0.5]) == "colour 1 was asked about 1 of 2 pictures. So it is."
+    assert promising.words(1, 2, [0.5, 0.6]) == "colour 1 was asked about 1 of 2 pictures."
 
 
 def replace_promise(judge: Cascade, promise: str) -> Cascade:
