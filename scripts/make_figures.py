@@ -76,6 +76,17 @@ def picture_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cascade_figures(results: dict[str, Any]) -> str:
+    """What a cascade saves, and what it gets wrong."""
+    lines = ["| heavy oracle | rank correlation | band | asked about | decided otherwise |", "| --- | ---: | --- | --- | --- |"]
+    for row in results["rows"]:
+        key = f"{row['band']} {row['heavy oracle']}".replace(" ", "_")
+        claims = [results["claims"][f"{what}_{key}"] for what in ("asked", "differing")]
+        cells = [f"{c['value']:.1%} ({c['lo']:.1%} to {c['hi']:.1%})" for c in claims]
+        lines.append(f"| {row['heavy oracle']} | {row['rank correlation']:.2f} | {row['band']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 SID_WORDS = {
     "sid_frechet_ratio": "Frechet distance, SiD in one step over the teacher at its best",
     "sid_judge_difference": "judge's score, SiD in one step minus that teacher",
@@ -222,6 +233,7 @@ def _files() -> str:
 _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "adaptive": (figures, ("adaptive",)),
     "oracles": (oracle_figures, ("oracles",)),
+    "cascade": (cascade_figures, ("cascade",)),
     "picture-oracles": (picture_figures, ("picture-oracles",)),
     "sid": (sid_figures, ("sid", "sid-speed")),
     "promptkd": (promptkd_figures, ("promptkd",)),
