@@ -142,6 +142,28 @@ def test_the_promise_also_holds_at_a_percentile_of_the_calibration_itself() -> N
     assert broken(0.9) <= 400 * 0.1 + 3.3 * math.sqrt(400 * 0.09)
 
 
+@pytest.mark.parametrize("pictures", [4, 32])
+def test_the_promise_also_holds_where_a_share_of_the_batch_sets_the_threshold(pictures: int) -> None:
+    """Neither of which the theorem covers: at the threshold that came out, and against the heavy oracle's own worst share."""
+    rng, worse = np.random.default_rng(0), [0, 0]
+    for _ in range(60):
+        light, heavy = drawn(rng, 150)
+        band = CertifiedBand(tuple(light), tuple(heavy), 0.1, 0.9)
+        judge = Cascade(Channel(0), Channel(1), Scale.fitted(light, heavy), band, 0.0, "channel 1")
+        differing = [0, 0]
+        for _ in range(128 // pictures):
+            new, truth = drawn(rng, pictures)
+            scores, asked = judge.scale.heavy_of(new), set[int]()
+            while rows := set(judge.doubtful(new, limits(worst_share(scores, 0.3), "worst share"))) - asked:
+                asked |= rows
+                scores = [truth[i] if i in asked else score for i, score in enumerate(scores)]
+            gate = worst_share(scores, 0.3)
+            for k, alone in enumerate((absolute(truth, gate.threshold), worst_share(truth, 0.3))):
+                differing[k] += sum(a != b for a, b in zip(gate.accepted, alone.accepted, strict=True))
+        worse = [count + (wrong > 12.8) for count, wrong in zip(worse, differing, strict=True)]
+    assert max(worse) <= 6
+
+
 # ----------------------------------------------------------------------------------------------------- cascade
 
 
