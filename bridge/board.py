@@ -99,7 +99,8 @@ class Board:
 
     def __init__(self, stage: str, total: int) -> None:
         self.stage, self.total, self._saved = stage, total, 0
-        self.note = ""  # what an oracle says of how it scored
+        self.note = ""  # of a cascade: what it says of how it scored,
+        self.asked: tuple[int, ...] = ()  # and whom its heavy oracle has
 
     def save(self, image: Tensor) -> dict[str, Any] | None:
         """A picture [H, W, C] in 0..1 as a file that the browser can ask for; None of more than are looked at."""
@@ -108,7 +109,7 @@ class Board:
 
     def scores(
         self, oracle: Oracle, batches: list[Tensor], prompts: list[str], keys: Sequence[str], rows: Sequence[int],
-        thresholds: Thresholds | None = None,
+        thresholds: Thresholds | None = None, asked: Sequence[int] | None = None,
     ) -> tuple[list[float], list[dict[str, Any] | None]]:  # fmt: skip
         """``score_list``, watched: every picture is shown at once, and its score when there is one; and the pictures' files.
 
@@ -116,6 +117,7 @@ class Board:
             batches: Pictures [B, H, W, C], each batch of its own size.
             keys, rows: Name and place of each.
             thresholds: For a cascade: what they must reach.
+            asked: For a cascade: whom to ask its heavy oracle about, instead, counted in ``batches``.
         """
         pictures = [picture for batch in batches for picture in batch]
         files = [self.save(picture) for picture in pictures]
@@ -130,7 +132,8 @@ class Board:
 
         tell(0, [None] * len(pictures))
         if isinstance(oracle, Cascade):
-            scores, self.note = cascaded(oracle, batches, prompts, thresholds, tell)
+            found = cascaded(oracle, batches, prompts, thresholds, tell, asked)
+            scores, self.note, self.asked = found.scores, found.note, found.asked
         else:
             scores = score_list(oracle, batches, prompts, tell)
         self.remember(keys, pictures, prompts, scores, oracle.fingerprint(), self.stage == IMPROVED)
@@ -185,17 +188,18 @@ class ComparingBoard(Board):
         self.remember([j.key for j in verdict], list(drafts), verdict.prompts, scores, verdict.fingerprint)
         self.tell(self.rows)
 
-    def compare(self, oracle: Oracle, improved: Tensor, margin: float = 0.0) -> dict[int, float]:
+    def compare(self, oracle: Oracle, improved: Tensor) -> dict[int, float]:
         """Score the teacher's pictures [R, H, W, C] of the rejected drafts, watched; by their places.
 
-        A cascade's threshold for each is its draft's score and the margin.
+        A cascade compares like with like: its heavy oracle is asked where it has scored the draft. The light one is often wrong
+        about draft and improvement in the same direction, and where the heavy one rejected a draft, that is upwards.
         """
         rows = self.verdict.rejected
         self._saved = 0  # of the teacher's pictures, too, as many get files as of the drafts
         prompts = [self.verdict.prompts[row] for row in rows]
         keys = picture_keys(improved, prompts, oracle.fingerprint())
-        limits = [self.verdict.judgements[row].score + margin for row in rows]
-        scores, files = self.scores(oracle, [improved], prompts, keys, rows, lambda _: limits)
+        asked = [place for place, row in enumerate(rows) if row in self.verdict.asked]
+        scores, files = self.scores(oracle, [improved], prompts, keys, rows, asked=asked)
         for row, key, file in zip(rows, keys, files, strict=True):
             self.rows[row] |= {"improved": file, "improved_key": key}
         return dict(zip(rows, scores, strict=True))

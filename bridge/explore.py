@@ -55,6 +55,7 @@ class Explored:
         seeds: Of what was kept.
         keys: Sixteen hex digits a picture, for the artist's word about it.
         names: Of the sources.
+        asked: Which of what was kept a cascade's heavy oracle has scored.
     """
 
     latent: Latent
@@ -63,6 +64,7 @@ class Explored:
     seeds: tuple[int, ...]
     keys: tuple[str, ...]
     names: tuple[str, ...]
+    asked: tuple[int, ...] = ()
 
 
 Watch = Callable[[Search, Sequence[int], Tensor], None]
@@ -110,6 +112,7 @@ class Explorer:
             )
         self.features: list[Tensor] = []  # of each try, where variety counts
         self.drafts: list[Draft | None] = []  # of each try; None of a finished picture
+        self.asked: set[int] = set()  # tries that a cascade's heavy oracle has scored
         self.size: tuple[int, int] | None = None
 
     # ------------------------------------------------------------------------------------------------------- the run
@@ -163,7 +166,9 @@ class Explorer:
             return fresh_scores(self.oracle, pictures, prompts)
         in_hand = [float(self.search.in_hand[t.row]) for t in tries]
         levels = [level if math.isfinite(level) else self.oracle.threshold for level in in_hand]
-        return cascaded(self.oracle, [pictures], prompts, lambda _scores: levels)[0]
+        judged = cascaded(self.oracle, [pictures], prompts, lambda _scores: levels)
+        self.asked |= {len(self.search.tries) + place for place in judged.asked}
+        return judged.scores
 
     def _look(self, easel: Easel, samples: Tensor) -> Tensor:
         """What the oracle sees of drafts [R, C, ...]: [R, H, W, 3]."""
@@ -250,7 +255,8 @@ class Explorer:
         seeds = tuple(draft_seed(self.terms.seed, self.places[t.source], t.number) for t in held)
         latent = with_info(self.latent, samples, self._info())
         keys = tuple(self._key(t, seed) for t, seed in zip(held, seeds, strict=True))
-        return Explored(latent, images, self.search, seeds, keys, self.names)
+        asked = tuple(row for row in range(self.total) if int(self.search.held[row]) in self.asked)
+        return Explored(latent, images, self.search, seeds, keys, self.names, asked)
 
     def _kept(self, held: Sequence[Try], drafts: Sequence[Draft | None]) -> tuple[Tensor, Tensor]:
         """Latents and pictures of what is in hand: drafts as the VAE shows them, finished pictures as the VAE encodes them."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -34,7 +35,7 @@ def fresh_scores(oracle: OracleBase, images: Tensor, prompts: list[str], report:
     In at most ``_REPORTS`` parts, so that a large batch can be watched, and cancelled, while it is judged.
     """
     if isinstance(oracle, Cascade):
-        return cascaded(oracle, [images], prompts, report=report)[0]
+        return cascaded(oracle, [images], prompts, report=report).scores
     scores: list[float] = []
     size = max(1, -(-len(images) // _REPORTS))
     with on_device(oracle.network):
@@ -92,31 +93,51 @@ def seen_of(oracle: OracleBase, batches: list[Tensor], latents: list[dict[str, A
     return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
 
 
+@dataclass(frozen=True)
+class Cascaded:
+    """Scores of a cascade.
+
+    Attributes:
+        scores: One a picture.
+        asked: Places of the pictures that the heavy oracle has scored.
+        note: What to say of it.
+    """
+
+    scores: list[float]
+    asked: tuple[int, ...]
+    note: str
+
+
 def cascaded(
-    oracle: Cascade, batches: list[Tensor], prompts: list[str], thresholds: Thresholds | None = None, report: Report | None = None
-) -> tuple[list[float], str]:
-    """A cascade's scores of all pictures of a list of batches [B, H, W, C], and what to say of them.
+    oracle: Cascade, batches: list[Tensor], prompts: list[str], thresholds: Thresholds | None = None,
+    report: Report | None = None, rows: Collection[int] | None = None,
+) -> Cascaded:  # fmt: skip
+    """A cascade's scores of all pictures of a list of batches [B, H, W, C].
 
     The heavy oracle is asked about the pictures within the band around their thresholds; since a threshold may depend on the
     scores (a share of the batch, a baseline), again until nobody new is within. So it is read, and loaded, where one is within.
 
     Args:
         thresholds: Without it, the cascade's own threshold holds.
+        rows: Ask about these, instead.
     """
-    thresholds = thresholds or (lambda scores: [oracle.threshold] * len(scores))
     light = score_list(oracle.light, batches, prompts)
     scores, asked = oracle.scale.heavy_of(light), set[int]()
     pictures = [picture for batch in batches for picture in batch]
+    thresholds = thresholds or (lambda known: [oracle.threshold] * len(known))
+    limits: list[float] = []
     while True:
         if report is not None:
             report(0, scores)
-        limits = thresholds(scores)
-        rows = [row for row in oracle.doubtful(light, limits) if row not in asked and bool(pictures[row].isfinite().all())]
-        if not rows:
-            return scores, oracle.words(len(asked), limits)
-        for row, score in zip(rows, _heavy(oracle, [pictures[row] for row in rows], [prompts[row] for row in rows]), strict=True):
+        if rows is None:
+            limits = thresholds(scores)
+        wanted = oracle.doubtful(light, limits) if rows is None else rows
+        new = [row for row in wanted if row not in asked and bool(pictures[row].isfinite().all())]
+        if not new:
+            return Cascaded(scores, tuple(sorted(asked)), oracle.words(len(asked), len(scores), limits))
+        for row, score in zip(new, _heavy(oracle, [pictures[row] for row in new], [prompts[row] for row in new]), strict=True):
             scores[row] = score
-        asked.update(rows)
+        asked.update(new)
 
 
 def _heavy(oracle: Cascade, pictures: list[Tensor], prompts: list[str]) -> list[float]:

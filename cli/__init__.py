@@ -136,6 +136,13 @@ def oracles(
 
 
 @bench.command()
+def cascade(quick: Quick = False, json: Json = None, threads: Threads = None) -> None:
+    """What a cascade of two oracles saves, and how often it decides otherwise than the heavy one alone."""
+    benchmark = _benchmark("cascade", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
+
+
+@bench.command()
 def digits(
     quick: Quick = False,
     json: Json = None,

@@ -50,8 +50,8 @@ class Pairs:
         ]  # fmt: skip
         if differing:
             raise ValueError(
-                f"The calibrations '{light.name}', '{heavy.name}' are not of the same drafts (another {', '.join(differing)}); "
-                "make both with the same student and settings, each with its own oracle and name."
+                f"The calibrations '{light.name}', '{heavy.name}' are not of the same drafts (they differ in "
+                f"{', '.join(differing)}); make both with the same student and settings, each with its own oracle and name."
             )
         first: dict[str, int] = {}
         for i, prompt in enumerate(light.prompts[:count]):
@@ -166,7 +166,8 @@ class CertifiedBand:
             first = pairs_needed(self.alpha, self.confidence)
             needed = next(n for n in itertools.count(first) if most_worse(n, self.alpha, 1 - self.confidence) > 0)
             return f"Drafts of {count} prompts are too few to promise anything, so all are asked; it takes {needed} prompts"
-        return f"{sure} of pictures like the calibration's ({count} prompts) are decided otherwise than by it at this threshold"
+        like = f"pictures like the calibration's ({count} prompts)"
+        return f"{sure} of {like} are decided otherwise than by it alone at this threshold"
 
     def __call__(self, threshold: float, middle: float) -> tuple[float, float]:
         """See ``oracles.cascade.Rule``."""

@@ -62,6 +62,7 @@ class Verdict:
         student: The fingerprint of the model that drew the drafts, where known.
         teacher: Likewise of the one that improved the rejected; empty before its turn.
         lesson: What Keep Better remembers its pairs under (``gate.gains``); empty where nobody wants to know.
+        asked: Places of the drafts that a cascade's heavy oracle has scored itself.
     """
 
     judgements: tuple[Judgement, ...]
@@ -74,6 +75,7 @@ class Verdict:
     student: str = ""
     teacher: str = ""
     lesson: str = ""
+    asked: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.judgements)

@@ -269,6 +269,6 @@ def _verdict(
         gate, scores, prompts, oracle=oracle.name, fingerprint=oracle.fingerprint(), mode=f"explore, {spend}", value=value,
         seeds=explored.seeds, nfe=info.nfe, keys=explored.keys, overrides=read_overrides(overrides), stopped=stop,
     )  # fmt: skip
-    return replace(verdict, student=info.student)
+    return replace(verdict, student=info.student, asked=explored.asked)
 
 

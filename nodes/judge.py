@@ -128,7 +128,7 @@ class ApprenticeJudge(io.ComfyNode):
             keys=keys, overrides=read_overrides(overrides[0] if overrides else ""),
             stopped=bool(stop_after_judging and stop_after_judging[0]),
         )  # fmt: skip
-        verdict = replace(verdict, student=info.student if info else "")
+        verdict = replace(verdict, student=info.student if info else "", asked=board.asked)
         rows = pictures_of(verdict, gate.accepted, baselines_of(gate, threshold[0], value[0], len(pictures)))
         content = board.whole(
             verdict, [{**row, "draft": file} for row, file in zip(rows, files, strict=True)],
@@ -223,7 +223,7 @@ class ApprenticeKeepBetter(io.ComfyNode):
             note = "The improved pictures are the drafts: no teacher has changed them."
         elif rows and improved_images is not None:
             verdict.require_batch(len(improved_images), "improved_images")
-            scores = board.compare(oracle, improved_images[rows], margin)
+            scores = board.compare(oracle, improved_images[rows])
             remark = remarks(oracle, as_rgb([improved_images[rows]]), [verdict.prompts[row] for row in rows])
             note += f" {remark}" * (remark not in verdict.note) + f" {board.note}" * bool(board.note)
         result = keep_better(

@@ -70,6 +70,16 @@ def _through(values: Sequence[float], x: Sequence[float], y: Sequence[float]) ->
     return [float(z) for z in inside + slope * (np.minimum(v - x[0], 0) + np.maximum(v - x[-1], 0))]
 
 
+def band_around(threshold: float, scale: Scale, rule: Rule) -> tuple[float, float]:
+    """Where ``rule`` has the band, widened to hold the light score that is worth the threshold; none at an infinite one."""
+    if not math.isfinite(threshold):
+        return math.inf, -math.inf
+    middle = scale.light_of([threshold])[0]
+    low, high = rule(threshold, middle)
+    hair = 1e-9 * max(scale.light[-1] - scale.light[0], abs(middle))  # beyond what rounding could turn round
+    return min(low, middle - hair), max(high, middle + hair)
+
+
 class Cascade(Oracle):
     """The light oracle's word on the heavy oracle's scale, and within a band around the threshold the heavy one's own.
 
@@ -79,7 +89,7 @@ class Cascade(Oracle):
     Args:
         heavy: May be a ``Deferred``, which is not read while no picture needs it.
         scale: From the light scores to the heavy ones.
-        rule: Where the band lies; it is widened, where necessary, to hold the light score that is worth the threshold.
+        rule: Where the band lies; see ``band_around``.
         threshold: A heavy score, for callers that have none.
         heavy_fingerprint: Of the heavy oracle that ``scale`` was learned on.
         promise: What holds of decisions at one threshold; nothing where nothing is promised.
@@ -140,13 +150,8 @@ class Cascade(Oracle):
         return self.light.doubts(pictures)
 
     def band(self, threshold: float) -> tuple[float, float]:
-        """The light scores, ends included, of pictures that the heavy oracle is asked about; nobody at an infinite threshold."""
-        if not math.isfinite(threshold):
-            return math.inf, -math.inf
-        middle = self.scale.light_of([threshold])[0]
-        low, high = self.rule(threshold, middle)
-        hair = 1e-9 * max(self.scale.light[-1] - self.scale.light[0], abs(middle))  # beyond what rounding could turn round
-        return min(low, middle - hair), max(high, middle + hair)
+        """The light scores, ends included, of pictures that the heavy oracle is asked about."""
+        return band_around(threshold, self.scale, self.rule)
 
     def doubtful(self, light: Sequence[float], thresholds: Sequence[float]) -> list[int]:
         """Which pictures the heavy oracle is to be asked about, by their light scores and what each must reach.
@@ -157,11 +162,11 @@ class Cascade(Oracle):
         rows = zip(light, (bands[threshold] for threshold in thresholds), strict=True)
         return [i for i, (score, (low, high)) in enumerate(rows) if low <= high and not (score < low or score > high)]
 
-    def words(self, asked: int, thresholds: Sequence[float]) -> str:
+    def words(self, asked: int, pictures: int, thresholds: Sequence[float]) -> str:
         """What to say of a batch: how often the heavy oracle was asked, and what holds where all pictures have one threshold."""
         one = len(set(thresholds)) == 1 and math.isfinite(thresholds[0])
         told = f" {self.promise}." if one and self.promise else ""
-        return f"{self.heavy_name} was asked about {asked} of {len(thresholds)} pictures.{told}"
+        return f"{self.heavy_name} was asked about {asked} of {pictures} pictures.{told}"
 
     def reward(self, images: Tensor, prompts: list[str]) -> Tensor:
         """See ``Oracle.reward``, with the band around ``threshold``."""

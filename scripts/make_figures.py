@@ -65,6 +65,28 @@ def oracle_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def picture_figures(results: dict[str, Any]) -> str:
+    """Whether oracles know a picture's prompt from another's."""
+    lines = ["| oracle | own prompt over another's | own picture over another's |", "| --- | --- | --- |"]
+    for row in results["rows"]:
+        name = row["oracle"].lower().replace(" ", "_")
+        claims = [results["claims"].get(f"own_{what}_{name}") for what in ("prompt", "picture")]
+        cells = [f"{c['value']:.2f} ({c['lo']:.2f} to {c['hi']:.2f})" if c else "doesn't read it" for c in claims]
+        lines.append(f"| {row['oracle']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cascade_figures(results: dict[str, Any]) -> str:
+    """What a cascade saves, and what it gets wrong."""
+    lines = ["| heavy oracle | rank correlation | band | asked about | decided otherwise |", "| --- | ---: | --- | --- | --- |"]
+    for row in results["rows"]:
+        key = f"{row['band']} {row['heavy oracle']}".replace(" ", "_")
+        claims = [results["claims"][f"{what}_{key}"] for what in ("asked", "differing")]
+        cells = [f"{c['value']:.1%} ({c['lo']:.1%} to {c['hi']:.1%})" for c in claims]
+        lines.append(f"| {row['heavy oracle']} | {row['rank correlation']:.2f} | {row['band']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 SID_WORDS = {
     "sid_frechet_ratio": "Frechet distance, SiD in one step over the teacher at its best",
     "sid_judge_difference": "judge's score, SiD in one step minus that teacher",
@@ -217,6 +239,8 @@ def _files() -> str:
 _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "adaptive": (figures, ("adaptive",)),
     "oracles": (oracle_figures, ("oracles",)),
+    "cascade": (cascade_figures, ("cascade",)),
+    "picture-oracles": (picture_figures, ("picture-oracles",)),
     "sid": (sid_figures, ("sid", "sid-speed")),
     "students": (student_figures, ("students",)),
     "promptkd": (promptkd_figures, ("promptkd",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -177,7 +178,7 @@ def test_a_cascade_reads_its_heavy_oracle_s_file_only_where_a_picture_needs_it(c
         world = World(PROMPTS, oracle="world")
         made = cascade(world)
         world.oracle = made[0]
-        world.sampler(name, margin=1e6, **changes)
+        world.sampler(name, **{"margin": 1e6, **changes})
         world.g.add("PreviewAny", "words", source=made[2])
         return comfy.run(world.g)
 
@@ -200,6 +201,14 @@ def test_a_cascade_reads_its_heavy_oracle_s_file_only_where_a_picture_needs_it(c
     assert scores.index(near) in asked and len(asked) < 4
     for i in asked:
         assert now[i] == pytest.approx(float(heavy.score(pictures[i : i + 1], PROMPTS[i : i + 1])), rel=1e-3)
+    # Two drafts are rejected, one by each oracle; Keep Better asks about the improvement of the heavy one's alone.
+    after = judged("after", threshold="absolute", value=near, margin=-1e6).outputs["save_after"]
+    assert re.findall(r"was asked about (\d of \d)", after["note"][0]) == ["1 of 4", "1 of 2"]
+    (other,) = (i for i in range(4) if after["verdict"][i]["decision"] == "improved" and i not in asked)
+    improved = comfy.tensors("after")["image"]
+    words = [2 * light.score(improved, PROMPTS) - 1, heavy.score(improved, PROMPTS)]
+    for place, by in ((other, words[0]), (asked[0], words[1])):
+        assert float(after["verdict"][place]["score"]) == pytest.approx(float(by[place]), rel=1e-3)
     file.write_bytes((folder / "aesthetic_v2_head.safetensors").read_bytes()[:-4] + b"\0\0\0\x40")
     with pytest.raises(GraphError, match="calibrated with another Aesthetic v2"):
         judged("other", threshold="absolute", value=max(scores))  # about another picture: what was answered is remembered

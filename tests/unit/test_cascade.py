@@ -142,6 +142,28 @@ def test_the_promise_also_holds_at_a_percentile_of_the_calibration_itself() -> N
     assert broken(0.9) <= 400 * 0.1 + 3.3 * math.sqrt(400 * 0.09)
 
 
+@pytest.mark.parametrize("pictures", [4, 32])
+def test_the_promise_also_holds_where_a_share_of_the_batch_sets_the_threshold(pictures: int) -> None:
+    """Neither of which the theorem covers: at the threshold that came out, and against the heavy oracle's own worst share."""
+    rng, worse = np.random.default_rng(0), [0, 0]
+    for _ in range(60):
+        light, heavy = drawn(rng, 150)
+        band = CertifiedBand(tuple(light), tuple(heavy), 0.1, 0.9)
+        judge = Cascade(Channel(0), Channel(1), Scale.fitted(light, heavy), band, 0.0, "channel 1")
+        differing = [0, 0]
+        for _ in range(128 // pictures):
+            new, truth = drawn(rng, pictures)
+            scores, asked = judge.scale.heavy_of(new), set[int]()
+            while rows := set(judge.doubtful(new, limits(worst_share(scores, 0.3), "worst share"))) - asked:
+                asked |= rows
+                scores = [truth[i] if i in asked else score for i, score in enumerate(scores)]
+            gate = worst_share(scores, 0.3)
+            for k, alone in enumerate((absolute(truth, gate.threshold), worst_share(truth, 0.3))):
+                differing[k] += sum(a != b for a, b in zip(gate.accepted, alone.accepted, strict=True))
+        worse = [count + (wrong > 12.8) for count, wrong in zip(worse, differing, strict=True)]
+    assert max(worse) <= 6
+
+
 # ----------------------------------------------------------------------------------------------------- cascade
 
 
@@ -253,10 +275,10 @@ def test_pairs_are_of_the_same_drafts_and_one_a_prompt_counts() -> None:
     assert len(pairs.light) == len(pairs.heavy) == 20 and pairs.first == tuple(range(0, 20, 2))
     assert len(CertifiedBand.of(pairs, 0.5, 0.9).light) == 10
     for other, words in (
-        ({"student": Maker("t", "g")}, "another student"), ({"schedule": "four steps"}, "another schedule"),
-        ({"prompts": ("else",) * 24}, "another prompts"),
-        ({"settings": {**light.settings, "batch_size": 4}}, "another batch size"),
-        ({"settings": {**light.settings, "first_seed": 4}}, "another first seed"),
+        ({"student": Maker("t", "g")}, "differ in student"), ({"schedule": "four steps"}, "differ in schedule"),
+        ({"prompts": ("else",) * 24}, "differ in prompts"),
+        ({"settings": {**light.settings, "batch_size": 4}}, "differ in batch size"),
+        ({"settings": {**light.settings, "first_seed": 4}}, "differ in first seed"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):
             Pairs.of(light, calibration([0.0] * 24, "heavy", **other))
@@ -275,8 +297,8 @@ def test_the_report_counts_what_is_asked_and_what_is_decided_otherwise() -> None
     assert "about 4 of the 21 drafts. 1 of them are decided otherwise than by colour 1 alone" in words
     assert f"rank correlation is {spearmanr(light, heavy).statistic:.2f}" in words
     promising = replace_promise(judge, "So it is")
-    assert promising.words(1, [0.5, 0.5]) == "colour 1 was asked about 1 of 2 pictures. So it is."
-    assert promising.words(1, [0.5, 0.6]) == "colour 1 was asked about 1 of 2 pictures."
+    assert promising.words(1, 2, [0.5, 0.5]) == "colour 1 was asked about 1 of 2 pictures. So it is."
+    assert promising.words(1, 2, [0.5, 0.6]) == "colour 1 was asked about 1 of 2 pictures."
 
 
 def replace_promise(judge: Cascade, promise: str) -> Cascade:

@@ -1,4 +1,4 @@
-"""Pictures with prompts out of ComfyUI's workflow templates, and what oracles make of them; on a copy of three (MIT, see LICENSE there)."""
+"""Pictures with prompts out of ComfyUI's templates, and what oracles make of them; on a copy of three (MIT: LICENSE there)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def test_the_list_holds_no_thumbnail_that_shows_something_else() -> None:
     assert (folders(COPY)[0] / "flux_schnell.json").exists() and "flux_schnell" not in [pair.name for pair in pairs(COPY)]
 
 
-def node(key: int, kind: str, inputs: dict[str, tuple[str, int | None]], values: list[Any], out: str = "", **more: Any) -> dict[str, Any]:
+Slots = dict[str, tuple[str, int | None]]
+
+
+def node(key: int, kind: str, inputs: Slots, values: list[Any], out: str = "", **more: Any) -> dict[str, Any]:
     slots = [{"name": name, "type": of, "link": link} for name, (of, link) in inputs.items()]
     return {"id": key, "type": kind, "inputs": slots, "outputs": [{"type": out}], "widgets_values": values, **more}
 
@@ -87,9 +90,15 @@ def test_a_prompt_that_comes_into_a_subgraph_is_found_on_the_node_that_holds_it(
     }  # fmt: skip
     holder = node(9, "abc", {}, [4, "a green tree"], "LATENT", properties={"proxyWidgets": [["-1", "steps"], ["-1", "text"]]})
     assert prompts_of({"nodes": [holder], "links": [], "definitions": {"subgraphs": [inner]}}) == ["a green tree"]
-    wired = [node(8, "PrimitiveStringMultiline", {}, ["a white horse"], "STRING"), node(9, "CLIPTextEncode", {"text": ("STRING", 30)},
-             [""], "CONDITIONING"), node(7, "KSampler", {"positive": ("CONDITIONING", 31)}, [], "LATENT")]  # fmt: skip
-    assert prompts_of({"nodes": wired, "links": [[30, 8, 0, 9, 0, "STRING"], [31, 9, 0, 7, 0, "CONDITIONING"]]}) == ["a white horse"]
+    newer = {**holder, "widgets_values": [], "properties": {"proxyWidgets": [["1", "text"]]}}  # the value stays inside
+    assert prompts_of({"nodes": [newer], "links": [], "definitions": {"subgraphs": [inner]}}) == ["an old one inside"]
+    wired = [
+        node(8, "PrimitiveStringMultiline", {}, ["a white horse"], "STRING"),
+        node(9, "CLIPTextEncode", {"text": ("STRING", 30)}, [""], "CONDITIONING"),
+        node(7, "KSampler", {"positive": ("CONDITIONING", 31)}, [], "LATENT"),
+    ]
+    links = [[30, 8, 0, 9, 0, "STRING"], [31, 9, 0, 7, 0, "CONDITIONING"]]
+    assert prompts_of({"nodes": wired, "links": links}) == ["a white horse"]
 
 
 class Knowing(Oracle):
