@@ -62,7 +62,7 @@ class Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
             return cls(1, (1920,), 1440, 10, gate.Plan((480, 480), (24, 4), 60, 1), 1)
-        return cls(3, (60, 120, 240, 480, 960, 1920), 4800, 20, gate.Plan((1920, GATING_DRAFTS), (20, GATING.epochs), 501, 2), 5)
+        return cls(3, (60, 120, 240, 480, 960, 1920), 4800, 20, gate.Plan((1920, GATING_DRAFTS), (20, GATING.epochs), 501, 2), 10)
 
 
 class Icons:

@@ -9,6 +9,7 @@ no prompt tokens, which at random change what the tower sees.
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -47,4 +48,4 @@ def begin_as_the_small_clip(student: PromptedStudent, features: Tensor, large: i
     last.bias.zero_()
     last.weight[large:, large:, 0, 0] = own
     last.bias[large:] = (mean - KEPT * spread)[large:]
-    student.logit_scale += 0.5 * torch.tensor(2.0).log().item()
+    student.get_buffer("logit_scale").add_(0.5 * math.log(2))
