@@ -125,8 +125,8 @@ def test_a_critic_learns_the_order_that_another_judge_gives(tmp_path: Path) -> N
     pictures, scores = Colours(24), torch.arange(24.0).flip(0)
     pictures.pixels *= (0.1 + scores / 24)[:, None, None, None]
     text = torch.nn.functional.normalize(torch.randn(3, 96, generator=torch.Generator().manual_seed(0)), dim=1)
-    settings = Settings(epochs=30, tower_rate=3e-3, warmup_epochs=0, blocks=3, target=ODDS)
-    own = promptkd.own_of(prompts(24), CLASSES, scores.tolist())
+    settings = Settings(epochs=60, weight=10.0, tower_rate=2e-3, warmup_epochs=0, blocks=3, target=ODDS)
+    own = promptkd.own_of(["a red thing"] * 24, CLASSES, scores.tolist())
     student = critics.fresh_student(clip("small"), 96, 0, blocks=3).eval()
     found = []
     for _ in range(2):
