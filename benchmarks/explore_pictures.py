@@ -54,8 +54,9 @@ def pools(
     folder.mkdir(parents=True, exist_ok=True)
     parts = [prompts[start : start + CHUNK] for start in range(0, len(prompts), CHUNK)]
     return {
-        name: _joined([_pool(name, part, first_seed + 100_000 * i, folder, say) for i, part in enumerate(parts)]) for name in names
-    }
+        name: _joined([_pool(name, part, first_seed + 100_000 * i, folder, say) for i, part in enumerate(parts)])
+        for name in names
+    }  # fmt: skip
 
 
 def _joined(parts: list[Pool]) -> Pool:

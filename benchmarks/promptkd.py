@@ -8,11 +8,12 @@ reported.
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..files import write_atomically
 from ..networks.prompted_clip import PromptedClip, PromptTokens
 from ..oracles.clip_files import ClipFile, load_clip
 from ..oracles.promptkd import Critic, CriticNetwork
@@ -31,7 +33,9 @@ from ..training.promptkd import frozen_text_features
 from ..training.promptkd_runs import Settings, SourceSettings
 from ..training.run_folder import RunFolder
 from ..world.domain import SIZE, domain_names, domain_pictures
+from ..world.recipe.critic import GATING, GATING_DRAFTS
 from ..world.weights import CLIPS_FOLDER
+from . import promptkd_few as few
 from . import promptkd_gate as gate
 from .figures import Claim, Figures, mean_of_seeds, percent, print_table
 from .promptkd_data import accuracy, harmonic
@@ -50,15 +54,15 @@ class Plan:
     pictures: tuple[int, ...]  # unlabelled pictures, the most last
     steps: int  # of the student
     teacher_epochs: int
-    drafts: int  # that the gate's critic learns from
-    prompts: int  # that it gates
+    gate: gate.Plan
+    few_seeds: int  # of critics from ``few.PICTURES``
 
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(1, (1920,), 1440, 10, 480, 60)
-        return cls(3, (60, 120, 240, 480, 960, 1920), 4800, 20, 1920, 400)
+            return cls(1, (1920,), 1440, 10, gate.Plan((480, 480), (24, 4), 60, 1), 1)
+        return cls(3, (60, 120, 240, 480, 960, 1920), 4800, 20, gate.Plan((1920, GATING_DRAFTS), (20, GATING.epochs), 501, 2), 10)
 
 
 class Icons:
@@ -226,53 +230,98 @@ def alike(one: Tensor, other: Tensor) -> list[float]:
     return [float(((ranks[0] < s) == (ranks[1] < s)).float().mean()) for s in np.linspace(0.1, 0.9, 9)]
 
 
-def run(quick: bool, plot: Path, say: Say) -> Figures:
+def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
     """Measure; draws accuracy over the number of unlabelled pictures into ``plot``.
+
+    Args:
+        work: Where drafts, runs and the parts' results are kept; a stopped benchmark goes on with what is there.
 
     Raises:
         FileNotFoundError: The CLIPs or the pictures are not there.
     """
     plan, icons = Plan.of(quick), Icons()
-    figures = Figures("promptkd", {"plan": vars(plan), "classes": len(icons.names), "test pictures": len(icons.test)})
+    figures = Figures("promptkd", {"plan": asdict(plan), "classes": len(icons.names), "test pictures": len(icons.test)})
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = work or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        gates = kept(folder / "gates.json", lambda: asdict(gate.measure(clip, plan.gate, folder, say)))
+        little = kept(folder / "few.json", lambda: few_pictures(icons, plan, folder, say))
+        found = kept(folder / "icons.json", lambda: measure_icons(icons, plan, folder, say, quick))
+    figures.rows = found["rows"]
+    figures.claims = {name: Claim(**claim) for part in (found, gates, little) for name, claim in part["claims"].items()}
+    figures.findings = {
+        "curve": found["curve"], "same decisions on icons by share": found["decisions"], "gates": gates["rows"],
+        "few pictures": little["rows"],
+    }  # fmt: skip
+    print_table(figures.rows)
+    print_table(gates["rows"])
+    for name, claim in figures.claims.items():
+        print(f"{name}: {claim}")
+    draw(found["curve"], found["plain"], found["taught"], plot)
+    return figures
+
+
+def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``measure`` finds, or found before: its result is kept in ``path``."""
+    if not path.exists():
+        text = json.dumps(measure(), indent=1, default=_plain) + "\n"
+        write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if isinstance(value, Claim) else float(value)
+
+
+def few_pictures(icons: Icons, plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
+    """Critics from few pictures against the plain small CLIP."""
+    found, plain = [], zero_shot("small", icons)
+    for seed in range(plan.few_seeds):
+        part = Part(icons.train, few.chosen(few.PICTURES, len(icons.train), seed))
+        settings, teacher = replace(few.GENTLE, seed=seed), critics.load_teacher(clip("large"))
+        critic = few.critic_of_few(clip, teacher, icons.names, part, settings, folder / f"few_{seed}")
+        found.append(accuracies(critic.network.student, critic.network.text_features, icons))
+        say(f"{few.PICTURES} pictures, seed {seed}: {found[-1]} (plain: {plain})")
+    claim, rows = few.gain(found, plain)
+    return {"claims": {"few_pictures_gain": claim}, "rows": rows}
+
+
+def measure_icons(icons: Icons, plan: Plan, folder: Path, say: Say, quick: bool) -> dict[str, Any]:
+    """Zero-shot against distilled on icons, as published, over the number of pictures."""
     plain = {size: zero_shot(size, icons) for size in ("small", "large")}
     taught: list[dict[str, float]] = []
     students: dict[str, list[dict[str, float]]] = {}
     decisions: list[list[float]] = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for seed in range(plan.seeds):
-            teacher = prompted(icons, seed, plan, folder)
-            taught.append(accuracies(teacher.clip.encode_pictures, teacher.features(icons.names), icons))
-            say(f"seed {seed}: teacher {taught[-1]}")
-            for count in plan.pictures:
-                critic = distilled(teacher, icons, count, seed, plan, folder)
-                percents = accuracies(critic.network.student, critic.network.text_features, icons)
-                students.setdefault(str(count), []).append(percents)
-                say(f"seed {seed}: student of {count} pictures {percents}")
-            decisions.append(same_decisions(critic, teacher, icons))
-        gates = gate.measure(clip, plan.drafts, plan.prompts, max(round(plan.steps * 8 / plan.drafts), 2), folder, say)
-        of_plain = distilled(critics.load_teacher(clip("large")), icons, plan.pictures[-1], 0, plan, folder)
+    for seed in range(plan.seeds):
+        teacher = prompted(icons, seed, plan, folder)
+        taught.append(accuracies(teacher.clip.encode_pictures, teacher.features(icons.names), icons))
+        say(f"seed {seed}: teacher {taught[-1]}")
+        for count in plan.pictures:
+            critic = distilled(teacher, icons, count, seed, plan, folder)
+            percents = accuracies(critic.network.student, critic.network.text_features, icons)
+            students.setdefault(str(count), []).append(percents)
+            say(f"seed {seed}: student of {count} pictures {percents}")
+        decisions.append(same_decisions(critic, teacher, icons))
+    of_plain = distilled(critics.load_teacher(clip("large")), icons, plan.pictures[-1], 0, plan, folder)
     most = students[str(plan.pictures[-1])]
-    rows = [
+    results = [
         ("small, zero-shot", [plain["small"]]), ("small, distilled from the zero-shot large", [
             accuracies(of_plain.network.student, of_plain.network.text_features, icons)]),
         ("small, distilled from the prompted large", most), ("large, zero-shot", [plain["large"]]), ("large, prompted", taught),
     ]  # fmt: skip
-    for name, results in rows:
-        means = {key: mean_of_seeds([result[key] for result in results]) for key in results[0]}
-        figures.rows.append({"model": name, "seeds": len(results), **{key: percent(mean) for key, mean in means.items()}})
-    for half in ("base", "novel"):
-        figures.claims[f"{half}_gain"] = mean_of_seeds([f[half] - plain["small"][half] for f in most])
-    figures.claims["same_decisions"] = gates.same
-    figures.claims["speed_ratio"] = speed(critic.network, teacher, icons, 5 if quick else 30)
-    figures.claims["hook_cost"] = hook_cost(3 if quick else 30)
-    figures.findings = {"curve": students, "same decisions on icons by share": decisions, "gates": gates.rows}
-    print_table(figures.rows)
-    print_table(gates.rows)
-    for name, claim in figures.claims.items():
-        print(f"{name}: {claim}")
-    draw(students, plain, taught, plot)
-    return figures
+    claims = {f"{half}_gain": mean_of_seeds([f[half] - plain["small"][half] for f in most]) for half in ("base", "novel")}
+    claims["speed_ratio"] = speed(critic.network, teacher, icons, 5 if quick else 30)
+    claims["hook_cost"] = hook_cost(3 if quick else 30)
+    rows = [{"model": name, "seeds": len(each), **_means(each)} for name, each in results]
+    return {
+        "rows": rows, "claims": claims, "curve": students, "plain": plain, "taught": taught, "decisions": decisions,
+    }  # fmt: skip
+
+
+def _means(results: list[dict[str, float]]) -> dict[str, str]:
+    """Over seeds, for the table."""
+    return {key: percent(mean_of_seeds([result[key] for result in results])) for key in results[0]}
 
 
 def draw(

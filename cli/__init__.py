@@ -183,6 +183,7 @@ def promptkd(
     across: Annotated[
         bool, typer.Option("--across", help="With --data: cross-dataset, for a teacher that learned elsewhere (--tokens).")
     ] = False,
+    work: Annotated[Path | None, typer.Option(help="Without --data: keep the parts here; a stopped one goes on there.")] = None,
     threads: Threads = None,
 ) -> None:
     """A small CLIP distilled for a domain by PromptKD, against zero-shot ones: base and novel names, speed, decisions.
@@ -191,7 +192,7 @@ def promptkd(
     """
     if data is None:
         icons = _benchmark("promptkd", threads)
-        _report(lambda: icons.run(quick, plot, _say), json)
+        _report(lambda: icons.run(quick, plot, _say, work), json)
     elif teacher is None or student is None:
         raise typer.BadParameter("--data needs two CLIPs: give --teacher and --student.")
     else:

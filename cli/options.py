@@ -31,7 +31,21 @@ class Precision(str, Enum):
     BF16 = "bf16"
 
 
-_CHOICES: dict[str, type[Enum]] = {"device": Device, "precision": Precision}
+class Target(str, Enum):
+    """What a critic learns from its teacher."""
+
+    CLASSES = "classes"
+    ODDS = "odds"
+
+
+class Start(str, Enum):
+    """How a critic's projector begins."""
+
+    RANDOM = "random"
+    WORDS = "words"
+
+
+_CHOICES: dict[str, type[Enum]] = {"device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start}
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:

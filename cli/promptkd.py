@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..training.options import COMMAND, given
-from ..training.promptkd_options import CriticOptions, TeacherOptions
+from ..training.promptkd_options import CriticOptions, TeacherOptions, TowerOptions
 from .options import with_options
 from .running import CommandRun, RunOptions, check_suffix, launched, place, read_lines, told_in_words
 
@@ -58,6 +58,7 @@ def promptkd(
     words: Annotated[Path, typer.Option(help="A text file with the words that the critic shall know, one a line.")],
     out: _Out,
     options: CriticOptions,
+    tower: TowerOptions,
     flags: RunOptions,
 ) -> None:
     """Distil a small critic for a domain from unlabelled pictures by PromptKD. Ctrl-C saves; the same command goes on from there.
@@ -67,23 +68,27 @@ def promptkd(
     from ..oracles.clip_files import load_clip
     from ..oracles.promptkd import save_critic
     from ..training import critic as critics
-    from ..training.domain_data import DomainPictures, pictures_in
-    from ..training.promptkd_runs import Settings
+    from ..training.domain_data import DomainPictures, captions, pictures_in
+    from ..training.promptkd import own_of
+    from ..training.promptkd_runs import ODDS, Settings
 
     with told_in_words(), launched() as processes:
         check_suffix(out)
         classes, large, small = read_lines(words), load_clip(teacher), load_clip(student)
         teach = critics.load_teacher(large, options.tokens, read_lines(options.templates) if options.templates else ())
         domain = DomainPictures(pictures_in(pictures), large.picture_size, options.augment, options.seed)
-        settings = Settings(**given(options, COMMAND, Settings))
-        facts = critics.facts_of(settings, small, classes, domain, teach, depth=options.depth, augment=options.augment)
+        settings = Settings(**given(options, COMMAND, Settings), **given(tower, COMMAND, Settings))
+        prompts = captions(domain.paths) if settings.target == ODDS else []
+        own = own_of(prompts, classes) if prompts else None
+        asked = {"prompts": critics.digest(prompts)} if prompts else {}
+        facts = critics.facts_of(settings, small, classes, domain, teach, depth=options.depth, augment=options.augment, **asked)
         run = CommandRun(out, flags, processes, facts)
         place([teach.clip, small.network], flags, options.precision, processes)
         with run.followed("Distilling", settings.schedule(len(domain)).steps) as progress:
             critic = critics.make_critic(
                 out.stem, teach, small, classes, domain, settings, run.folder, depth=options.depth,
                 sources=None if options.augment else domain.sources(), save_every=options.save_every, watch=progress.watch,
-                processes=processes,
+                processes=processes, own=own,
             )  # fmt: skip
         if processes.main:
             about = {"teacher": teach.name, "pictures": str(len(domain)), "epochs": str(options.epochs), **run.target.about}

@@ -294,6 +294,11 @@ def _check_space(critic: CriticData, teacher: Teacher) -> None:
         ValueError: Its features of the critic's own words are others.
     """
     features = critic.network.text_features.cpu()
+    if not critic.network.student.tokens.count:
+        raise ValueError(
+            f"{critic.name} compares with the words of both CLIPs, as it was distilled with start 'words', and takes no others "
+            f"later: distil it with these words among its classes."
+        )
     if teacher.clip.embed == features.shape[1]:
         some = teacher.features(critic.classes[:4]).cpu()
         if (some * features[:4]).sum(1).min() > 0.999:  # half precision differs by less

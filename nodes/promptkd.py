@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,37 @@ from torch import Tensor
 
 from ..bridge import training as bridge
 from ..bridge.progress import shown
+from ..bridge.scoring import score, score_list
 from ..charts.losses import loss_chart
+from ..oracles.base import Oracle as OracleData
+from ..oracles.base import one_prompt_each
 from ..oracles.clip_files import ClipFile, load_clip
 from ..oracles.promptkd import Critic as CriticData
 from ..oracles.promptkd import save_critic
 from ..precision import DTYPES
 from ..training import critic as critics
 from ..training.critic import Teacher
-from ..training.domain_data import DomainPictures, FixedPictures, Item, few_shot, labelled_folder, pictures_in
+from ..training.domain_data import (
+    DomainPictures,
+    FixedPictures,
+    Item,
+    captions,
+    few_shot,
+    labelled_folder,
+    picture,
+    pictures_in,
+)
 from ..training.forecast import Forecast, held, learning, looking
 from ..training.loop import Watch
 from ..training.options import NODE, given
-from ..training.promptkd_options import CriticOptions, TeacherOptions
-from ..training.promptkd_runs import Settings, SourceSettings
+from ..training.promptkd import Own, own_of
+from ..training.promptkd_options import CriticOptions, TeacherOptions, TowerOptions
+from ..training.promptkd_runs import ODDS, Settings, SourceSettings
 from ..world.domain import domain_names, domain_pictures
 from . import folders, types
 from .runs import NodeRun
 from .schema import inputs_of, quality, read
-from .types import CATEGORY, Critic, PromptKDTeacher
+from .types import CATEGORY, Critic, Oracle, PromptKDTeacher
 
 NONE, ICONS = "none", "built-in icons"
 LARGE, SMALL = "tiny world large.safetensors", "tiny world small.safetensors"
@@ -150,6 +163,16 @@ class ApprenticePromptKDDistill(io.ComfyNode):
                 *inputs_of(CriticOptions),
                 io.Image.Input("images", optional=True, tooltip="More pictures of your subject, such as a batch that was drawn."),
                 quality(),
+                *inputs_of(TowerOptions),
+                io.String.Input(
+                    "prompts", multiline=True, default="", optional=True,
+                    tooltip="For odds: what each of images was asked to show, one a line. A folder's pictures have theirs beside "
+                    "them (a.txt for a.png); those of the built-in icons are their names.",
+                ),  # fmt: skip
+                Oracle.Input(
+                    "judge", optional=True,
+                    tooltip="For odds: a judge, such as ImageReward, whose scores are learned in place of the log-odds.",
+                ),  # fmt: skip
             ],
             outputs=[
                 Critic.Output("critic", display_name="critic", tooltip="For Classify, Sort by Class and PromptKD Oracle."),
@@ -160,10 +183,12 @@ class ApprenticePromptKDDistill(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None, quality: Any = None
-    ) -> bool | str:
+        cls, clip: Any = None, pictures: Any = None, name: Any = None, precision: Any = None, quality: Any = None,
+        target: Any = None, start: Any = None,
+    ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
-        return _wrong(clip, pictures, name, precision)
+        wrong = _wrong(clip, pictures, name, precision)
+        return types.check_combos(critic_target=target, critic_start=start) if wrong is True else wrong
 
     @classmethod
     def fingerprint_inputs(cls, clip: Any = None, pictures: Any = None, **_: Any) -> str:
@@ -172,22 +197,25 @@ class ApprenticePromptKDDistill(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, teacher: Teacher, clip: str, pictures: str, classes: str, images: Tensor | None = None, **widgets: Any
-    ) -> io.NodeOutput:
-        options = read(CriticOptions, widgets)
+        cls, teacher: Teacher, clip: str, pictures: str, classes: str, images: Tensor | None = None, prompts: str = "",
+        judge: OracleData | None = None, **widgets: Any,
+    ) -> io.NodeOutput:  # fmt: skip
+        options, tower = read(CriticOptions, widgets), read(TowerOptions, widgets)
         with torch.inference_mode(False):
-            asked = bool(widgets.get("augment")) or pictures not in (NONE, ICONS)  # "paper" augments what can be
-            options = replace(options, precision=_precision(options.precision), augment=options.augment and asked)
-            settings, augment = Settings(**given(options, NODE, Settings)), options.augment
+            augments = bool(widgets.get("augment")) or pictures not in (NONE, ICONS)  # "paper" augments what can be
+            options = replace(options, precision=_precision(options.precision), augment=options.augment and augments)
+            settings = Settings(**given(options, NODE, Settings), **given(tower, NODE, Settings))
+            augment = options.augment
             small, words = _load(clip), folders.lines_of(classes) or (domain_names() if pictures == ICONS else ())
             domain = _domain(pictures, images, teacher.clip.picture_size, augment, options.seed)
-            facts = critics.facts_of(settings, small, words, domain, teacher, depth=options.depth, augment=augment)
+            own, asked = _own(settings, words, pictures, images, prompts, judge, domain)
+            facts = critics.facts_of(settings, small, words, domain, teacher, depth=options.depth, augment=augment, **asked)
             run = NodeRun(options.name, "critic", folders.CRITICS, {"kind": "critic", **facts})
             critic: CriticData = _go(
                 run, [teacher.clip, small.network], settings, len(domain),
                 lambda watch, every: critics.make_critic(
                     run.name, teacher, small, words, domain, settings, run.folder, depth=options.depth,
-                    sources=None if augment else domain.sources(), save_every=every, watch=watch,
+                    sources=None if augment else domain.sources(), save_every=every, watch=watch, own=own,
                 ),
                 _forecast([small, teacher.clip], settings, len(domain), looks=settings.epochs if augment else 1),
             )  # fmt: skip
@@ -254,6 +282,46 @@ def _labelled(folder: str, shots: int, seed: int, size: int) -> tuple[tuple[str,
     classes, items = labelled_folder(folders.picture_folder(folder))
     chosen = few_shot(items, shots, seed)
     return classes, DomainPictures([item.path for item in chosen], size, augment=True, seed=seed), [i.label for i in chosen]
+
+
+def _own(
+    settings: Settings, classes: Sequence[str], folder: str, images: Tensor | None, prompts: str, judge: OracleData | None,
+    domain: Any,
+) -> tuple[Own | None, dict[str, Any]]:  # fmt: skip
+    """What each picture of ``domain`` was asked to show, and how the judge scores it; and what the run is made of by that.
+
+    Raises:
+        ValueError: A prompt is missing or names no class, or a judge is there for nothing.
+    """
+    if settings.target != ODDS:
+        if judge is not None:
+            raise ValueError("A judge is connected, whose scores are learned by the target 'odds' only: choose it.")
+        return None, {}
+    if isinstance(domain, DomainPictures):
+        asked = captions(domain.paths)
+    else:
+        asked = [] if images is None else one_prompt_each(list(folders.lines_of(prompts)), len(images))
+        if folder == ICONS:
+            asked += [domain_names()[i] for i in domain_pictures(train=True, backgrounds=1)[1].tolist()]
+    scores = None if judge is None else _scores(judge, asked, folder, images, domain)
+    facts = {"prompts": critics.digest(asked), **({} if judge is None else {"judge": judge.fingerprint()})}
+    return own_of(asked, classes, scores), facts
+
+
+def _scores(judge: OracleData, prompts: list[str], folder: str, images: Tensor | None, domain: Any) -> list[float]:
+    """The judge's of all pictures.
+
+    Raises:
+        ValueError: The pictures are augmented.
+    """
+    if isinstance(domain, DomainPictures):
+        if domain.augment:
+            raise ValueError("A judge scores whole pictures, not crops: switch augment off.")
+        return [score(judge, picture(path), [prompt])[0] for path, prompt in zip(domain.paths, prompts, strict=True)]
+    batches = [] if images is None else [images]
+    if folder == ICONS:
+        batches.append(domain_pictures(train=True, backgrounds=1)[0])
+    return score_list(judge, batches, prompts)
 
 
 def _domain(folder: str, images: Tensor | None, size: int, augment: bool, seed: int) -> Any:

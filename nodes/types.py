@@ -21,6 +21,7 @@ from ..samplers.explore import BUDGET, PRICE
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
+from ..training.promptkd_runs import STARTS, TARGETS
 from ..training.qualities import QUALITIES
 from ..training.sid_options import FULL, LORA
 
@@ -49,6 +50,8 @@ COMBOS: dict[str, list[str]] = {
     "method": [LORA, FULL],
     "training_precision": list(PRECISIONS),
     "measure": list(MEASURES),
+    "critic_target": list(TARGETS),
+    "critic_start": list(STARTS),
     "algorithm": list(ALGORITHMS),
     "divergence": list(DIVERGENCES),
     "strength": list(STRENGTHS),

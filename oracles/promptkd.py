@@ -1,8 +1,8 @@
 """The critic that PromptKD makes (arXiv 2403.02781): a small prompted picture tower that knows the words of one domain.
 
-It travels as one safetensors file: prompt tokens, projector, class names, and the teacher's text features, and what of the picture
-tower learned too. The small CLIP that it was made from stays apart, as its owner has it; the file knows that model's name and the
-hash of its picture tower.
+It travels as one safetensors file: prompt tokens, projector, class names, the teacher's text features, and blocks of the
+picture tower where some learned. The small CLIP that it was made from stays apart, as its owner has it; the file knows that
+model's name and the hash of its picture tower.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .preprocess import resize_and_crop, round_half_even
 
 KIND, TAUGHT = KINDS = ("promptkd-student", "promptkd-student-taught-tower")
 """What a critic's file says that it is; ``TAUGHT`` holds blocks of the tower, which versions before it would not put in."""
+NO_TOKENS = "none"
 MEASURES = ("probability", "logit", "cosine", "log-odds")
 
 
@@ -99,12 +100,21 @@ class Critic:
         Raises:
             ValueError: None does.
         """
-        words = f" {plain(text)} "
-        named = [i for i, name in enumerate(self.classes) if f" {plain(name)} " in words]
-        if not named:
-            some = ", ".join(self.classes[:5]) + (", …" if len(self.classes) > 5 else "")
-            raise ValueError(f"'{text}' names none of the {len(self.classes)} classes that {self.name} knows ({some}).")
-        return max(named, key=lambda i: (len(plain(self.classes[i])), -i))
+        return find_class(text, self.classes, self.name)
+
+
+def find_class(text: str, classes: Sequence[str], who: str = "the critic") -> int:
+    """The class that ``text`` speaks of: the longest name that occurs in it as whole words.
+
+    Raises:
+        ValueError: None does of those that ``who`` knows.
+    """
+    words = f" {plain(text)} "
+    named = [i for i, name in enumerate(classes) if f" {plain(name)} " in words]
+    if not named:
+        some = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+        raise ValueError(f"'{text}' names none of the {len(classes)} classes that {who} knows ({some}).")
+    return max(named, key=lambda i: (len(plain(classes[i])), -i))
 
 
 def plain(text: str) -> str:
@@ -141,14 +151,16 @@ def save_critic(critic: Critic, path: str | os.PathLike[str], about: dict[str, s
         OSError: The file can't be written.
     """
     student = critic.network.student
-    tensors = {f"tokens.{i}": tokens.detach() for i, tokens in enumerate(student.tokens.blocks)}
+    blocks = student.tokens.blocks if student.tokens.count else ()
+    tensors = {f"tokens.{i}": tokens.detach() for i, tokens in enumerate(blocks)}
     tensors |= {f"projector.{key}": value for key, value in student.projector.state_dict().items()}
     tensors |= {"text_features": critic.network.text_features, "logit_scale": student.logit_scale}
     tower = {f"tower.{name}": value.detach().half() for name, value in student.tower().items()}
     tensors |= tower
     metadata = {
-        "apprentice": TAUGHT if tower else KIND, "version": "1", "classes": json.dumps(critic.classes), "texts": json.dumps(critic.texts),
-        "base": critic.base, "base_sha256": critic.base_hash, **(about or {}),
+        "apprentice": TAUGHT if tower else KIND, "version": "1", "classes": json.dumps(critic.classes),
+        "texts": json.dumps(critic.texts), "base": critic.base, "base_sha256": critic.base_hash, **(about or {}),
+        **({} if blocks else {"tokens": NO_TOKENS}),
     }  # fmt: skip
     save_safetensors_atomically({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
 
@@ -189,7 +201,8 @@ def _load(file: Path, clip: Any) -> Critic:
             f"{file.name} was made from '{about['base']}' (picture tower {about['base_sha256'][:8]}), and this is another model "
             f"({picture_tower[:8]}); choose the CLIP that it was made from."
         )
-    tokens, projector, text, scale = _parts(tensors, file.name)
+    width = int(clip.visual.conv1.out_channels) if about.get("tokens") == NO_TOKENS else 0
+    tokens, projector, text, scale = _parts(tensors, file.name, width)
     classes, texts = (parse_texts(about[key], f"The metadata {key} of {file.name}") for key in ("classes", "texts"))
     _check_words(classes, text, projector.conv1[3].out_channels)  # type: ignore[arg-type]
     taught = {key.removeprefix("tower."): value for key, value in tensors.items() if key.startswith("tower.")}
@@ -220,15 +233,15 @@ def _about(file: Path) -> dict[str, str]:
     return metadata
 
 
-def _parts(tensors: dict[str, Tensor], name: str) -> tuple[PromptTokens, Projector, Tensor, Tensor]:
-    """Tokens, projector, text features and logit scale of a critic's file.
+def _parts(tensors: dict[str, Tensor], name: str, bare: int = 0) -> tuple[PromptTokens, Projector, Tensor, Tensor]:
+    """Tokens, projector, text features and logit scale of a critic's file; no tokens, ``bare`` wide, where that is given.
 
     Raises:
         UnsafeCheckpoint: A part is missing, or doesn't fit the others.
     """
     depth = sum(key.startswith("tokens.") for key in tensors)
     try:
-        tokens = PromptTokens([tensors[f"tokens.{i}"].float() for i in range(depth)])
+        tokens = PromptTokens([torch.zeros(0, bare)] if bare else [tensors[f"tokens.{i}"].float() for i in range(depth)])
         projector = fitted_projector({k.removeprefix("projector."): v for k, v in tensors.items() if k.startswith("projector.")})
         return tokens, projector, tensors["text_features"].float(), tensors["logit_scale"].float()
     except (KeyError, IndexError, RuntimeError, ValueError) as error:

@@ -27,7 +27,7 @@ from .loop import Watch
 from .processes import Processes
 from .run_folder import RunFolder
 from .templates import TEMPLATES
-from .word_start import begin_linear, map_between_words
+from .word_start import begin_as_the_small_clip, side_by_side
 
 TEACHER = "promptkd-teacher"
 _UNSET = object()
@@ -330,7 +330,7 @@ def make_critic(
         sources: Given where pictures are not augmented: then the teacher looks at each once (see ``stored_features``).
         folder: Where checkpoint and features lie.
         after_epoch: Called with the number of epochs done, the student as it is then, and the text features.
-        own: For the target ``prompt's odds``; see ``own_of``.
+        own: For the target ``odds``; see ``promptkd.own_of``.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
@@ -340,8 +340,10 @@ def make_critic(
     _check_classes(classes)
     _check_settings(settings, own, len(pictures))
     text, size, base = teacher.features(classes), teacher.clip.picture_size, tower_hash(student.network.visual)
-    words = _words_of(student, classes) if settings.start == promptkd_runs.WORDS else None
-    prompted = fresh_student(student, text.shape[1], settings.seed, depth, blocks=settings.blocks)
+    own_words = settings.start == promptkd_runs.WORDS
+    compared = side_by_side(text, _words_of(student, classes)) if own_words else text
+    tokens = 0 if own_words else CONTEXT  # at random they would change what the small CLIP sees
+    prompted = fresh_student(student, compared.shape[1], settings.seed, depth, tokens, settings.blocks)
     for learned in (prompted.tokens, prompted.projector):  # the CLIP is there
         learned.to(teacher.clip.device)
     if prompted.picture_size != size:
@@ -349,19 +351,19 @@ def make_critic(
             f"The teacher sees pictures of {size} pixels and the student of {prompted.picture_size}; choose two CLIPs of one "
             "size."
         )
-    if words is not None:
+    if own_words:
         some = pictures.batch(range(min(len(pictures), 256)), 0).to(text.device)
         with torch.no_grad():
-            begin_linear(prompted.projector, map_between_words(words, text), prompted.tower_features(some))
+            begin_as_the_small_clip(prompted, prompted.tower_features(some), text.shape[1])
     logits = _teachers_eye(teacher, text, pictures, folder, sources, watch)
     promptkd_runs.distil(
-        prompted, logits, text, pictures, settings, folder, save_every=save_every, watch=watch, processes=processes,
-        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, prompted, text)), own=own,
+        prompted, logits, compared, pictures, settings, folder, save_every=save_every, watch=watch, processes=processes,
+        after_epoch=after_epoch and (lambda epoch: after_epoch(epoch, prompted, compared)), own=own,
     )  # fmt: skip
     with torch.no_grad():  # as it is saved
         for parameter in prompted.tower().values():
             parameter.copy_(parameter.half())
-    return Critic(name, CriticNetwork(prompted, text), tuple(classes), teacher.texts, student.name, base)
+    return Critic(name, CriticNetwork(prompted, compared), tuple(classes), teacher.texts, student.name, base)
 
 
 def _words_of(clip: ClipFile, classes: Sequence[str]) -> Tensor:

@@ -61,6 +61,22 @@ def _hidden(path: Path, folder: Path) -> bool:
     return any(part.startswith(".") or part in _NOT_PICTURES for part in path.relative_to(folder).parts)
 
 
+def captions(paths: Sequence[Path]) -> list[str]:
+    """What each picture was asked to show: the text beside it, ``a.txt`` beside ``a.png``, as sets for training are kept.
+
+    Raises:
+        ValueError: There is none, or it is empty; the picture is named.
+    """
+    texts = []
+    for path in paths:
+        beside = path.with_suffix(".txt")
+        text = beside.read_text(encoding="utf-8", errors="replace")[:10_000].strip() if beside.is_file() else ""
+        if not text:
+            raise ValueError(f"{path.name} has no prompt: write what it was asked to show into {beside.name} beside it.")
+        texts.append(text)
+    return texts
+
+
 def labelled_folder(folder: Path) -> tuple[tuple[str, ...], list[Item]]:
     """Class names and pictures of a folder with one subfolder a class, in the order of the names.
 
@@ -106,6 +122,15 @@ def read_picture(path: Path, mode: str = "RGB") -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers fail in a dozen ways
         raise UnreadableFile(f"{path} is missing, no picture, or damaged: delete it, or put a good one in its place.") from error
+
+
+def picture(path: Path) -> Tensor:
+    """A picture as judges see it: [1, H, W, 3] in 0..1.
+
+    Raises:
+        ValueError: See ``read_picture``.
+    """
+    return _pixels(read_picture(path))
 
 
 @contextmanager

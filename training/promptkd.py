@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
-from ..oracles.promptkd import log_odds
+from ..oracles.promptkd import find_class, log_odds
 from .processes import Processes
 
 CLASSES_AT_ONCE = 64  # texts in a text tower at a time
@@ -79,7 +79,7 @@ def as_odds(scores: Tensor) -> Tensor:
     """
     spread = scores.float().std(correction=0)
     if not bool(scores.isfinite().all()) or not float(spread) > 0:
-        raise ValueError("The judge gives all pictures the same score, or one no number; choose other pictures, or another judge.")
+        raise ValueError("The judge gives all pictures the same score, or one none; choose other pictures, or another judge.")
     return (scores.float() - scores.float().mean()) / spread * ODDS_SPREAD
 
 
@@ -183,6 +183,16 @@ class Own:
         """Some of the pictures'."""
         rows = list(indices)
         return Own(self.labels[rows].to(device), None if self.numbers is None else self.numbers[rows].to(device))
+
+
+def own_of(prompts: Sequence[str], classes: Sequence[str], scores: Sequence[float] | None = None) -> Own:
+    """What the ``prompts`` of all pictures name, and how another judge ``scores`` them.
+
+    Raises:
+        ValueError: A prompt names no class, or the scores tell nothing apart.
+    """
+    labels = torch.tensor([find_class(prompt, classes) for prompt in prompts])
+    return Own(labels, None if scores is None else as_odds(torch.tensor(scores)))
 
 
 def stage_loss(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .options import option, precision_option, rate_option, seed_option
+from .promptkd_runs import CLASSES, RANDOM
 
 _SENTENCE = "Sentences with {} where a name goes, one a line"
 
@@ -103,3 +104,39 @@ class CriticOptions:
     precision: str = _precision()
     seed: int = seed_option()
     save_every: int = _save_every()
+
+
+@dataclass(frozen=True)
+class TowerOptions:
+    """Of the second stage too: what it learns beyond the published run. As they are, they change nothing."""
+
+    blocks: int = option(
+        0, "The small CLIP's last blocks that learn too; 0 as published. As many as it has: all of its picture tower. The file "
+        "grows by what learned.", least=0, node={"most": 100, "optional": True},
+    )  # fmt: skip
+    tower_rate: float = option(
+        3e-5, least=1e-7, most=0.1,
+        node={
+            "step": 1e-5, "round": 1e-7, "optional": True,
+            "help": "AdamW's highest rate for those blocks: 0.00003 suits CLIPs of photos, 0.002 the tiny world's.",
+        },
+        command={"help": "AdamW's highest rate for those blocks."},
+    )  # fmt: skip
+    target: str = option(
+        CLASSES, choices="critic_target",
+        node={
+            "optional": True,
+            "help": "What is learned. classes: the teacher's view of all words, as published. odds: of all the log-odds of the "
+            "word that the picture's prompt names, by which a gate decides; every picture needs its prompt.",
+        },
+        command={"help": "classes: as published; odds: of each prompt's class, from a text beside each picture (a.txt, a.png)."},
+    )  # fmt: skip
+    start: str = option(
+        RANDOM, "How the projector begins. random: as published. words: as what both CLIPs make of the same words; better from "
+        "few pictures.", choices="critic_start", node={"optional": True},
+    )  # fmt: skip
+    held_out: float = option(
+        0.0, "The share of the pictures from which nothing is learned: the epoch that is best on them is kept, and the run ends "
+        "when none gets better. 0: the last epoch, as published.", least=0.0, most=0.5,
+        node={"step": 0.05, "round": 0.01, "optional": True},
+    )  # fmt: skip

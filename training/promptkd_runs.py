@@ -11,20 +11,11 @@ from torch import Tensor, nn
 
 from ..networks.prompted_clip import PromptedClip, PromptedStudent
 from ..precision import autocast
+from . import promptkd
 from .held_out import BestWeights, split
 from .loop import Learner, Means, Schedule, Watch, run
 from .processes import Processes
-from .promptkd import (
-    Own,
-    aggregation_weights,
-    distill_step,
-    epoch_rate,
-    learned_tokens,
-    optimiser_for,
-    stage_loss,
-    teacher_step,
-    tower_optimiser,
-)  # fmt: skip
+from .promptkd import Own, aggregation_weights, distill_step, epoch_rate, learned_tokens, optimiser_for, teacher_step
 from .run_folder import RunFolder
 
 
@@ -66,7 +57,7 @@ class EpochSchedule(Schedule):
         return epoch_rate(epoch, self.epochs, self.learning_rate, self.warmup_epochs, self.warmup_rate) / self.learning_rate
 
 
-CLASSES, ODDS = TARGETS = ("classes", "prompt's odds")
+CLASSES, ODDS = TARGETS = ("classes", "odds")
 RANDOM, WORDS = STARTS = ("random", "words")
 SINCE = ("blocks", "tower_rate", "target", "start", "held_out")
 """Settings of versions after 0.5: a run that leaves them as they are is the run that it was before them."""
@@ -78,7 +69,7 @@ class Settings:
 
     Attributes:
         blocks: The tower's last blocks that learn too, by AdamW with ``tower_rate``; see ``last_blocks``.
-        target: ``classes``: the published loss; ``prompt's odds``: ``odds_loss``.
+        target: ``classes``: the published loss; ``odds`` of the prompt's class: ``odds_loss``.
         start: How the projector begins: ``random``, as published, or from the ``words``; see ``word_start``.
         held_out: The share of the pictures that decides which epoch is kept; 0: the last.
     """
@@ -165,70 +156,92 @@ def distil(
         folder: Where the run is saved, and resumed from.
         processes: This process among several; to rounding their number changes nothing but the time.
         after_epoch: Called with the number of epochs done; the student is in evaluation mode meanwhile.
-        own: What each picture's own prompt names, all N of them; needed by the target ``prompt's odds``.
+        own: What each picture's own prompt names, all N of them; needed by the target ``odds``.
 
     Raises:
         KeyboardInterrupt: It was stopped, and saved.
         FloatingPointError: The loss is no longer finite; lower the weight or the rate.
         ValueError: There are no pictures, or the batch can't be shared out evenly.
     """
-    schedule, processes = settings.schedule(len(pictures)), processes or Processes()
-    (learning, held), device = split(len(pictures), settings.held_out, settings.seed), next(student.visual.parameters()).device
-    rows, tower = processes.rows(schedule.batch), nn.ParameterList(student.tower().values())
-    state: dict[str, nn.Module | None] = {"tokens": student.tokens, "projector": student.projector}
-    state["best"] = best = BestWeights([student.tokens, student.projector, tower], settings.patience) if held else None
-    learners = {"promptkd": _learner(state, optimiser_for(student.learned(), settings.learning_rate), settings.learning_rate)}
-    if len(tower):
-        learners["tower"] = Learner(tower, tower_optimiser(list(tower), settings.tower_rate), settings.tower_rate)
-
-    def taught(indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, Own | None]:
-        pixels = pictures.batch(indices, epoch).to(device)
-        own_of = own.of(indices, device) if own is not None and settings.target == ODDS else None
-        return pixels, teacher_logits(pixels, indices, epoch), own_of
-
-    def step(number: int, _generator: torch.Generator) -> Means:
-        epoch, places = batch_of(number, schedule, settings.seed, rows)
-        if best is not None and number == 0:
-            best.look(_held_out_loss(student, text_features, held, taught, settings), 0)
-        with autocast(settings.precision == "bf16", device.type):
-            pixels, logits, own_of = taught([learning[place] for place in places], epoch)
-            loss = distill_step(
-                student, learners["promptkd"].optimiser, pixels, logits, text_features,
-                temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale, processes=processes,
-                own=own_of, tower=learners["tower"].optimiser if len(tower) else None,
-            )  # fmt: skip
-        if (number + 1) % schedule.steps_an_epoch == 0:
-            if best is not None:
-                best.look(_held_out_loss(student, text_features, held, taught, settings), epoch + 1)
-            if after_epoch:
-                student.train(False)
-                after_epoch(epoch + 1)
-                student.train()
-        return {"loss": loss} if best is None else {"loss": loss, "held_out": float(best.last)}
-
+    processes = processes or Processes()
+    run_of = _Distillation(student, teacher_logits, text_features, pictures, settings, processes, own, after_epoch)
+    schedule, best = settings.schedule(len(pictures)), run_of.best
     student.train()
-    _run(learners, step, schedule, settings, folder, save_every, watch, processes, lambda: best is not None and best.over)
+    _run(run_of.learners, run_of.step, schedule, settings, folder, save_every, watch, processes, lambda: bool(best and best.over))
     if best is not None:
         best.restore()
     return student.train(False)
 
 
-@torch.no_grad()
-def _held_out_loss(
-    student: PromptedStudent, text_features: Tensor, held: Sequence[int],
-    taught: Callable[[Sequence[int], int], tuple[Tensor, Tensor, Own | None]], settings: Settings,
-) -> float:  # fmt: skip
-    """Stage 2's loss on what is held out, as it was augmented before the first epoch; every process computes all of it."""
-    student.train(False)
-    total = 0.0
-    for start in range(0, len(held), 64):
-        part = held[start : start + 64]
-        with autocast(settings.precision == "bf16", text_features.device.type):
-            pixels, theirs, own = taught(part, 0)
-            ours = student.logits(student(pixels), text_features)
-            total += len(part) * float(stage_loss(ours, theirs, own, settings.temperature, settings.weight))
-    student.train()
-    return total / len(held)
+class _Distillation:
+    """Stage 2's step on batches of ``pictures``, and what it changes; see ``distil``."""
+
+    def __init__(
+        self, student: PromptedStudent, teacher_logits: Callable[[Tensor, Sequence[int], int], Tensor], text_features: Tensor,
+        pictures: Pictures, settings: Settings, processes: Processes, own: Own | None, after_epoch: Callable[[int], None] | None,
+    ) -> None:  # fmt: skip
+        self.student, self.teacher_logits, self.text_features, self.pictures = student, teacher_logits, text_features, pictures
+        self.settings, self.processes, self.after_epoch = settings, processes, after_epoch
+        self.own = own if settings.target == ODDS else None
+        self.schedule, self.device = settings.schedule(len(pictures)), next(student.visual.parameters()).device
+        self.rows = processes.rows(self.schedule.batch)
+        self.learning, self.held = split(len(pictures), settings.held_out, settings.seed)
+        tower = nn.ParameterList(student.tower().values())
+        parts: dict[str, nn.Module | None] = {"tokens": student.tokens, "projector": student.projector}
+        self.best = BestWeights([*parts.values(), tower], settings.patience) if self.held else None  # type: ignore[list-item]
+        rate = settings.learning_rate
+        self.learners = {"promptkd": _learner({**parts, "best": self.best}, optimiser_for(student.learned(), rate), rate)}
+        self.tower: torch.optim.Optimizer | None = None
+        if len(tower):
+            self.tower = promptkd.tower_optimiser(list(tower), settings.tower_rate)
+            self.learners["tower"] = Learner(tower, self.tower, settings.tower_rate)
+
+    def step(self, number: int, _generator: torch.Generator) -> Means:
+        """See ``training.loop.run``."""
+        settings = self.settings
+        epoch, places = batch_of(number, self.schedule, settings.seed, self.rows)
+        if self.best is not None and number == 0:
+            self.best.look(self.held_out_loss(), 0)
+        with autocast(settings.precision == "bf16", self.device.type):
+            pixels, theirs, own = self.taught([self.learning[place] for place in places], epoch)
+            loss = distill_step(
+                self.student, self.learners["promptkd"].optimiser, pixels, theirs, self.text_features,
+                temperature=settings.temperature, weight=settings.weight, loss_scale=settings.loss_scale,
+                processes=self.processes, own=own, tower=self.tower,
+            )  # fmt: skip
+        if (number + 1) % self.schedule.steps_an_epoch == 0:
+            self.end_epoch(epoch + 1)
+        return {"loss": loss} if self.best is None else {"loss": loss, "held_out": float(self.best.last)}
+
+    def taught(self, indices: Sequence[int], epoch: int) -> tuple[Tensor, Tensor, Own | None]:
+        """Pictures, and what their teacher says of them."""
+        pixels = self.pictures.batch(indices, epoch).to(self.device)
+        own = None if self.own is None else self.own.of(indices, self.device)
+        return pixels, self.teacher_logits(pixels, indices, epoch), own
+
+    def end_epoch(self, done: int) -> None:
+        """After ``done`` epochs."""
+        if self.best is not None:
+            self.best.look(self.held_out_loss(), done)
+        if self.after_epoch:
+            self.student.train(False)
+            self.after_epoch(done)
+            self.student.train()
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Stage 2's loss on what is held out, augmented as in the first epoch; every process computes all of it."""
+        self.student.train(False)
+        total = 0.0
+        for start in range(0, len(self.held), 64):
+            part = self.held[start : start + 64]
+            with autocast(self.settings.precision == "bf16", self.device.type):
+                pixels, theirs, own = self.taught(part, 0)
+                ours = self.student.logits(self.student(pixels), self.text_features)
+                loss = promptkd.stage_loss(ours, theirs, own, self.settings.temperature, self.settings.weight)
+            total += len(part) * float(loss)
+        self.student.train()
+        return total / len(self.held)
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,51 @@
-"""A student's projector that begins in the two CLIPs' common words, instead of at random.
+"""A student that begins as the plain small CLIP, instead of with a projector at random: in the words of both CLIPs.
 
-Both CLIPs read the same class names: the small one as features s_c [d], the large one as t_c [D]. The linear map W [D, d] with
-W' t_c = s_c makes a picture's cosines with t_c what the small CLIP says of it, up to its temperature: s_c . x = t_c . W x. With
-fewer names than D such a map exists; with more it is the nearest one (ridge regression). The published projector holds a linear
-map exactly, as long as no batch norm's output lies further below its mean than ``KEPT`` spreads.
+Both read the same class names: the large CLIP as unit features t_c [D], the small one as s_c [d]. Pictures are compared with both
+side by side, [t_c, s_c] / sqrt 2. The projector begins by giving the small tower's own features x for the second half and nothing
+for the first, so that the cosines are x . s_c / sqrt 2; a scale of sqrt 2 more makes them the small CLIP's very logits. What it
+learns then leans on either. (No linear map from x to t_c alone begins so well: there may be more names than features.) There are
+no prompt tokens, which at random change what the tower sees.
 """
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..networks.prompted_clip import Projector
+from ..networks.prompted_clip import PromptedStudent
 
-KEPT = 5.0  # spreads of a channel that the ReLU lets pass below its mean
-RIDGE = 0.01
+KEPT = 5.0  # spreads of a feature that the projector's ReLU lets pass below its mean
 
 
-def map_between_words(small: Tensor, large: Tensor, ridge: float = RIDGE) -> Tensor:
-    """W [D, d], of unit spectral norm: the minimum of sum_c |W' t_c - s_c|^2 + ridge |W|^2.
-
-    Args:
-        small: The small CLIP's unit features of the names, s [C, d].
-        large: The large CLIP's, t [C, D].
-    """
-    t, s = large.double(), small.double()
-    gram = t.T @ t + ridge * torch.eye(t.shape[1], dtype=t.dtype, device=t.device)
-    found = torch.linalg.solve(gram, t.T @ s)
-    return (found / torch.linalg.matrix_norm(found, 2)).to(small)
+def side_by_side(large: Tensor, small: Tensor) -> Tensor:
+    """Unit features [C, D + d] of class names, of the large CLIP's [C, D] and the small one's [C, d], unit both."""
+    return torch.cat([large, small.to(large)], dim=1) / 2**0.5
 
 
 @torch.no_grad()
-def begin_linear(projector: Projector, linear: Tensor, features: Tensor) -> Projector:
-    """Let ``projector`` compute ``linear`` [D, d] of the small tower's ``features`` [N, d], of two pictures or more.
+def begin_as_the_small_clip(student: PromptedStudent, features: Tensor, large: int) -> None:
+    """Let ``student`` say of pictures what its CLIP says, to ReLU's and batch norm's losses in training.
 
-    Its batch norm takes mean and spread from ``features``, so that a batch of like pictures comes out alike in training.
+    Args:
+        student: Its projector is of ``large`` + d features, and at random.
+        features: The small tower's [N, d] of some pictures, two or more: for the batch norm's mean and spread.
+        large: D, the large CLIP's features, which begin at nothing; what leads to them stays at random up to the last layer.
     """
-    first, norm, _relu, last = projector.conv1
-    inside = features.float() @ linear.T.float()
-    mean, spread = inside.mean(0), inside.std(0, correction=0).clamp(min=1e-3 * float(inside.std()))
-    first.weight.copy_(linear[:, :, None, None])
-    first.bias.zero_()
+    first, norm, _relu, last = cast(tuple[nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d], tuple(student.projector.conv1))
+    assert first.bias is not None and last.bias is not None and norm.running_mean is not None and norm.running_var is not None
+    length, own = features.norm(dim=1).mean(), torch.eye(features.shape[1]).to(features)
+    first.weight[large:, :, 0, 0] = own / length  # of length 1, as the random part's output is about
+    first.bias[large:] = 0
+    inside = features @ first.weight[:, :, 0, 0].T + first.bias
+    mean, spread = inside.mean(0), inside.std(0, correction=0).clamp(min=1e-3)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_((spread.square() - norm.eps).clamp(min=0))
-    norm.weight.copy_(spread)
-    norm.bias.copy_(KEPT * spread)
-    last.weight.copy_(torch.eye(len(linear)).to(last.weight)[:, :, None, None])
-    last.bias.copy_(mean - KEPT * spread)
-    return projector
+    norm.weight[large:], norm.bias[large:] = spread[large:], KEPT * spread[large:]
+    last.weight.zero_()
+    last.bias.zero_()
+    last.weight[large:, large:, 0, 0] = own
+    last.bias[large:] = (mean - KEPT * spread)[large:]
+    student.get_buffer("logit_scale").add_(0.5 * math.log(2))

@@ -102,7 +102,7 @@ class World:
         for rows in torch.arange(len(prompts)).split(BATCH):
             context, x = self.context([prompts[i] for i in rows]), torch.zeros_like(noise[rows])
             for number, sigma in enumerate(sigmas):
-                fresh = noise[rows] if number == 0 else _noise(rows.tolist(), seed + 7919 * number)
+                fresh = noise[rows] if number == 0 else some_noise(rows.tolist(), seed + 7919 * number)
                 x = x + fresh * sigma
                 with autocast():
                     x = network(x, torch.full((len(rows),), sigma), context).float()
@@ -152,10 +152,11 @@ class World:
         return torch.cat([network.encode_image(part.movedim(-1, 1) * 2 - 1) for part in pictures.split(64)])
 
 
-def _noise(rows: list[int], seed: int) -> Tensor:
+def some_noise(rows: list[int], seed: int) -> Tensor:
+    """Noise [B, 32, 8, 8] of some places; each depends on the seed and its place alone."""
     return torch.stack([torch.randn(32, 8, 8, generator=torch.Generator().manual_seed(seed * 100_003 + i)) for i in rows])
 
 
 def unit_noise(count: int, seed: int) -> Tensor:
     """Noise [count, 32, 8, 8]; row i depends on the seed and on i alone."""
-    return _noise(list(range(count)), seed)
+    return some_noise(list(range(count)), seed)
