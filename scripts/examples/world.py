@@ -228,7 +228,8 @@ def explored() -> Example:
     return g.on(
         "Spend where it pays: two students, one budget",
         "Eight pictures of two prompts, at eight network evaluations each **on average**. *Explore* lets two students draw "
-        "one-step drafts, again and again for the pictures that may still win, and stops where the next draft isn't worth its price.\n\n"
+        "one-step drafts, again and again for the pictures that may still win, and stops where the next draft isn't worth its "
+        "price.\n\n"
         "`variety` chooses the four pictures of a prompt together, so that they differ. A picture whose best draft stays weak "
         "goes to the teacher, once its gain is known to be worth it: that is learned from run to run.\n\n"
         "The report tells the order in which drafts were tried, their scores and indices.",
