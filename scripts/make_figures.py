@@ -110,6 +110,38 @@ def sid_figures(results: dict[str, Any], speed: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+EXPLORE_WORDS = {
+    "explore_minus_best_of_n": "Explore minus the best fixed number of drafts over all sources, at equal cost",
+    "explore_nfe_ratio_to_best_of_n": "cost at which Explore is as good as that, over that's cost",
+    "explore_without_variety_minus_adaptive": "Explore minus adaptive collaboration, at equal cost",
+    "explore_minus_adaptive": "Explore with variety minus adaptive collaboration, at equal cost",
+    "explore_diversity_to_adaptive": "diversity, Explore with variety over adaptive",
+    "explore_frechet_to_adaptive": "Frechet distance, Explore with variety over adaptive",
+    "far_explore_minus_best_of_n": "a teacher far ahead: Explore minus best of 12",
+    "far_explore_minus_adaptive": "a teacher far ahead: Explore minus adaptive collaboration",
+}
+
+
+def explore_figures(results: dict[str, Any]) -> str:
+    """Policies at equal cost, the same where the teacher is far ahead, and the claims."""
+    lines: list[str] = []
+    for rows in (results["rows"], results["findings"]["a teacher far ahead"]):
+        shown = [
+            {
+                "policy": r["policy"], "evaluations": f"{r['NFE']:g}", "judge's score": f"{r['judge']:.2f}", "95 %": r["95 %"],
+                "its own oracle's": f"{r['oracle']:.2f}", "diversity": f"{r['diversity']:.3f}",
+            }
+            for r in rows
+        ]  # fmt: skip
+        lines += ["", "With a student far behind its teacher:", ""] if lines else []
+        lines += _table(shown)
+    lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    for name, words in EXPLORE_WORDS.items():
+        claim = results["claims"][name]
+        lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {claim['lo']:.2f} to {claim['hi']:.2f} |")
+    return "\n".join(lines)
+
+
 def student_figures(results: dict[str, Any]) -> str:
     """Each kind of student beside its teacher."""
     words = {"network": "student", "NFE": "evaluations", "one of each": "one of each, minus two of the better"}
@@ -238,6 +270,7 @@ def _files() -> str:
 
 _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "adaptive": (figures, ("adaptive",)),
+    "explore": (explore_figures, ("explore",)),
     "oracles": (oracle_figures, ("oracles",)),
     "cascade": (cascade_figures, ("cascade",)),
     "picture-oracles": (picture_figures, ("picture-oracles",)),
