@@ -199,7 +199,12 @@ def soak_figures(results: dict[str, Any]) -> str:
 PROMPTKD_WORDS = {
     "base_gain": "base names, distilled minus zero-shot, points",
     "novel_gain": "novel names, distilled minus zero-shot, points",
-    "same_decisions": "part of the tiny world's drafts on which the critic as a gate decides as the large CLIP does",
+    "few_pictures_gain": "120 pictures, from words: harmonic mean of base and novel names, critic minus zero-shot small, points",
+    "same_decisions": "part of the tiny world's drafts on which the critic, its tower taught, decides as the large CLIP",
+    "cascade_same_decisions": "the same, where it asks the large CLIP about the drafts nearest to its threshold",
+    "cascade_asked": "the share of drafts that it asks about",
+    "large_gate_gain": "judge's score that the large CLIP gains as the gate",
+    "gate_gain_lost": "the part of it that the critic in its place loses",
     "speed_ratio": "pictures a second, critic over large CLIP (CPU time)",
     "hook_cost": "time that the prompt hooks add to a ViT-B/16",
 }
@@ -214,11 +219,13 @@ def promptkd_figures(results: dict[str, Any]) -> str:
         claim, places = results["claims"][name], 3 if name == "hook_cost" else 2
         value, low, high = (f"{claim[key]:.{places}f}" for key in ("value", "lo", "hi"))
         lines.append(f"| {words} (`{name}`) | {value} | {low} to {high} |")
-    lines += ["", "| gate, half of the drafts to the teacher | judge's score | gain over the drafts | decides as the large |",
-              "| --- | ---: | --- | ---: |"]  # fmt: skip
+    heads = ("gate, half of the drafts to the teacher", "judge's score", "gain over the drafts", "decides as the large",
+             "asking it about three in ten")  # fmt: skip
+    lines += ["", f"| {' | '.join(heads)} |", "| --- | ---: | --- | ---: | ---: |"]
     for r in results["findings"]["gates"]:
         quality, alike = r["judge's score"], r["decides as the large one"]
-        lines.append(f"| {r['gate']} | {quality:.2f} | {r['gain over the drafts']} | {alike:.0%} |")
+        helped = r["asking it at 30%"]
+        lines.append(f"| {r['gate']} | {quality:.2f} | {r['gain over the drafts']} | {alike:.0%} | {helped:.0%} |")
     return "\n".join(lines)
 
 

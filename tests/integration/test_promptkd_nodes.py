@@ -143,6 +143,30 @@ def test_the_oracle_gates_by_the_class_that_the_prompt_names(comfy: Comfy) -> No
     assert [v["accepted"] for v in verdict] == [i != worst for i in range(3)]
 
 
+def test_a_critic_of_a_judge_whose_tower_learned_gates_in_its_order(comfy: Comfy) -> None:
+    """All that came last on the node at once; its file is loaded, and judges in log-odds."""
+    g = Graph()
+    asked = "pizza on white\npanda face on white\nred heart on gray\npizza on blue\nrainbow on white\nred heart on blue"
+    pictures, _drafts, lines = student_pictures(g, asked)
+    made = distil(
+        g, teacher(g), classes="pizza\npanda face\nred heart\nrainbow", images=pictures[0], name="judged", epochs=3, batch_size=2,
+        blocks=3, tower_rate=1e-3, target="odds", start="words", held_out=0.34, prompts=asked, judge=["tiny", 4],
+    )  # fmt: skip
+    said = []
+    for name in ("made", "loaded"):
+        if name == "loaded":
+            g = Graph()
+            pictures, _drafts, lines = student_pictures(g, asked)
+            made = g.add("ApprenticeLoadPromptKD", "load", file="judged.safetensors", clip="auto")
+        oracle = g.add("ApprenticePromptKDOracle", "oracle", critic=made[0], measure="log-odds", class_name="")
+        scored = g.add("ApprenticeScore", "score", oracle=oracle[0], images=pictures[0], prompt=lines[1])
+        g.add("TestSave", name, name=name, text=scored[1])
+        said.append(comfy.run(g).outputs[name]["text"][0].splitlines()[2:])
+    assert said[0] == said[1] and len(said[0]) == 6
+    with safe_open(comfy.base / "models" / "promptkd" / "judged.safetensors", "pt") as file:
+        assert "tower.proj" in file.keys() and file.metadata()["tokens"] == "none"  # noqa: SIM118
+
+
 def test_new_words_take_the_place_of_old_ones(comfy: Comfy) -> None:
     g = Graph()
     teach = teacher(g)
@@ -191,6 +215,19 @@ def _unknown_class(g: Graph) -> None:
     g.add("PreviewImage", "show", images=["sort", 0])
 
 
+def _idle_judge(g: Graph) -> None:
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    distil(g, teacher(g), pictures="things", judge=world[4])
+
+
+def _words_for_words(g: Graph) -> None:
+    teach = teacher(g)
+    made = distil(g, teach, pictures="things", start="words", name="of words")
+    g.add("ApprenticeDomainText", "new", critic=made[0], teacher=teach[0], classes="pizza", keep=True)
+    g.add("ApprenticePromptKDOracle", "oracle", critic=["new", 0], measure="logit", class_name="")
+    g.add("PreviewAny", "show", source=["oracle", 0])
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -200,6 +237,10 @@ def _unknown_class(g: Graph) -> None:
         (lambda g: distil(g, teacher(g), pictures="things", classes="one"), "two names or more"),
         (lambda g: distil(g, teacher(g), pictures="built-in icons", augment=True), "augment works on a folder"),
         (lambda g: distil(g, teacher(g, clip=SMALL), name="../up"), "can't be a file name"),
+        (lambda g: distil(g, teacher(g), pictures="things", target="odds"), "has no prompt: write what it was asked to show"),
+        (lambda g: distil(g, teacher(g), pictures="things", target="nothing"), "which is not one of: classes, odds"),
+        (_idle_judge, "learned by the target 'odds' only"),
+        (_words_for_words, "takes no others later"),
         (_other_teacher, "connect that one, with the same tokens and templates"),
         (_unknown_class, "doesn't know 'unicorn'"),
     ],
