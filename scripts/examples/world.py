@@ -208,12 +208,19 @@ def explored() -> Example:
     said = {"positive": g.lines[0], "negative": g.negative[0], "preset": "tiny-world", "steps": 1, "cfg": 1.0}
     one = g.add("ApprenticeSource", "6", model=g.world[1], **said, name="consistency")
     two = g.add("ApprenticeSource", "7", model=second[1], **said, name="SiD")
+    elsewhere = g.add(
+        "KSampler", "15", model=g.world[1], positive=g.lines[0], negative=g.negative[0], latent_image=g.latent[0], seed=3,
+        steps=3, cfg=1.0, sampler_name="lcm", scheduler="karras", denoise=1.0,
+    )  # fmt: skip
+    finished = g.add(
+        "ApprenticePictureSource", "17", images=g.decode("16", elsewhere[0])[0], cost=3.0, name="drawn elsewhere"
+    )
     teacher: dict[str, Any] = {"strategy": "regenerate", "rollback": 0.7, "steps": 9, "cfg": 2.0}
     teacher |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
     cost = g.add("ApprenticeTeacherCost", "8", model=g.world[1], **teacher)
     search = g.add(
-        "ApprenticeExplore", "9", oracle=g.world[4], vae=g.world[3], source_1=one[0], source_2=two[0], prompt=g.lines[1],
-        latent_image=g.latent[0], seed=12, spend="budget", value=8.0, most=32.0, variety=10.0, denoise=1.0, teacher_nfe=cost[0],
+        "ApprenticeExplore", "9", oracle=g.world[4], vae=g.world[3], source_1=one[0], source_2=two[0], source_3=finished[0],
+        prompt=g.lines[1], latent_image=g.latent[0], seed=12, spend="budget", value=8.0, most=32.0, variety=10.0, denoise=1.0, teacher_nfe=cost[0],
     )  # fmt: skip
     improved = g.add(
         "ApprenticeTeacher", "10", verdict=search[2], drafts=search[0], model=g.world[0], positive=g.lines[0],
@@ -232,8 +239,9 @@ def explored() -> Example:
         "price.\n\n"
         "`variety` chooses the four pictures of a prompt together, so that they differ. A picture whose best draft stays weak "
         "goes to the teacher, once its gain is known to be worth it: that is learned from run to run.\n\n"
-        "The report tells the order in which drafts were tried, their scores and indices.",
-        (START, group("2  Two students", "5", "6 7"), group("3  Explore", "8 9", "14")),
-        (group("4  The teacher, where it pays", "10 12", "11"), group("5  The pictures", "13")),
+        "Pictures of anything else's making compete too: here a stock KSampler's. The report tells the order in which drafts "
+        "were tried, their scores and indices.",
+        (START, group("2  Two students", "5", "6 7"), group("3  Pictures from elsewhere", "15 16", "17")),
+        (group("4  Explore", "8 9", "14"), group("5  The teacher, where it pays", "10 12", "11"), group("6  The pictures", "13")),
         shown="2.text 9.seed 9.spend 9.value 9.variety", results="13",
     )  # fmt: skip
