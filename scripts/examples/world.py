@@ -220,7 +220,8 @@ def explored() -> Example:
     cost = g.add("ApprenticeTeacherCost", "8", model=g.world[1], **teacher)
     search = g.add(
         "ApprenticeExplore", "9", oracle=g.world[4], vae=g.world[3], source_1=one[0], source_2=two[0], source_3=finished[0],
-        prompt=g.lines[1], latent_image=g.latent[0], seed=12, spend="budget", value=8.0, most=32.0, variety=10.0, denoise=1.0, teacher_nfe=cost[0],
+        prompt=g.lines[1], latent_image=g.latent[0], seed=12, spend="budget", value=8.0, most=32.0, variety=10.0, denoise=1.0,
+        teacher_nfe=cost[0],
     )  # fmt: skip
     improved = g.add(
         "ApprenticeTeacher", "10", verdict=search[2], drafts=search[0], model=g.world[0], positive=g.lines[0],
