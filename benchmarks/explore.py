@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..gate.selection import best_together
+from ..gate.selection import best_together, choose_together, newcomers_levels
 from ..samplers.beliefs import fit_gain
 from ..samplers.explore import Search, Source, Teacher
 from ..world.recipe.concepts import held_out_prompts, training_prompts
@@ -26,7 +26,7 @@ from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_ta
 BUDGET = 12.0  # average evaluations a picture
 BATCH = 4  # prompts that an artist draws together
 BUDGETS = (1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-VARIETIES = (0.0, 2.5, 5.0, 7.5, 10.0, 12.5, 15.0, 20.0)
+VARIETIES = (0.0, 5.0, 10.0, 12.5, 15.0, 17.5, 20.0)
 MORE_VARIETY = 1.05  # than adaptive collaboration's, on training prompts: what the setting is chosen for
 BOTH = ("consistency", "SiD")
 TWO_STEPS = "consistency, 2 steps"
@@ -138,13 +138,20 @@ def _batch(
     rows = range(first, min(first + BATCH * PLACES, len(drawn[names[0]].gate)))
     sources = [Source(drawn[n].nfe, n, drawn[n].gate.shape[1], known.scores[n] if known else {}) for n in names]
 
-    def choose(candidates: Sequence[int], count: int) -> list[int]:
+    def told(candidates: Sequence[int]) -> tuple[list[float], Array]:
         tries = [search.tries[i] for i in candidates]
         seen = np.stack([drawn[names[t.source]].seen[first + t.row, t.number] for t in tries])
-        return [candidates[i] for i in best_together([t.score for t in tries], seen, count, variety)]
+        return [t.score for t in tries], 1 - seen @ seen.T
+
+    def choose(candidates: Sequence[int], count: int) -> list[int]:
+        return [candidates[i] for i in choose_together(*told(candidates), count, variety)]
+
+    def levels(candidates: Sequence[int], kept: Sequence[int]) -> list[float]:
+        return newcomers_levels(*told(candidates), [candidates.index(i) for i in kept], variety)
 
     search = Search(
         sources, [i // PLACES for i in range(len(rows))], budget=budget, price=price, choose=choose if variety else None,
+        levels=levels if variety else None,
         teacher=Teacher(drawn[REDRAWN].nfe, fit_gain(*known.pairs)) if teacher and known else None,
     )  # fmt: skip
     while tries := search.wanted():
@@ -254,6 +261,7 @@ def compare(
         "explore_diversity_to_adaptive": bootstrap(lambda i: varied.spread(i) / old.spread(i), count),
         "explore_frechet_to_adaptive": jackknife_ratio(varied.distance, old.distance, count),
         "explore_nfe_ratio_to_best_of_n": nfe_ratio(curve, best),
+        "explore_nfe_ratio_to_best_of_one_student": nfe_ratio(curve, best_of(drawn, [(BOTH[0], int(BUDGET))])),
         "explore_without_variety_minus_adaptive": minus(plain, old),
     }
     far = far_teacher(taught, behind)
@@ -373,6 +381,7 @@ def draw_plot(figures: Figures, path: Path) -> None:
 
     found, rows = figures.findings, {line["policy"]: line for line in figures.rows}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained", sharey=True)
+    left.margins(x=0.06)
     for name, colour in (("best of n", "#d08030"), ("best of n of two", "#a0522d"), ("curve", "#346eb4")):
         label = {"curve": "Explore, two students", "best of n": "best of n", "best of n of two": "best of n, two students"}[name]
         _line(left, found[name], "nfe", colour, label)
@@ -388,7 +397,7 @@ def draw_plot(figures: Figures, path: Path) -> None:
     right.set(xlabel=f"diversity of a prompt's pictures, at {figures.settings['budget']:g} evaluations")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="lower right" if axis is left else "upper right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -13,7 +13,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..gate.selection import choose_together
+from ..gate.selection import choose_together, newcomers_levels
 from ..oracles.base import Oracle
 from ..oracles.cascade import Cascade
 from ..samplers.explore import Search, Teacher, Try
@@ -104,6 +104,7 @@ class Explorer:
         self.search = Search(
             offers, self._groups(), budget=terms.budget, price=terms.price, most=terms.most,
             comparable=oracle.comparable_across_prompts, teacher=teacher, choose=self._choose if terms.variety else None,
+            levels=self._levels if terms.variety else None,
         )  # fmt: skip
         if terms.variety and self.finished and self.easels and not oracle.has_features:
             raise ValueError(
@@ -160,12 +161,12 @@ class Explorer:
         return ordered, torch.cat(pictures)
 
     def _scores(self, tries: Sequence[Try], pictures: Tensor) -> list[float]:
-        """What the oracle says of the round's pictures. A cascade's threshold is what each must beat: the score in hand."""
+        """What the oracle says of the round's pictures. A cascade's threshold is what each must beat."""
         prompts = [self.prompts[t.row] for t in tries]
         if not isinstance(self.oracle, Cascade):
             return fresh_scores(self.oracle, pictures, prompts)
-        in_hand = [float(self.search.in_hand[t.row]) for t in tries]
-        levels = [level if math.isfinite(level) else self.oracle.threshold for level in in_hand]
+        beaten = [float(self.search.level[t.row]) for t in tries]
+        levels = [level if math.isfinite(level) else self.oracle.threshold for level in beaten]
         judged = cascaded(self.oracle, [pictures], prompts, lambda _scores: levels)
         self.asked |= {len(self.search.tries) + place for place in judged.asked}
         return judged.scores
@@ -241,10 +242,16 @@ class Explorer:
         return seen_of(self.oracle, [pictures], [{"samples": joined(drawn)}] if drawn else [])
 
     def _choose(self, candidates: Sequence[int], count: int) -> list[int]:
-        seen = torch.stack([self.features[i] for i in candidates])
-        scores = [self.search.tries[i].score for i in candidates]
-        chosen = choose_together(scores, (1 - seen @ seen.T).numpy(), count, self.terms.variety)
+        chosen = choose_together(*self._scores_and_distances(candidates), count, self.terms.variety)
         return [candidates[i] for i in chosen]
+
+    def _levels(self, candidates: Sequence[int], kept: Sequence[int]) -> list[float]:
+        places = [candidates.index(i) for i in kept]
+        return newcomers_levels(*self._scores_and_distances(candidates), places, self.terms.variety)
+
+    def _scores_and_distances(self, candidates: Sequence[int]) -> tuple[list[float], Any]:
+        seen = torch.stack([self.features[i] for i in candidates])
+        return [self.search.tries[i].score for i in candidates], (1 - seen @ seen.T).numpy()
 
     # ------------------------------------------------------------------------------------------------------- the end
 

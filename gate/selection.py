@@ -82,6 +82,15 @@ def choose_together(scores: Sequence[float], distances: Any, count: int, variety
     return _by_swaps(values, apart, usable, count, variety)
 
 
+def newcomers_levels(scores: Sequence[float], distances: Any, chosen: Sequence[int], variety: float) -> list[float]:
+    """The score that one more picture would need to take the place of each chosen one, if it lies as far from the others as
+    pictures of this prompt do on average: score_i + variety * (sum_j distance_ij - (K - 1) mean distance)."""
+    apart, count = np.asarray(distances, dtype=np.float64), len(scores)
+    usual = float(apart.sum() / (count * (count - 1))) if count > 1 else 0.0
+    own = [float(apart[i, list(chosen)].sum() - apart[i, i]) for i in chosen]
+    return [scores[i] + variety * (sum_i - (len(chosen) - 1) * usual) for i, sum_i in zip(chosen, own, strict=True)]
+
+
 def _by_swaps(values: Any, apart: Any, usable: list[int], count: int, variety: float) -> list[int]:
     chosen = [max(usable, key=lambda i: values[i])]
     while len(chosen) < count:

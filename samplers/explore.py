@@ -25,6 +25,8 @@ Scores = dict[str, list[float]]
 """Scores of drafts by prompt."""
 Choose = Callable[[Sequence[int], int], list[int]]
 """From candidates (places in ``Search.tries``) and how many are wanted to those that are kept."""
+Levels = Callable[[Sequence[int], Sequence[int]], list[float]]
+"""From candidates and those kept to the score that another draft would need to take the place of each kept one."""
 
 BUDGET, PRICE = "budget", "price"  # what the artist may set
 FAMILIAR = 8  # tries in the batch after which a source without a calibration is no longer tried for its own sake
@@ -85,6 +87,7 @@ class Search:
         most: Evaluations that a single picture may take; 0 for no limit.
         comparable: Whether one group's scores say something of another's.
         choose: Which of a group's candidates are kept; the best by score without.
+        levels: What another draft must beat, where that isn't the score of what is kept.
 
     Raises:
         ValueError: There is no source, or not one of budget and price, or the budget doesn't reach for one draft a picture.
@@ -93,6 +96,7 @@ class Search:
     def __init__(
         self, sources: Sequence[Source], groups: Sequence[int], *, budget: float | None = None, price: float | None = None,
         most: float = 0.0, comparable: bool = True, teacher: Teacher | None = None, choose: Choose | None = None,
+        levels: Levels | None = None,
     ) -> None:  # fmt: skip
         if not sources or (budget is None) == (price is None):
             raise ValueError("Explore needs a source of drafts, and a budget or a price, one of the two.")
@@ -105,7 +109,8 @@ class Search:
             )
         self.budget, self.price = budget, price or 0.0
         self.most = max(most, cheapest) if most else np.inf
-        self.comparable, self.choose = comparable, choose or self._best
+        self.comparable, self.choose, self.levels = comparable, choose or self._best, levels
+        self.level = np.full(len(self.groups), -np.inf)  # of each picture, the score that another draft must beat
         self.tries: list[Try] = []
         self.spent = np.zeros(len(self.groups))
         self.seen = np.zeros((len(self.groups), len(self.sources)), dtype=np.int64)  # drafts of each picture by each source
@@ -127,7 +132,7 @@ class Search:
         cheaper, self.price = (self.price, self.price) if self.budget is None else self._prices(belief)
         plans = self._plans(belief, self.price)
         going = plans.to_teacher(self._plans(belief, cheaper), np.inf if self.budget is None else self._left())
-        urgency = np.where(going, -np.inf, plans.index - self.in_hand)
+        urgency = np.where(going, -np.inf, plans.index - self.level)
         rows = [int(row) for row in np.argsort(-urgency, kind="stable") if urgency[row] > 0]  # for where the budget ends
         tries = self._affordable([self._try(row, int(plans.source[row]), float(plans.index[row])) for row in rows])
         return tries or self._remainder(belief)
@@ -220,7 +225,7 @@ class Search:
         if self.budget is None:
             return []
         left = self._left() - (self.teacher.cost * len(self.for_teacher()) if self.teacher and self.teacher.gain else 0.0)
-        level = np.where(np.isfinite(self.in_hand), self.in_hand, belief.location.min(1))[:, None]
+        level = np.where(np.isfinite(self.level), self.level, belief.location.min(1))[:, None]
         bears = belief.improvement(level) / np.maximum(self.costs, 1e-9)
         bears = np.where(self._open() & (self.costs <= left + 1e-9), bears, 0.0)
         row, source = np.unravel_index(int(bears.argmax()), bears.shape)
@@ -255,11 +260,17 @@ class Search:
     def _hold(self, group: int) -> None:
         """Give the chosen candidates of a group to its pictures: each keeps its own where it can."""
         rows = [int(row) for row in np.flatnonzero(self.groups == group)]
-        chosen = self.choose([i for i, t in enumerate(self.tries) if self.groups[t.row] == group], len(rows))
+        candidates = [i for i, t in enumerate(self.tries) if self.groups[t.row] == group]
+        chosen = self.choose(candidates, len(rows))
         own = {self.tries[i].row: i for i in reversed(chosen)}
         rest = [i for i in chosen if own[self.tries[i].row] != i]
         for row in rows:
             self.held[row] = own[row] if row in own else (rest.pop(0) if rest else -1)
+        levels = self.levels(candidates, chosen) if self.levels else [self.tries[i].score for i in chosen]
+        by_try = dict(zip(chosen, levels, strict=True))
+        for row in rows:
+            level = by_try.get(int(self.held[row]), -np.inf)
+            self.level[row] = level if np.isfinite(level) else -np.inf
 
     def _tables(self) -> list[Scores]:
         """The scores to learn each source from: its calibration's, or the batch's own."""
@@ -332,11 +343,11 @@ class Search:
         most = np.minimum(drafts - self.seen[rows, source], np.floor((self.most - self.spent + 1e-9) / np.maximum(costs, 1e-9)))
         with np.errstate(divide="ignore", invalid="ignore"):
             tries = np.where(chance > 1e-12, -np.expm1(most * np.log1p(-np.minimum(chance, 1 - 1e-12))) / chance, most)
-        spending = np.where(z > self.in_hand, costs * tries, 0.0)
+        spending = np.where(z > self.level, costs * tries, 0.0)
         preference = np.full(len(z), -np.inf)
         if self.teacher is not None and self.teacher.gain is not None:
             reachable = np.isfinite(self.in_hand) & (self.spent + self.teacher.cost <= self.most)
-            more = np.maximum(z - np.where(reachable, self.in_hand, 0.0), 0.0)  # what trying on is worth
+            more = np.maximum(z - np.where(reachable, self.level, 0.0), 0.0)  # what trying on is worth
             preference = np.where(reachable, self._gain() - price * self.teacher.cost - more, -np.inf)
         return _Plans(source, z, spending, preference, self.teacher.cost if self.teacher else 0.0)
 

@@ -113,6 +113,7 @@ def sid_figures(results: dict[str, Any], speed: dict[str, Any]) -> str:
 EXPLORE_WORDS = {
     "explore_minus_best_of_n": "Explore minus the best fixed number of drafts over all sources, at equal cost",
     "explore_nfe_ratio_to_best_of_n": "cost at which Explore is as good as that, over that's cost",
+    "explore_nfe_ratio_to_best_of_one_student": "the same against the best of 12 drafts of one student",
     "explore_without_variety_minus_adaptive": "Explore minus adaptive collaboration, at equal cost",
     "explore_minus_adaptive": "Explore with variety minus adaptive collaboration, at equal cost",
     "explore_diversity_to_adaptive": "diversity, Explore with variety over adaptive",

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from comfyui_apprentice.gate.selection import choose_together
+from comfyui_apprentice.gate.selection import choose_together, newcomers_levels
 from comfyui_apprentice.samplers.beliefs import (
     Prior,
     excess,
@@ -302,3 +302,12 @@ def test_a_picture_without_a_score_is_chosen_only_where_nothing_else_is_left():
     distances = np.ones((3, 3)) - np.eye(3)
     assert choose_together([math.nan, 1.0, 2.0], distances, 2, 5.0) == [1, 2]
     assert choose_together([math.nan, 1.0, math.nan], distances, 2, 5.0) == [0, 1]
+
+
+def test_the_level_of_a_newcomer_is_where_a_swap_is_worth_nothing() -> None:
+    """With all distances alike the level is the score; one chosen for its distance is not weak, whatever it scores."""
+    alike = np.ones((4, 4)) - np.eye(4)
+    assert newcomers_levels([3.0, 2.0, 1.0, 0.0], alike, [0, 1], 10.0) == pytest.approx([3.0, 2.0])
+    apart = np.array([[0, 0.1, 1.0], [0.1, 0, 1.0], [1.0, 1.0, 0]])
+    levels = newcomers_levels([3.0, 2.9, 2.0], apart, [0, 2], 2.0)
+    assert levels == pytest.approx([3.0 + 2 * (1 - 0.7), 2.0 + 2 * (1 - 0.7)])
