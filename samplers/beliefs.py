@@ -161,6 +161,9 @@ def fit_prior(scores: Sequence[dict[str, list[float]]]) -> Prior:
     tables = [{p: values for p, values in table.items() if len(values)} for table in tables]
     mean = np.array([np.mean([v.mean() for v in table.values()]) if table else np.nan for table in tables])
     within = np.array([_within(table) for table in tables])
+    few = np.array([sum(map(len, table.values())) < 2 for table in tables])
+    if few.any() and not few.all():
+        within = np.where(few, within[~few].mean(), within)  # of one score nobody can tell: as the others differ
     return Prior(mean, within, _between(tables, mean, within), _shape(tables, within))
 
 

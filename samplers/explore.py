@@ -194,8 +194,7 @@ class Search:
         belief = self._belief()
         if self.budget is not None and self._prior().known.any():
             self.price = self._price(belief)
-        known = self._prior().known
-        indices = np.where(known, self._indices(belief, self.price), -np.inf)
+        indices = self._indices(belief, self.price)
         chosen = np.where(np.isinf(indices).all(1), self.costs.argmin(), indices.argmax(1))
         if self.budget is not None and self.costs[chosen].sum() > self.budget * len(self.groups) + 1e-9:
             chosen[:] = self.costs.argmin()  # everyone gets one
@@ -227,7 +226,7 @@ class Search:
         left = self._left() - (self.teacher.cost * len(self.for_teacher()) if self.teacher and self.teacher.gain else 0.0)
         level = np.where(np.isfinite(self.level), self.level, belief.location.min(1))[:, None]
         bears = belief.improvement(level) / np.maximum(self.costs, 1e-9)
-        bears = np.where(self._open() & (self.costs <= left + 1e-9), bears, 0.0)
+        bears = np.where(self._open() & self._prior().known & (self.costs <= left + 1e-9), bears, 0.0)
         row, source = np.unravel_index(int(bears.argmax()), bears.shape)
         return [self._try(int(row), int(source), float(self.indices()[row, source]))] if bears[row, source] > 0 else []
 
@@ -303,7 +302,7 @@ class Search:
         return Predictive(belief.location[self.groups], belief.scale[self.groups], belief.dof[self.groups])
 
     def _indices(self, belief: Predictive, price: float) -> Array:
-        return np.where(self._open(), belief.reservation(price * self.costs), -np.inf)
+        return np.where(self._open() & self._prior().known, belief.reservation(price * self.costs), -np.inf)
 
     def _gain(self) -> Array:
         """What the teacher is expected to add to each picture [B]; all there is to gain where there is no draft."""

@@ -311,3 +311,13 @@ def test_the_level_of_a_newcomer_is_where_a_swap_is_worth_nothing() -> None:
     apart = np.array([[0, 0.1, 1.0], [0.1, 0, 1.0], [1.0, 1.0, 0]])
     levels = newcomers_levels([3.0, 2.9, 2.0], apart, [0, 2], 2.0)
     assert levels == pytest.approx([3.0 + 2 * (1 - 0.7), 2.0 + 2 * (1 - 0.7)])
+
+
+def test_a_source_that_the_budget_cannot_make_familiar_is_not_taken_for_one_that_never_varies() -> None:
+    prior = fit_prior([{"a": [1.0, 3.0], "b": [0.0, 2.0]}, {"a": [5.0]}, {}])
+    assert prior.within[1] == pytest.approx(prior.within[0]) and prior.known.tolist() == [True, True, False]
+    rng = np.random.default_rng(15)
+    search = Search([Source(1.0), Source(30.0)], range(4), budget=5.0)
+    _run(search, lambda t: rng.normal())
+    assert search.seen.sum(0).tolist() == [20, 0]
+    assert np.isneginf(search.indices()[:, 1]).all()
