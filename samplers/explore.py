@@ -204,9 +204,10 @@ class Search:
         """Tries of a source that nothing is known of yet, the cheapest first."""
         enough = max(2, min(FAMILIAR, len(self.groups)))
         seen, free = self.seen.sum(0), self._open()
+        scored = np.bincount([t.source for t in self.tries if np.isfinite(t.score)], minlength=len(self.sources))
         for s in np.argsort(self.costs, kind="stable"):
-            if not self.sources[s].scores and seen[s] < enough:
-                rows = np.argsort(self.in_hand, kind="stable")[: enough - seen[s]]
+            if not self.sources[s].scores and scored[s] < enough and seen[s] < 2 * enough:
+                rows = np.argsort(self.in_hand, kind="stable")[: enough - scored[s]]
                 if tries := [self._try(int(row), int(s), np.inf) for row in rows if free[row, s]]:
                     return tries
         return []
