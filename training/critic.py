@@ -341,8 +341,7 @@ def make_critic(
     _check_settings(settings, own, len(pictures))
     text, size, base = teacher.features(classes), teacher.clip.picture_size, tower_hash(student.network.visual)
     own_words = settings.start == promptkd_runs.WORDS
-    compared = side_by_side(text, _words_of(student, classes)) if own_words else text
-    tokens = 0 if own_words else CONTEXT  # at random they would change what the small CLIP sees
+    compared, tokens = (side_by_side(text, _words_of(student, classes)), 0) if own_words else (text, CONTEXT)
     prompted = fresh_student(student, compared.shape[1], settings.seed, depth, tokens, settings.blocks)
     for learned in (prompted.tokens, prompted.projector):  # the CLIP is there
         learned.to(teacher.clip.device)
