@@ -30,6 +30,7 @@ from .figures import Array, Claim, bootstrap
 SHARE = 0.5  # of the drafts go to the teacher
 ASKED = 0.3  # of the drafts at which a cascade asks the large CLIP, at most
 LARGE, PUBLISHED, SMALL = "large CLIP", "distilled critic", "small CLIP, zero-shot"
+MIRRORED = "large CLIP, pictures mirrored"  # by which it can be seen what decides alike at best
 GATING_CRITIC = "distilled critic, tower taught"
 Gate = Callable[[Tensor, list[str]], Tensor]
 
@@ -74,8 +75,10 @@ def measure(clip: Callable[[str], ClipFile], plan: Plan, folder: Path, say: Call
     taught = gating_critic(world, teacher, clip("small"), plan.drafts[1], settings, folder / "critic")
     words = [p.text() for p in held_out_prompts()[: plan.prompts]]
     shown = [drawn(world, words, seed, folder, say) for seed in range(plan.seeds)]
+    large = _scores(teacher, teacher.features(names), taught.find_class)
     gates: dict[str, Gate] = {
-        LARGE: _scores(teacher, teacher.features(names), taught.find_class),
+        LARGE: large,
+        MIRRORED: lambda images, texts: large(images.flip(2), texts),
         GATING_CRITIC: PromptKDOracle(taught, "log-odds").score,
         PUBLISHED: PromptKDOracle(published, "log-odds").score,
         SMALL: _scores(plain, plain.features(names), taught.find_class),

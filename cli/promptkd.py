@@ -80,8 +80,10 @@ def promptkd(
         settings = Settings(**given(options, COMMAND, Settings), **given(tower, COMMAND, Settings))
         prompts = captions(domain.paths) if settings.target == ODDS else []
         own = own_of(prompts, classes) if prompts else None
-        asked = {"prompts": critics.digest(prompts)} if prompts else {}
-        facts = critics.facts_of(settings, small, classes, domain, teach, depth=options.depth, augment=options.augment, **asked)
+        facts = critics.facts_of(
+            settings, small, classes, domain, teach, depth=options.depth, augment=options.augment,
+            prompts=critics.digest(prompts) if prompts else None,
+        )  # fmt: skip
         run = CommandRun(out, flags, processes, facts)
         place([teach.clip, small.network], flags, options.precision, processes)
         with run.followed("Distilling", settings.schedule(len(domain)).steps) as progress:

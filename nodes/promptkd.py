@@ -296,7 +296,7 @@ def _own(
     if settings.target != ODDS:
         if judge is not None:
             raise ValueError("A judge is connected, whose scores are learned by the target 'odds' only: choose it.")
-        return None, {}
+        return None, {"prompts": None, "judge": None}
     if isinstance(domain, DomainPictures):
         asked = captions(domain.paths)
     else:
@@ -304,7 +304,7 @@ def _own(
         if folder == ICONS:
             asked += [domain_names()[i] for i in domain_pictures(train=True, backgrounds=1)[1].tolist()]
     scores = None if judge is None else _scores(judge, asked, folder, images, domain)
-    facts = {"prompts": critics.digest(asked), **({} if judge is None else {"judge": judge.fingerprint()})}
+    facts = {"prompts": critics.digest(asked), "judge": None if judge is None else judge.fingerprint()}
     return own_of(asked, classes, scores), facts
 
 

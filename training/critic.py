@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from .templates import TEMPLATES
 from .word_start import begin_as_the_small_clip, side_by_side
 
 TEACHER = "promptkd-teacher"
-_UNSET = object()
 DEPTH = 9  # blocks with learned tokens in the published runs; 3 where a student is distilled across data sets
 
 
@@ -254,8 +253,9 @@ def facts_of(
     teacher: Teacher | None = None, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What a run is made of, for its folder; a critic's with its ``teacher`` and ``more``."""
-    since = {each.name: each.default for each in fields(settings) if each.name in promptkd_runs.SINCE}
-    chosen = {name: value for name, value in asdict(settings).items() if since.get(name, _UNSET) != value}
+    # Runs of versions that didn't know these hold nothing there, which is None to whoever looks.
+    left = [name for name in promptkd_runs.SINCE if getattr(settings, name) == getattr(promptkd_runs.Settings, name)]
+    chosen = {name: None if name in left else value for name, value in asdict(settings).items()}
     facts = {**chosen, "clip": tower_hash(clip.network.visual), "classes": classes, **more}
     facts["pictures"] = digest(pictures.sources())
     return facts if teacher is None else {**facts, "teacher": fingerprint(teacher)}
@@ -341,8 +341,7 @@ def make_critic(
     _check_settings(settings, own, len(pictures))
     text, size, base = teacher.features(classes), teacher.clip.picture_size, tower_hash(student.network.visual)
     own_words = settings.start == promptkd_runs.WORDS
-    compared = side_by_side(text, _words_of(student, classes)) if own_words else text
-    tokens = 0 if own_words else CONTEXT  # at random they would change what the small CLIP sees
+    compared, tokens = (side_by_side(text, _words_of(student, classes)), 0) if own_words else (text, CONTEXT)
     prompted = fresh_student(student, compared.shape[1], settings.seed, depth, tokens, settings.blocks)
     for learned in (prompted.tokens, prompted.projector):  # the CLIP is there
         learned.to(teacher.clip.device)

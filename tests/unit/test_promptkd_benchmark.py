@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import promptkd as bench
+from comfyui_apprentice.benchmarks import promptkd_few as few
+from comfyui_apprentice.benchmarks import promptkd_gate as gate
 from comfyui_apprentice.benchmarks.promptkd_data import harmonic
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.world.domain import domain_names, domain_pictures
@@ -98,3 +101,27 @@ def test_what_is_missing_is_told(photos: Path) -> None:
 def test_the_harmonic_mean_is_of_base_and_novel() -> None:
     assert harmonic({"base": 86.96, "novel": 80.73})["harmonic mean"] == pytest.approx(83.73, abs=0.005)
     assert harmonic({"all classes": 3.0}) == {"all classes": 3.0}
+
+
+def test_what_was_measured_is_kept_and_not_measured_again(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    def measure() -> dict[str, object]:
+        taken.append(1)
+        return {"claims": {"a": bench.Claim(1.0, 0.5, 2.0)}, "rows": [{"b": 1}]}
+
+    first, again = (bench.kept(tmp_path / "part.json", measure) for _ in range(2))
+    assert first == again == {"claims": {"a": {"value": 1.0, "lo": 0.5, "hi": 2.0}}, "rows": [{"b": 1}]} and taken == [1]
+
+
+def test_what_a_gate_loses_is_a_part_of_the_other_ones_gain() -> None:
+    theirs, ours = np.array([1.0, 3.0, 2.0]), np.array([0.9, 2.7, 1.8])
+    claim = gate.lost(ours, theirs)
+    assert (claim.value, claim.lo, claim.hi) == pytest.approx((0.1, 0.1, 0.1))
+    assert gate.by_prompt(np.array([1.0, 2.0, 3.0, 6.0]), 2).tolist() == [2.0, 4.0]
+
+
+def test_few_pictures_are_others_for_every_seed_and_gains_are_over_the_plain_clip() -> None:
+    assert few.chosen(5, 100, 0) == few.chosen(5, 100, 0) != few.chosen(5, 100, 1)
+    claim, rows = few.gain([{"harmonic mean": 38.0}, {"harmonic mean": 40.0}], {"harmonic mean": 36.0})
+    assert claim.value == 3.0 and [row["gain"] for row in rows] == [2.0, 4.0]

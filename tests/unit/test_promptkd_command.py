@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,23 @@ def test_a_teacher_and_its_critic_from_folders(folder: Path, tmp_path: Path) -> 
     assert (tmp_path / "critic.run" / "features.safetensors").exists()
     assert "already" in run(*distil(folder, out), code=2)
     assert "another" in run(*distil(folder, out, "--force", "--seed", "1"), code=2)
+
+
+def test_a_critic_for_the_gate_reads_the_prompts_beside_the_pictures(folder: Path, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "critic.safetensors", tmp_path / "pictures"
+    shutil.copytree(folder / "pictures", pictures)
+    more = ["--no-augment", "--target", "odds", "--start", "words", "--blocks", "1", "--tower-rate", "0.001"]
+    command = [str(pictures) if word == str(folder / "pictures") else word for word in distil(folder, out, *more)]
+    command += ["--held-out", "0.25"]
+    assert "has no prompt" in run(*command, code=2)
+    for path in pictures.rglob("*.png"):
+        path.with_suffix(".txt").write_text(f"{path.parent.name} on white", encoding="utf-8")
+    assert "6 classes from 24 pictures" in run(*command)
+    log = RunFolder(tmp_path / "critic.run").losses()
+    assert log[-1]["held_out"] > 0
+    assert {key.split(".")[0] for key in load_file(out)} == {"projector", "text_features", "logit_scale", "tower"}
+    assert load_critic(out, load_clip(SMALL).network).classes == domain_names()[:6]
+    assert "another" in run(*[("classes" if word == "odds" else word) for word in command], "--force", code=2)
 
 
 def test_a_stopped_run_goes_on_to_the_same_critic(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from comfyui_apprentice.training import promptkd
 from comfyui_apprentice.training.domain_data import FixedPictures, captions
 from comfyui_apprentice.training.held_out import split
 from comfyui_apprentice.training.loop import Watch
-from comfyui_apprentice.training.promptkd_runs import ODDS, WORDS, Settings, distil
+from comfyui_apprentice.training.promptkd_runs import ODDS, SINCE, WORDS, Settings, distil
 from comfyui_apprentice.training.run_folder import RunFolder
 from comfyui_apprentice.training.word_start import begin_as_the_small_clip, side_by_side
 from comfyui_apprentice.world.recipe.critic import Mirrored
@@ -181,17 +181,20 @@ def test_held_out_pictures_are_the_same_every_time_and_none_is_learned_from() ->
         split(4, 0.1, 0)
 
 
-def test_a_run_without_the_new_settings_is_the_run_that_it_was() -> None:
-    """What says which run a folder holds: the new settings are in it only where they are used."""
-    pictures = FixedPictures([torch.zeros(1, 64, 64, 3)], 64)
-    old = {
-        "epochs", "batch", "learning_rate", "temperature", "weight", "warmup_epochs", "precision", "seed", "clip", "classes",
-        "pictures",
-    }  # fmt: skip
-    assert critics.facts_of(Settings(), clip("small"), CLASSES, pictures).keys() == old
-    assert critics.facts_of(TAUGHT, clip("small"), CLASSES, pictures).keys() - old == {
-        "blocks", "tower_rate", "target", "start", "held_out",
-    }  # fmt: skip
+def test_a_run_without_the_new_settings_is_the_run_that_it_was_and_with_them_another(tmp_path: Path) -> None:
+    pictures, run = FixedPictures([torch.zeros(1, 64, 64, 3)], 64), RunFolder(tmp_path / "old")
+    before = critics.facts_of(Settings(), clip("small"), CLASSES, pictures)
+    run.claim({key: value for key, value in before.items() if key not in SINCE})  # as versions without them wrote it
+    run.check(before)
+    changed = {"blocks": 1, "tower_rate": 1e-3, "target": ODDS, "start": WORDS, "held_out": 0.25}
+    for name, value in changed.items():
+        after = critics.facts_of(replace(Settings(), **{name: value}), clip("small"), CLASSES, pictures)
+        with pytest.raises(ValueError, match=f"another {name}"):
+            run.check(after)
+        other = RunFolder(tmp_path / name)
+        other.claim(after)
+        with pytest.raises(ValueError, match=f"another {name}"):
+            other.check(before)
 
 
 # ----------------------------------------------------------------------------------------------------------- files
