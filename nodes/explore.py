@@ -142,7 +142,8 @@ class ApprenticeExplore(io.ComfyNode):
                 ),  # fmt: skip
                 io.Float.Input(
                     "most", default=32.0, min=0.0, max=100000.0, step=1.0,
-                    tooltip="Network evaluations that a single picture may take at most; 0 for no limit (with a budget only).",
+                    tooltip="Network evaluations that a single picture's drafts may take at most; 0 for no limit (with a budget "
+                    "only).",
                 ),  # fmt: skip
                 types.variety(),
                 types.denoise(),
@@ -183,8 +184,7 @@ class ApprenticeExplore(io.ComfyNode):
         teacher_nfe: Sequence[float] = (0.0,), look: Sequence[str] = (types.FULL_DECODE,), overrides: Sequence[str] = ("",),
         stop_after_judging: Sequence[bool] = (False,), **more: list[Any],
     ) -> io.NodeOutput:  # fmt: skip
-        if len(latent_image) > 1:
-            raise ValueError(f"Explore draws one batch at a time, and latent_image is a list of {len(latent_image)}: join them.")
+        _single(latent_image=latent_image, seed=seed, source_1=source_1, **more)
         sources = {0: source_1[0], **{int(name.removeprefix("source_")) - 1: given[0] for name, given in sorted(more.items())}}
         sources = {place: source for place, source in sources.items() if source is not None}
         total = len(latent_image[0]["samples"])
@@ -202,6 +202,7 @@ class ApprenticeExplore(io.ComfyNode):
         explored = explorer.run(lambda search, rows, pictures: _watch(board, explorer, search, rows, pictures))
         verdict = _verdict(explored, oracle[0], prompts, spend[0], value[0], overrides[0], stop_after_judging[0])
         verdict = replace(verdict, lesson=lesson if teacher else "")
+        board = Board(JUDGED, total)  # which saves the last as it did the first
         files = [board.save(picture) for picture in explored.images]
         board.remember(explored.keys, list(explored.images), prompts, [j.score for j in verdict], oracle[0].fingerprint())
         passes = [j.accepted if not j.override else j.score >= j.threshold for j in verdict]
@@ -210,6 +211,20 @@ class ApprenticeExplore(io.ComfyNode):
         content = board.whole(verdict, rows, costs={"student": spent, "teacher": teacher_nfe[0] or None}, calibration=None)
         report = order_of_evaluation(explored.search, explored.names, prompts)
         return io.NodeOutput(explored.latent, explored.images, verdict, report, ui=shown(summary(verdict), board=content))
+
+
+def _single(**given: list[Any]) -> None:
+    """Refuse lists.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name, values in given.items():
+        if len(values) > 1:
+            raise ValueError(
+                f"Explore draws one batch at a time, and {name} is a list of {len(values)}: join them, texts with Prompts, latents "
+                "and pictures as a batch."
+            )
 
 
 def _most(spend: str, most: float) -> float:
@@ -262,7 +277,8 @@ def _verdict(
     images = as_rgb([explored.images])
     gate = Gate(
         level, tuple(row not in rows for row in range(len(scores))),
-        f"{in_words(search, explored.names)} {remarks(oracle, images, prompts)}".strip(), tuple([level] * len(scores)),
+        " ".join(f"{in_words(search, explored.names)} {explored.note} {remarks(oracle, images, prompts)}".split()),
+        tuple([level] * len(scores)),
     )  # fmt: skip
     info = explored.latent["apprentice"]
     verdict = judge(
