@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -197,6 +198,8 @@ class ApprenticeExplore(io.ComfyNode):
         lesson = "-".join(source.plan(latent_image[0], 0, 1.0).student for source in students) if teacher_nfe[0] else ""
         lesson = lesson_of(oracle[0].fingerprint(), lesson, teacher_nfe[0])
         teacher = _teacher(teacher_nfe[0], lesson, students)
+        if teacher is not None:
+            teacher = _as_before(source_1[0], (id(latent_image[0]), lesson, terms, tuple(prompts)), teacher)
         explorer = Explorer(sources, oracle[0], vae[0], prompts, latent_image[0], terms, teacher)
         board = Board(JUDGED, total)
         explored = explorer.run(lambda search, rows, pictures: _watch(board, explorer, search, rows, pictures))
@@ -222,8 +225,8 @@ def _single(**given: list[Any]) -> None:
     for name, values in given.items():
         if len(values) > 1:
             raise ValueError(
-                f"Explore draws one batch at a time, and {name} is a list of {len(values)}: join them, texts with Prompts, latents "
-                "and pictures as a batch."
+                f"Explore draws one batch at a time, and {name} is a list of {len(values)}: join them, texts with Prompts, "
+                "latents and pictures as a batch."
             )
 
 
@@ -253,6 +256,19 @@ def _teacher(cost: float, lesson: str, students: Sequence[ModelSource]) -> Teach
         taught = next((s.calibration for s in students if s.calibration is not None and s.calibration.teacher_scores), None)
         drafts, answers = taught.pairs() if taught is not None else (drafts, answers)
     return Teacher(cost, fit_gain(drafts, answers))
+
+
+# What was known of the teacher when this was explored last: a word on the Draft Board decides about the pictures that are shown,
+# and what their comparison has taught since waits for the next ones.
+_KNOWN: WeakKeyDictionary[Any, tuple[Any, Teacher]] = WeakKeyDictionary()
+
+
+def _as_before(source: Any, terms: Any, teacher: Teacher) -> Teacher:
+    """``teacher``, or for the same terms as last time what was known of it then."""
+    before = _KNOWN.get(source)
+    if before is None or before[0] != terms:
+        before = _KNOWN[source] = (terms, teacher)
+    return before[1]
 
 
 def _watch(board: Board, explorer: Explorer, search: Search, rows: Sequence[int], pictures: Tensor) -> None:
