@@ -19,13 +19,14 @@ from ..oracles.cascade import Cascade
 from ..samplers.explore import Search, Teacher, Try
 from ..samplers.explore import Source as Offer
 from .fast_decode import fast_decode
-from .info import Info, with_info
+from .guiders import step_cache
+from .info import Info, mark_of, with_info
 from .latents import family
 from .pixels import as_pictures, decode, to_latents
 from .progress import show_text, step_reports
 from .prompts import for_rows
 from .rows import Conditioning, Latent
-from .scoring import cascaded, fresh_scores, seen_of
+from .scoring import cascaded, picture_keys, score, seen_of
 from .sources import Draft, Easel, ModelSource, PictureSource, Source, draft_seed, joined
 
 UNFORETOLD = 32  # evaluations a picture that the progress bar is of, where nobody set a budget
@@ -56,6 +57,7 @@ class Explored:
         keys: Sixteen hex digits a picture, for the artist's word about it.
         names: Of the sources.
         asked: Which of what was kept a cascade's heavy oracle has scored.
+        note: What to say of the models.
     """
 
     latent: Latent
@@ -65,6 +67,7 @@ class Explored:
     keys: tuple[str, ...]
     names: tuple[str, ...]
     asked: tuple[int, ...] = ()
+    note: str = ""
 
 
 Watch = Callable[[Search, Sequence[int], Tensor], None]
@@ -80,8 +83,8 @@ class Explorer:
         prompts: One a picture.
 
     Raises:
-        ValueError: No source, sources of different latent spaces, a budget below one draft, variety without features, or what a
-            source itself can't do.
+        ValueError: No source, sources of different latent spaces, videos, a budget below one draft, variety without features, or
+            what a source itself can't do.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Explorer:
     ) -> None:  # fmt: skip
         self.oracle, self.vae, self.prompts, self.terms = oracle, vae, prompts, terms
         self.places = list(sources)
-        self._digests: dict[tuple[int, int], str] = {}
+        self._digests: dict[tuple[int, int], tuple[str, Conditioning]] = {}
         self.easels = {
             place: Easel(source, place, latent, terms.seed, terms.denoise)
             for place, source in sources.items() if isinstance(source, ModelSource)
@@ -99,6 +102,8 @@ class Explorer:
         self.latent = next(iter(self.easels.values())).plan.latent if self.easels else latent
         self.total = len(self.latent["samples"])
         _same_space(self.easels)
+        if self.latent["samples"].ndim == 5 and self.latent["samples"].shape[2] > 1:
+            raise ValueError("Explore judges pictures, and these latents are videos: take Student Sampler and Judge.")
         self.names = tuple(_name(sources[place], place, self.easels.get(place)) for place in self.places)
         offers = [self._offer(place) for place in self.places]
         self.search = Search(
@@ -150,8 +155,6 @@ class Explorer:
             else:
                 shown = self.finished[place].pictures(own, self.total, self._size())
                 self.drafts += [None] * len(own)
-            if len(shown) != len(own):
-                raise ValueError("Explore judges pictures, and this model draws videos: take Student Sampler and Judge.")
             if self.terms.variety:
                 self.features += list(self._features(own, shown))
             ordered += own
@@ -164,7 +167,7 @@ class Explorer:
         """What the oracle says of the round's pictures. A cascade's threshold is what each must beat."""
         prompts = [self.prompts[t.row] for t in tries]
         if not isinstance(self.oracle, Cascade):
-            return fresh_scores(self.oracle, pictures, prompts)
+            return score(self.oracle, pictures, prompts)
         beaten = [float(self.search.level[t.row]) for t in tries]
         levels = [level if math.isfinite(level) else self.oracle.threshold for level in beaten]
         judged = cascaded(self.oracle, [pictures], prompts, lambda _scores: levels)
@@ -179,7 +182,9 @@ class Explorer:
         return as_pictures(shown)
 
     def _size(self) -> tuple[int, int]:
-        """Height and width of the batch's pictures."""
+        """Height and width of the batch's pictures: a model's, or those of the first finished ones where no model draws."""
+        if self.size is None and not self.easels:
+            self.size = tuple(next(iter(self.finished.values())).images.shape[1:3])  # type: ignore[assignment]
         if self.size is None:
             self.size = tuple(decode(self.vae, {"samples": self.latent["samples"][:1]}).shape[1:3])  # type: ignore[assignment]
             assert self.size is not None
@@ -203,7 +208,8 @@ class Explorer:
             return Offer(source.cost, self.names[self.places.index(place)], source.drafts(self.total))
         easel, scores = self.easels[place], dict[str, list[float]]()
         if (calibration := easel.source.calibration) is not None:
-            calibration.require_oracle(self.oracle.fingerprint(), self.oracle.name)
+            if calibration.oracle != self.oracle.fingerprint():
+                calibration.require_oracle(*self.oracle.unit())
             calibration.require_student(easel.plan.student, easel.plan.schedule)
             for prompt, score in zip(calibration.prompts, calibration.scores, strict=False):
                 scores.setdefault(prompt, []).append(score)
@@ -217,6 +223,7 @@ class Explorer:
             found = next((i for i, leader in enumerate(leaders) if self._exchangeable(leader, row)), len(leaders))
             leaders += [row] * (found == len(leaders))
             groups.append(found)
+        self._digests.clear()
         return groups
 
     def _exchangeable(self, a: int, b: int) -> bool:
@@ -225,16 +232,16 @@ class Explorer:
             return False
         if mask is not None and mask.ndim > 2 and len(mask) > 1 and not torch.equal(mask[a % len(mask)], mask[b % len(mask)]):
             return False
-        said = [words for easel in self.easels.values() for words in (easel.source.positive, easel.source.negative)]
+        said = [words for easel in self.easels.values() for words in easel.words]
         return all(self._told(words, a) == self._told(words, b) for words in said)
 
     def _told(self, words: Conditioning, row: int) -> str:
         """A digest of what a conditioning tells picture ``row``."""
         if (id(words), row) not in self._digests:
-            digest = hashlib.sha256()
-            _digest(digest, for_rows(words, [row], self.total, self.latent["samples"].ndim, {}), 0)
-            self._digests[id(words), row] = digest.hexdigest()
-        return self._digests[id(words), row]
+            digest, told = hashlib.sha256(), for_rows(words, [row], self.total, self.latent["samples"].ndim, {})
+            _digest(digest, told, 0)
+            self._digests[id(words), row] = digest.hexdigest(), told  # held, so that no other object can take an identity in it
+        return self._digests[id(words), row][0]
 
     def _features(self, tries: Sequence[Try], pictures: Tensor) -> Tensor:
         """What distances are between: the oracle's unit features [R, D], or else the latents."""
@@ -261,9 +268,16 @@ class Explorer:
         samples, images = self._kept(held, drafts)
         seeds = tuple(draft_seed(self.terms.seed, self.places[t.source], t.number) for t in held)
         latent = with_info(self.latent, samples, self._info())
-        keys = tuple(self._key(t, seed) for t, seed in zip(held, seeds, strict=True))
+        keys = tuple(self._key(t, seed, images[row]) for row, (t, seed) in enumerate(zip(held, seeds, strict=True)))
         asked = tuple(row for row in range(self.total) if int(self.search.held[row]) in self.asked)
-        return Explored(latent, images, self.search, seeds, keys, self.names, asked)
+        return Explored(latent, images, self.search, seeds, keys, self.names, asked, self._note())
+
+    def _note(self) -> str:
+        caches = {self.names[self.places.index(place)]: step_cache(easel.plan.model) for place, easel in self.easels.items()}
+        return " ".join(
+            f"{name} draws with {cache}, which skips steps by the batch: its drafts depend on which were drawn together."
+            for name, cache in caches.items() if cache
+        )  # fmt: skip
 
     def _kept(self, held: Sequence[Try], drafts: Sequence[Draft | None]) -> tuple[Tensor, Tensor]:
         """Latents and pictures of what is in hand: drafts as the VAE shows them, finished pictures as the VAE encodes them."""
@@ -302,11 +316,14 @@ class Explorer:
             spent[opened.row] += draft.nfe if draft is not None else float(self.search.costs[opened.source])
         return tuple(spent)
 
-    def _key(self, kept: Try, seed: int) -> str:
+    def _key(self, kept: Try, seed: int, picture: Tensor) -> str:
+        """The name of a draft, by what it is made from; of a finished picture, by its pixels. As ``board.draft_keys``."""
         place = (self.latent.get("batch_index") or range(self.total))[kept.row]
-        easel = self.easels.get(self.places[kept.source])
-        who = (easel.plan.student, easel.plan.schedule) if easel else ("finished", self.names[kept.source])
-        fact = (*who, seed, place, self.prompts[kept.row], tuple(self.latent["samples"].shape[1:]), self.terms.denoise)
+        easel, over = self.easels.get(self.places[kept.source]), self.latent["samples"][kept.row]
+        if easel is None:
+            return picture_keys([picture], [self.prompts[kept.row]], self.oracle.fingerprint())[0]
+        who = (easel.plan.student, easel.plan.schedule, mark_of(over) if over.any() else "")
+        fact = (*who, seed, place, self.prompts[kept.row], tuple(over.shape), self.terms.denoise)
         return hashlib.sha256(repr(fact).encode()).hexdigest()[:16]
 
 
@@ -321,8 +338,8 @@ def _same_space(easels: dict[int, Easel]) -> None:
 
 
 def _name(source: Source, place: int, easel: Easel | None) -> str:
-    if source.name.strip():
-        return source.name.strip()
+    if name := " ".join(source.name.replace("|", "/").split()):  # it stands in a table
+        return name
     return f"{chr(65 + place)} ({easel.plan.schedule.split(' at ')[0] if easel else 'finished'})"
 
 

@@ -68,7 +68,7 @@ def sample_rows(
     if whole := draws_whole(model, stock, guider):
         conds = {}
     else:
-        conds = _conditionings(guider)
+        conds = conditionings_of(guider)
         # Its step size follows the error of the whole batch, so only alone is a picture independent of the others.
         alone = name == "dpm_adaptive" or _counts_texts(model, conds)
         pack = 1 if alone else pack or max(len(rows), 1)
@@ -95,7 +95,7 @@ def _counts_texts(model: comfy.model_patcher.ModelPatcher, conds: dict[str, Cond
     return several and type(model.model).__name__ == "Omnigen2"
 
 
-def _conditionings(guider: Any) -> dict[str, Conditioning]:
+def conditionings_of(guider: Any) -> dict[str, Conditioning]:
     """A guider's conditionings by its own names, as nodes pass them."""
     kept = {"cross_attn", "uuid"}
     conditionings: dict[str, Conditioning] = {}

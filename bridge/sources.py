@@ -22,6 +22,7 @@ from .guiders import draws_whole, sampler_of
 from .noise import batch_noise
 from .pixels import as_pictures
 from .rows import Conditioning, Latent
+from .sampling import conditionings_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +107,17 @@ class Easel:
 
     Args:
         place: The source's socket, from 0.
+
+    Attributes:
+        words: All that the pictures are told: positive and negative, or the guider's own conditionings.
     """
 
     def __init__(self, source: ModelSource, place: int, latent: Latent, seed: int, denoise: float) -> None:
         self.source, self.place, self.seed = source, place, seed
         self.plan = source.plan(latent, seed, denoise)
         self.memory = _memory(source, latent, (place, seed, denoise))
+        told = isinstance(getattr(self.plan.guider, "original_conds", None), dict)
+        self.words = [*conditionings_of(self.plan.guider).values()] if told else [source.positive, source.negative]
 
     def draw(self, tries: Sequence[Try], callback: Any) -> list[Draft]:
         """The drafts of ``tries``, in their order."""
@@ -123,6 +129,8 @@ class Easel:
 
     def _draw(self, tries: Sequence[Try], callback: Any) -> None:
         latent, rows = self.plan.latent, [t.row for t in tries]
+        if self._whole:  # what is drawn for the sake of these is kept for later
+            rows = list(range(len(latent["samples"])))
         noise: dict[int, Tensor] = {}
         for number in dict.fromkeys(t.number for t in tries):
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -134,8 +142,13 @@ class Easel:
                 whole[t.row] = noise[t.number][t.row]
         seed = draft_seed(self.seed, self.place, tries[0].number)
         samples, nfe = self.plan.draw(rows, whole, seed, self.source.positive, self.source.negative, callback)
-        for t, sample, cost in zip(tries, samples, nfe, strict=True):
-            self.memory[t.row, t.number] = Draft(sample[None].cpu(), cost)
+        numbers = {t.row: t.number for t in tries}
+        for row, sample, cost in zip(rows, samples, nfe, strict=True):
+            self.memory[row, numbers.get(row, tries[0].number)] = Draft(sample[None].cpu(), cost)
+
+    @property
+    def _whole(self) -> bool:
+        return bool(draws_whole(self.plan.model, self.plan.sampler, self.plan.guider))
 
     def _by_start_alone(self) -> bool:
         """Whether the first noise alone decides a draft, so that drafts of different seeds can be one batch."""
@@ -143,7 +156,7 @@ class Easel:
         function = getattr(sampler, "sampler_function", None)
         noisy = function is None or "noise_sampler" in inspect.signature(function).parameters
         painted = self.plan.latent.get("noise_mask") is not None and getattr(sampler, "inpaint_options", {}).get("random")
-        return not noisy and not painted and not draws_whole(self.plan.model, sampler, self.plan.guider)
+        return not noisy and not painted and not self._whole
 
 
 def _by_number(tries: Sequence[Try]) -> list[list[Try]]:

@@ -43,9 +43,11 @@ def order_of_evaluation(search: Search, names: Sequence[str], prompts: Sequence[
             for t in search.tries if t.row == row
         )  # fmt: skip
         now = ", ".join("closed" if np.isneginf(z) else f"{z:.4g}" for z in indices[row])
+        origin = search.tries[int(search.held[row])].row
+        kept = f"{search.in_hand[row]:.4g}{f' (tried for {origin})' * (origin != row)}"
         prompt = " ".join(prompts[row].split()).replace("|", "/")
         lines.append(
-            f"| {row} | {tried} | {search.spent[row]:g} | {search.in_hand[row]:.4g} | {now} | {'yes' if row in answered else ''} "
+            f"| {row} | {tried} | {search.spent[row]:g} | {kept} | {now} | {'yes' if row in answered else ''} "
             f"| {prompt} |"
         )
     prices = dict.fromkeys(f"{t.price:.3g}" for t in search.tries)

@@ -92,21 +92,22 @@ def newcomers_levels(scores: Sequence[float], distances: Any, chosen: Sequence[i
 
 
 def _by_swaps(values: Any, apart: Any, usable: list[int], count: int, variety: float) -> list[int]:
-    chosen = [max(usable, key=lambda i: values[i])]
+    free = np.isin(np.arange(len(values)), usable)
+    chosen = list[int]()
     while len(chosen) < count:
-        rest = [i for i in usable if i not in chosen]
-        chosen.append(max(rest, key=lambda i: values[i] + variety * apart[i, chosen].sum()))
+        worth = np.where(free, values + variety * apart[:, chosen].sum(1), -np.inf)
+        chosen.append(int(worth.argmax()))
+        free[chosen[-1]] = False
     while True:
-        rest = [i for i in usable if i not in chosen]
+        rest, near = np.flatnonzero(free), apart[:, chosen].sum(1)
         # What each chosen one adds to the others, and what each other would add in its place.
-        adds = {out: values[out] + variety * (apart[out, chosen].sum() - apart[out, out]) for out in chosen}
-        gain, out, new = max(
-            ((values[i] + variety * (apart[i, chosen].sum() - apart[i, o]) - adds[o], o, i) for o in chosen for i in rest),
-            key=lambda swap: swap[0],
-        )
-        if gain <= 1e-12 * (1 + abs(adds[out])):
+        adds = values[chosen] + variety * (near - apart.diagonal())[chosen]
+        gains = (values + variety * near)[rest] - variety * apart[np.ix_(chosen, rest)] - adds[:, None]
+        out, new = np.unravel_index(int(gains.argmax()), gains.shape)
+        if gains[out, new] <= 1e-12 * (1 + abs(adds[out])):
             return sorted(chosen)
-        chosen[chosen.index(out)] = new
+        free[chosen[out]], free[rest[new]] = True, False
+        chosen[out] = int(rest[new])
 
 
 @dataclass(frozen=True)

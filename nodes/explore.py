@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -142,7 +143,8 @@ class ApprenticeExplore(io.ComfyNode):
                 ),  # fmt: skip
                 io.Float.Input(
                     "most", default=32.0, min=0.0, max=100000.0, step=1.0,
-                    tooltip="Network evaluations that a single picture may take at most; 0 for no limit (with a budget only).",
+                    tooltip="Network evaluations that a single picture's drafts may take at most; 0 for no limit (with a budget "
+                    "only).",
                 ),  # fmt: skip
                 types.variety(),
                 types.denoise(),
@@ -183,8 +185,7 @@ class ApprenticeExplore(io.ComfyNode):
         teacher_nfe: Sequence[float] = (0.0,), look: Sequence[str] = (types.FULL_DECODE,), overrides: Sequence[str] = ("",),
         stop_after_judging: Sequence[bool] = (False,), **more: list[Any],
     ) -> io.NodeOutput:  # fmt: skip
-        if len(latent_image) > 1:
-            raise ValueError(f"Explore draws one batch at a time, and latent_image is a list of {len(latent_image)}: join them.")
+        _single(latent_image=latent_image, seed=seed, source_1=source_1, **more)
         sources = {0: source_1[0], **{int(name.removeprefix("source_")) - 1: given[0] for name, given in sorted(more.items())}}
         sources = {place: source for place, source in sources.items() if source is not None}
         total = len(latent_image[0]["samples"])
@@ -197,11 +198,14 @@ class ApprenticeExplore(io.ComfyNode):
         lesson = "-".join(source.plan(latent_image[0], 0, 1.0).student for source in students) if teacher_nfe[0] else ""
         lesson = lesson_of(oracle[0].fingerprint(), lesson, teacher_nfe[0])
         teacher = _teacher(teacher_nfe[0], lesson, students)
+        if teacher is not None:
+            teacher = _as_before(source_1[0], (id(latent_image[0]), lesson, terms, tuple(prompts)), teacher)
         explorer = Explorer(sources, oracle[0], vae[0], prompts, latent_image[0], terms, teacher)
         board = Board(JUDGED, total)
         explored = explorer.run(lambda search, rows, pictures: _watch(board, explorer, search, rows, pictures))
         verdict = _verdict(explored, oracle[0], prompts, spend[0], value[0], overrides[0], stop_after_judging[0])
         verdict = replace(verdict, lesson=lesson if teacher else "")
+        board = Board(JUDGED, total)  # which saves the last as it did the first
         files = [board.save(picture) for picture in explored.images]
         board.remember(explored.keys, list(explored.images), prompts, [j.score for j in verdict], oracle[0].fingerprint())
         passes = [j.accepted if not j.override else j.score >= j.threshold for j in verdict]
@@ -210,6 +214,20 @@ class ApprenticeExplore(io.ComfyNode):
         content = board.whole(verdict, rows, costs={"student": spent, "teacher": teacher_nfe[0] or None}, calibration=None)
         report = order_of_evaluation(explored.search, explored.names, prompts)
         return io.NodeOutput(explored.latent, explored.images, verdict, report, ui=shown(summary(verdict), board=content))
+
+
+def _single(**given: list[Any]) -> None:
+    """Refuse lists.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for name, values in given.items():
+        if len(values) > 1:
+            raise ValueError(
+                f"Explore draws one batch at a time, and {name} is a list of {len(values)}: join them, texts with Prompts, "
+                "latents and pictures as a batch."
+            )
 
 
 def _most(spend: str, most: float) -> float:
@@ -240,6 +258,19 @@ def _teacher(cost: float, lesson: str, students: Sequence[ModelSource]) -> Teach
     return Teacher(cost, fit_gain(drafts, answers))
 
 
+# What was known of the teacher when this was explored last: a word on the Draft Board decides about the pictures that are shown,
+# and what their comparison has taught since waits for the next ones.
+_KNOWN: WeakKeyDictionary[Any, tuple[Any, Teacher]] = WeakKeyDictionary()
+
+
+def _as_before(source: Any, terms: Any, teacher: Teacher) -> Teacher:
+    """``teacher``, or for the same terms as last time what was known of it then."""
+    before = _KNOWN.get(source)
+    if before is None or before[0] != terms:
+        before = _KNOWN[source] = (terms, teacher)
+    return before[1]
+
+
 def _watch(board: Board, explorer: Explorer, search: Search, rows: Sequence[int], pictures: Tensor) -> None:
     """Show what is newly in hand."""
     board.tell(
@@ -262,7 +293,8 @@ def _verdict(
     images = as_rgb([explored.images])
     gate = Gate(
         level, tuple(row not in rows for row in range(len(scores))),
-        f"{in_words(search, explored.names)} {remarks(oracle, images, prompts)}".strip(), tuple([level] * len(scores)),
+        " ".join(f"{in_words(search, explored.names)} {explored.note} {remarks(oracle, images, prompts)}".split()),
+        tuple([level] * len(scores)),
     )  # fmt: skip
     info = explored.latent["apprentice"]
     verdict = judge(

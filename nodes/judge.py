@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -233,7 +234,8 @@ class ApprenticeKeepBetter(io.ComfyNode):
         result = replace(result, student=student, teacher=teacher)
         if verdict.lesson and scores and after:
             pairs = {verdict.judgements[row].key: (verdict.judgements[row].score, score) for row, score in scores.items()}
-            result = replace(result, note=f"{result.note} {_learned(verdict.lesson, f'{teacher} {after.note}', pairs)}".strip())
+            how = re.split(r"; |\. ", after.note)[0]  # what comes after it depends on how many were rejected
+            result = replace(result, note=f"{result.note} {_learned(verdict.lesson, f'{teacher} {how}', pairs)}".strip())
         chosen = [j.index for j in result if j.decision == IMPROVED]
         latent, images = replace_rows(drafts, improved, draft_images, improved_images, chosen)
         costs = {

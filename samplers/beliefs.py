@@ -98,8 +98,11 @@ class Prior:
         return np.isfinite(self.mean)
 
     def apart(self) -> Prior:
-        """The same for an oracle whose scores mean something else for every prompt: a prompt's level is unknown before a try."""
-        return replace(self, between=self.between + _UNCOMMON)
+        """The same for an oracle whose scores mean something else for every prompt: a prompt's level, which all sources share, is
+        unknown before a try."""
+        level = 1 / np.where(self.known, self.within, 1.0)  # a score in each source's unit
+        level = (level / np.exp(np.log(level).mean())).clip(1e-2, 1e2)
+        return replace(self, between=self.between + _UNCOMMON * np.outer(level, level))
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,8 @@ def _shape(tables: Sequence[dict[str, Array]], within: Array) -> float:
     if len(variances) < 20:
         return _SHAPE
     seen = np.array(variances)
+    if not seen[:, 0].any():
+        return _SHAPE
     ratio = np.mean(seen[:, 0] ** 2 * seen[:, 1] / (seen[:, 1] + 2)) / seen[:, 0].mean() ** 2
     return float(np.clip((2 * ratio - 1) / (ratio - 1), *_SHAPES)) if ratio > 1 else _SHAPES[1]
 

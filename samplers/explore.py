@@ -84,7 +84,7 @@ class Search:
             is learned, and the best of all their drafts are kept.
         budget: Average evaluations a picture, teacher included; or
         price: score that an evaluation must bring. One of the two.
-        most: Evaluations that a single picture may take; 0 for no limit.
+        most: Evaluations that a single picture's drafts may take; 0 for no limit. The teacher's come on top.
         comparable: Whether one group's scores say something of another's.
         choose: Which of a group's candidates are kept; the best by score without.
         levels: What another draft must beat, where that isn't the score of what is kept.
@@ -107,6 +107,8 @@ class Search:
             raise ValueError(
                 f"A budget of {budget:g} evaluations a picture doesn't reach for one draft, which takes {cheapest:g}: raise it."
             )
+        if any(source.cost <= 0 and source.drafts is None for source in sources):
+            raise ValueError("A draft that takes no evaluation could be drawn forever: raise the steps or the denoise.")
         self.budget, self.price = budget, price or 0.0
         self.most = max(most, cheapest) if most else np.inf
         self.comparable, self.choose, self.levels = comparable, choose or self._best, levels
@@ -132,7 +134,8 @@ class Search:
         cheaper, self.price = (self.price, self.price) if self.budget is None else self._prices(belief)
         plans = self._plans(belief, self.price)
         going = plans.to_teacher(self._plans(belief, cheaper), np.inf if self.budget is None else self._left())
-        urgency = np.where(going, -np.inf, plans.index - self.level)
+        wanted = ~going & (plans.index > self.level)
+        urgency = np.where(wanted, plans.index - np.where(wanted, self.level, 0.0), -np.inf)
         rows = [int(row) for row in np.argsort(-urgency, kind="stable") if urgency[row] > 0]  # for where the budget ends
         tries = self._affordable([self._try(row, int(plans.source[row]), float(plans.index[row])) for row in rows])
         return tries or self._remainder(belief)
@@ -165,7 +168,6 @@ class Search:
         else:
             gain = self._gain()
             rows = [int(r) for r in np.argsort(-gain, kind="stable") if gain[r] > self.price * self.teacher.cost]
-        rows = [row for row in rows if self.spent[row] + self.teacher.cost <= self.most]
         return rows if np.isinf(left) else rows[: int((left + 1e-9) // max(self.teacher.cost, 1e-9))]
 
     def teachers_level(self) -> float:
@@ -201,15 +203,18 @@ class Search:
         return [self._try(row, int(s), float(indices[row, s])) for row, s in enumerate(chosen)]
 
     def _strangers(self) -> list[Try]:
-        """Tries of a source that nothing is known of yet, the cheapest first."""
-        enough = max(2, min(FAMILIAR, len(self.groups)))
+        """Tries of a source that nothing is known of yet, the cheapest first; none of one that would take more than half of the
+        budget to know."""
         seen, free = self.seen.sum(0), self._open()
-        scored = np.bincount([t.source for t in self.tries if np.isfinite(t.score)], minlength=len(self.sources))
+        half = (self.budget or 0.0) * len(self.groups) / 2
         for s in np.argsort(self.costs, kind="stable"):
-            if not self.sources[s].scores and scored[s] < enough and seen[s] < 2 * enough:
-                rows = np.argsort(self.in_hand, kind="stable")[: enough - scored[s]]
-                if tries := [self._try(int(row), int(s), np.inf) for row in rows if free[row, s]]:
-                    return tries
+            enough = max(2, min(FAMILIAR, len(self.groups)))
+            if self.budget is not None and self.costs[s] > self.costs.min():
+                enough = int(min(enough, half // self.costs[s]))
+            if not self.sources[s].scores and seen[s] < enough and enough > 1:  # a single draft doesn't tell how much they differ
+                rows = [int(row) for row in np.argsort(self.in_hand, kind="stable") if free[row, s]]
+                if rows:
+                    return [self._try(row, int(s), np.inf) for row in rows[: enough - seen[s]]]
         return []
 
     def _try(self, row: int, source: int, index: float) -> Try:
@@ -227,7 +232,7 @@ class Search:
         left = self._left() - (self.teacher.cost * len(self.for_teacher()) if self.teacher and self.teacher.gain else 0.0)
         level = np.where(np.isfinite(self.level), self.level, belief.location.min(1))[:, None]
         bears = belief.improvement(level) / np.maximum(self.costs, 1e-9)
-        bears = np.where(self._open() & self._prior().known & (self.costs <= left + 1e-9), bears, 0.0)
+        bears = np.where((self.indices() > -np.inf) & (self.costs <= left + 1e-9), bears, 0.0)
         row, source = np.unravel_index(int(bears.argmax()), bears.shape)
         return [self._try(int(row), int(source), float(self.indices()[row, source]))] if bears[row, source] > 0 else []
 
@@ -250,7 +255,7 @@ class Search:
         """What the budget has left for drafts; at most half of it is kept for a teacher whose gain is to be learned."""
         assert self.budget is not None
         whole = self.budget * len(self.groups)
-        learning = self.teacher is not None and self.teacher.gain is None
+        learning = self.tries and self.teacher is not None and self.teacher.gain is None  # everyone's first draft comes first
         kept = self._lessons() * self.teacher.cost if learning and self.teacher else 0.0
         return float(whole - self.spent.sum() - (kept if kept <= whole / 2 else 0.0))
 
@@ -303,7 +308,9 @@ class Search:
         return Predictive(belief.location[self.groups], belief.scale[self.groups], belief.dof[self.groups])
 
     def _indices(self, belief: Predictive, price: float) -> Array:
-        return np.where(self._open() & self._prior().known, belief.reservation(price * self.costs), -np.inf)
+        known = self._prior().known
+        told = known | ~known.any()  # of a source that nobody knows there is nothing to hope for, but where nobody knows any
+        return np.where(self._open() & told, belief.reservation(price * self.costs), -np.inf)
 
     def _gain(self) -> Array:
         """What the teacher is expected to add to each picture [B]; all there is to gain where there is no draft."""
@@ -346,7 +353,7 @@ class Search:
         spending = np.where(z > self.level, costs * tries, 0.0)
         preference = np.full(len(z), -np.inf)
         if self.teacher is not None and self.teacher.gain is not None:
-            reachable = np.isfinite(self.in_hand) & (self.spent + self.teacher.cost <= self.most)
+            reachable = np.isfinite(self.in_hand)
             more = np.maximum(z - np.where(reachable, self.level, 0.0), 0.0)  # what trying on is worth
             preference = np.where(reachable, self._gain() - price * self.teacher.cost - more, -np.inf)
         return _Plans(source, z, spending, preference, self.teacher.cost if self.teacher else 0.0)

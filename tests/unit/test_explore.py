@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import combinations
 
 import numpy as np
@@ -256,6 +257,54 @@ def test_a_teacher_of_unknown_gain_is_tried_on_the_weakest():
     search = Search([Source(1.0)], range(16), budget=4.0, teacher=Teacher(10.0))
     _run(search, lambda t: float(t.row))
     assert search.for_teacher() == [0, 1]
+
+
+def test_everyone_gets_a_draft_before_anything_is_kept_for_a_teacher_to_be_learned():
+    search = Search([Source(1.0)], range(16), budget=1.0, teacher=Teacher(4.0))
+    _run(search, lambda t: float(t.row))
+    assert search.held.min() >= 0 and search.for_teacher() == []
+
+
+def test_a_limit_of_drafts_below_the_teachers_cost_does_not_keep_it_from_the_weakest():
+    rng = np.random.default_rng(15)
+    search = Search([Source(1.0)], range(16), budget=12.0, most=8.0, teacher=Teacher(40.0))
+    _run(search, lambda t: rng.normal() - 9 * (t.row < 2))
+    assert search.for_teacher() == sorted([0, 1], key=lambda row: search.in_hand[row]) and search.spent.max() <= 8
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_slow_source_that_nobody_knows_takes_half_the_budget_at_most():
+    rng = np.random.default_rng(16)
+    search = Search([Source(1.0), Source(40.0)], range(40), budget=8.0)
+    _run(search, lambda t: rng.normal() - 5 * (t.source == 1))
+    assert search.seen[:, 1].sum() == 4
+    never = Search([Source(1.0), Source(100.0)], range(4), budget=8.0)
+    _run(never, lambda t: rng.normal() - 30)  # nothing is hoped of whom nobody knows, where scores are far from 0, too
+    assert never.seen[:, 1].sum() == 0 and never.spent.sum() == 32
+
+
+def test_a_draft_that_takes_no_evaluation_is_refused_and_not_drawn_forever():
+    with pytest.raises(ValueError, match="takes no evaluation could be drawn forever"):
+        Search([Source(0.0)], [0], budget=1.0)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, 0.0, 30.0, 1e30])
+@pytest.mark.parametrize("spent", [{"budget": 4.0}, {"price": 0.01, "most": 6.0}])
+@pytest.mark.parametrize("comparable", [True, False])
+def test_scores_that_say_nothing_end_the_search_without_a_warning(score, spent, comparable):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        search = Search([Source(1.0), Source(2.0)], range(24), comparable=comparable, **spent)
+        _run(search, lambda t: score)
+    assert search.held.min() >= 0 and search.spent.max() <= 96
+
+
+def test_scores_of_each_prompts_own_level_move_all_sources_by_the_same_score():
+    prior = Prior(np.zeros(2), np.array([1.0, 4.0]), np.eye(2)).apart()
+    after = predictive(prior, np.array([[1.0, 0.0]]), np.array([[300.0, 0.0]]), np.zeros((1, 2)))
+    assert after.location[0] == pytest.approx([300, 300], abs=0.5)
 
 
 # ---------------------------------------------------------------------------------------------------- choose together

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from comfyui_apprentice.gate.explored import in_words, order_of_evaluation
 from comfyui_apprentice.gate.gains import lesson_of, pairs_of, remember
-from comfyui_apprentice.samplers.explore import Search, Source, Teacher
+from comfyui_apprentice.samplers.explore import Search, Source, Teacher, Try
 
 LESSON = lesson_of("oracle", "student", 18.0)
 
@@ -45,6 +45,14 @@ def test_a_damaged_file_teaches_nothing_and_is_written_anew(tmp_path: Path) -> N
         assert pairs_of(path, LESSON) == ([], [])
         remember(path, LESSON, "t", {"a": (1.0, 2.0)})
         assert pairs_of(path, LESSON) == ([1.0], [2.0])
+
+
+def test_a_picture_that_was_tried_for_another_one_is_told() -> None:
+    search = Search([Source(1.0)], [0, 0], budget=2.0)
+    search.tell(search.wanted(), [5.0, -5.0])
+    search.tell([Try(0, 0, 1, 0.0, 0.0)], [4.0])
+    first, second = order_of_evaluation(search, ("a",), ("p", "p")).splitlines()[2:4]
+    assert "tried for" not in first and "| 4 (tried for 0) |" in second
 
 
 def test_a_search_is_told_in_its_order_with_indices_costs_and_price() -> None:
