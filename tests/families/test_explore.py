@@ -246,7 +246,8 @@ def test_after_many_rounds_the_board_still_shows_every_picture(monkeypatch: pyte
     case = Case("sdxl")
     given = {
         "oracle": [Brightness()], "vae": [vae("sdxl")], "source_1": [source(case)], "prompt": PROMPTS,
-        "latent_image": [case.latent], "seed": [SEED], "spend": ["budget"], "value": [15.0], "most": [0.0], "variety": [0.0], "denoise": [1.0],
+        "latent_image": [case.latent], "seed": [SEED], "spend": ["budget"], "value": [15.0], "most": [0.0],
+        "variety": [0.0], "denoise": [1.0],
     }  # fmt: skip
     with torch.inference_mode():
         shown = ApprenticeExplore.execute(**given).ui["apprentice_board"][0]["pictures"]
