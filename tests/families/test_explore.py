@@ -180,3 +180,77 @@ def test_a_teacher_in_reach_costs_nothing_until_it_is_worth_it() -> None:
         found = explorer.run()
     assert found.search.for_teacher() == [int(found.search.in_hand.argmin())]
     assert found.search.spent.sum() + 20 <= 90
+
+
+def test_a_videos_latents_are_refused_before_anything_is_drawn() -> None:
+    case = Case("wan21")
+    frames = torch.zeros(3, case.latent["samples"].shape[1], 2, *case.latent["samples"].shape[3:])
+    with pytest.raises(ValueError, match="these latents are videos"):
+        explored(case, [source(case)], {"samples": frames})
+
+
+def test_finished_pictures_alone_need_no_latent_of_their_family() -> None:
+    images = torch.rand(6, 40, 64, 4, generator=torch.Generator().manual_seed(1))
+    found = explored(Case("flux"), [PictureSource(images, 0.0)], {"samples": torch.zeros(3, 4, 8, 8)}, budget=0.0)
+    assert found.images.shape == (3, 40, 64, 3) and found.latent["samples"].shape == (3, 16, 5, 8)
+
+
+def test_a_word_by_hand_is_about_one_picture_and_not_another_in_its_place() -> None:
+    case, given = Case("sdxl"), torch.rand(3, 40, 64, 3, generator=torch.Generator().manual_seed(1))
+    keys = [explored(case, [PictureSource(each, 0.0)], budget=0.0).keys for each in (given, given, given.flip(1))]
+    assert keys[0] == keys[1] and not set(keys[0]) & set(keys[2])
+    over = [{"samples": torch.full_like(case.drafts["samples"], value)} for value in (0.5, 0.5, 0.6)]
+    keys = [explored(case, [source(case)], each, denoise=0.5, budget=4.0).keys for each in over]
+    assert keys[0] == keys[1] and not set(keys[0]) & set(keys[2])
+
+
+def _own_noise(model: Any, x: Tensor, sigmas: Tensor, noise_sampler: Any = None, **given: Any) -> Tensor:
+    """Another pack's sampler, which draws noise of its own."""
+    from comfy.k_diffusion.sampling import sample_euler_ancestral
+
+    given = {key: given[key] for key in ("extra_args", "callback", "disable")}
+    return sample_euler_ancestral(model, x, sigmas, **given)
+
+
+def test_where_the_whole_batch_must_be_drawn_its_other_pictures_are_kept_for_later() -> None:
+    import comfy.samplers
+
+    case = Case("sdxl")
+    own = replace(source(case), drawing=replace(case.drawing(1.0), sampler=comfy.samplers.KSAMPLER(_own_noise)))
+    cost = own.plan(case.latent, SEED, 1.0).evaluations()
+    found = explored(case, [own], budget=5 * cost)
+    spent = found.latent["apprentice"].nfe
+    assert len(found.search.tries) == 15 and sum(spent) == pytest.approx(15 * cost)
+    row = next(row for row, i in enumerate(found.search.held) if found.search.tries[i].number)
+    drawing = replace(own.drawing, seed=found.seeds[row])
+    with torch.inference_mode():
+        again = draw_drafts(case.student, case.positive, case.negative, case.latent, CUSTOM, drawing)["samples"][row]
+    torch.testing.assert_close(found.latent["samples"][row], again, atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_guider_tells_the_pictures_decides_who_may_be_exchanged() -> None:
+    from comfyui_apprentice.bridge.guiders import stock_guider
+
+    case, same = Case("sdxl"), tiny.text("sdxl", 1)
+    for told, groups in ((case.positive, [0, 1, 2]), (same, [0, 0, 0])):
+        guided = replace(case.drawing(1.0), guider=stock_guider(case.student, told, case.negative, 1.0))
+        found = explored(case, [replace(source(case, positive=same), drawing=guided)], prompts=["a"] * 3, budget=4.0)
+        assert found.search.groups.tolist() == groups
+
+
+def test_after_many_rounds_the_board_still_shows_every_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    from comfyui_apprentice.bridge import board
+    from comfyui_apprentice.nodes.explore import ApprenticeExplore
+
+    monkeypatch.setattr(board, "_FILES", 4)
+    case = Case("sdxl")
+    given = {
+        "oracle": [Brightness()], "vae": [vae("sdxl")], "source_1": [source(case)], "prompt": PROMPTS,
+        "latent_image": [case.latent], "seed": [SEED], "spend": ["budget"], "value": [15.0], "most": [0.0],
+        "variety": [0.0], "denoise": [1.0],
+    }  # fmt: skip
+    with torch.inference_mode():
+        shown = ApprenticeExplore.execute(**given).ui["apprentice_board"][0]["pictures"]
+        assert len(shown) == 3 and all(picture["draft"] for picture in shown)
+        with pytest.raises(ValueError, match="source_1 is a list of 2"):
+            ApprenticeExplore.execute(**{**given, "source_1": given["source_1"] * 2})

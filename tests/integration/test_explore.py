@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -154,3 +155,24 @@ def test_the_all_in_one_node_explores_as_the_single_nodes_do(comfy: Comfy) -> No
     kept = [j["index"] for j in verdict(run, "all") if j["decision"] != "improved"]
     assert kept and torch.equal(comfy.tensors("all")["latent"][kept], comfy.tensors("parts")["latent"][kept])
     assert node is not None
+
+
+def test_a_word_on_the_board_sends_its_picture_to_the_teacher_and_no_draft_changes(comfy: Comfy) -> None:
+    world = World(PROMPTS, oracle="world")
+    world.count()
+    world.sampler("word", explore=8.0, steps=1, teacher_steps=3)
+    for seed in range(31, 35):  # a pair a run: after the fourth it is known what the teacher adds
+        world.g.nodes["word"]["inputs"]["seed"] = seed
+        first = comfy.run(world.g)
+    before, _ = (next(b for n in first.outputs.values() for b in n.get("apprentice_board", []) if b["stage"] == s)
+                 for s in ("judged", "improved"))  # fmt: skip
+    place = next(p["index"] for p in before["pictures"] if p["decision"] == "accepted")
+    comfy.counts()
+    words = json.dumps({"v": 1, "by": {before["pictures"][place]["key"]: "teacher"}})
+    world.g.nodes["word"]["inputs"]["overrides"] = words
+    second = comfy.run(world.g)
+    after = next(b for n in second.outputs.values() for b in n.get("apprentice_board", []) if b["stage"] == "judged")
+    counts = comfy.counts()
+    assert [p["key"] for p in after["pictures"]] == [p["key"] for p in before["pictures"]]
+    assert after["pictures"][place]["decision"] == "rejected" and after["pictures"][place]["override"] == "teacher"
+    assert counts.get("student", 0) == 0 and counts["teacher"] > 0
