@@ -397,7 +397,7 @@ def draw_plot(figures: Figures, path: Path) -> None:
     right.set(xlabel=f"diversity of a prompt's pictures, at {figures.settings['budget']:g} evaluations")
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower right" if axis is left else "upper right")
+        axis.legend(fontsize=8, loc="center right" if axis is left else "upper right")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -102,7 +102,7 @@ def _by_swaps(values: Any, apart: Any, usable: list[int], count: int, variety: f
         rest, near = np.flatnonzero(free), apart[:, chosen].sum(1)
         # What each chosen one adds to the others, and what each other would add in its place.
         adds = values[chosen] + variety * (near - apart.diagonal())[chosen]
-        gains = (values + variety * near)[rest] - variety * apart[np.ix_(np.array(chosen), rest)] - adds[:, None]
+        gains = (values + variety * near)[rest] - variety * apart[chosen][:, rest] - adds[:, None]
         out, new = np.unravel_index(int(gains.argmax()), gains.shape)
         if gains[out, new] <= 1e-12 * (1 + abs(adds[out])):
             return sorted(chosen)

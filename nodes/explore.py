@@ -143,8 +143,8 @@ class ApprenticeExplore(io.ComfyNode):
                 ),  # fmt: skip
                 io.Float.Input(
                     "most", default=32.0, min=0.0, max=100000.0, step=1.0,
-                    tooltip="Network evaluations that a single picture's drafts may take at most; 0 for no limit (with a budget "
-                    "only).",
+                    tooltip="Network evaluations that a single picture's drafts may take at most; 0 for no limit, which a price "
+                    "doesn't allow.",
                 ),  # fmt: skip
                 types.variety(),
                 types.denoise(),

@@ -126,8 +126,8 @@ class TowerOptions:
         CLASSES, choices="critic_target",
         node={
             "optional": True,
-            "help": "What is learned. classes: the teacher's view of all words, as published. odds: of all the log-odds of the "
-            "word that the picture's prompt names, by which a gate decides; every picture needs its prompt.",
+            "help": "What is learned. classes: the teacher's view of all words, as published. odds: above all the log-odds of "
+            "the word that the picture's prompt names, by which a gate decides; every picture needs its prompt.",
         },
         command={"help": "classes: as published; odds: of each prompt's class, from a text beside each picture (a.txt, a.png)."},
     )  # fmt: skip
