@@ -205,16 +205,18 @@ class Search:
     def _strangers(self) -> list[Try]:
         """Tries of a source that nothing is known of yet, the cheapest first; none of one that would take more than half of the
         budget to know."""
+        enough = max(2, min(FAMILIAR, len(self.groups)))
         seen, free = self.seen.sum(0), self._open()
-        half = (self.budget or 0.0) * len(self.groups) / 2
+        scored = np.bincount([t.source for t in self.tries if np.isfinite(t.score)], minlength=len(self.sources))
         for s in np.argsort(self.costs, kind="stable"):
-            enough = max(2, min(FAMILIAR, len(self.groups)))
+            most = 2 * enough  # of which half may come to nothing
             if self.budget is not None and self.costs[s] > self.costs.min():
-                enough = int(min(enough, half // self.costs[s]))
-            if not self.sources[s].scores and seen[s] < enough and enough > 1:  # a single draft doesn't tell how much they differ
-                rows = [int(row) for row in np.argsort(self.in_hand, kind="stable") if free[row, s]]
-                if rows:
-                    return [self._try(row, int(s), np.inf) for row in rows[: enough - seen[s]]]
+                most = int(min(most, self.budget * len(self.groups) / 2 // self.costs[s]))
+            if self.sources[s].scores or scored[s] >= enough or seen[s] >= most or most < 2:  # one doesn't tell how drafts differ
+                continue
+            rows = [int(row) for row in np.argsort(self.in_hand, kind="stable") if free[row, s]]
+            if rows:
+                return [self._try(row, int(s), np.inf) for row in rows[: min(enough - scored[s], most - seen[s])]]
         return []
 
     def _try(self, row: int, source: int, index: float) -> Try:

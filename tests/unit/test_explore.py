@@ -285,6 +285,13 @@ def test_a_slow_source_that_nobody_knows_takes_half_the_budget_at_most():
     assert never.seen[:, 1].sum() == 0 and never.spent.sum() == 32
 
 
+def test_drafts_without_a_score_do_not_make_a_source_known():
+    rng = np.random.default_rng(17)
+    search = Search([Source(1.0), Source(1.0)], range(8), budget=9.0)
+    _run(search, lambda t: math.nan if t.source == 1 and t.number == 0 and t.row % 2 else rng.normal() - 9 * (t.source == 1))
+    assert sum(t.source == 1 and math.isfinite(t.score) for t in search.tries) == 8
+
+
 def test_a_draft_that_takes_no_evaluation_is_refused_and_not_drawn_forever():
     with pytest.raises(ValueError, match="takes no evaluation could be drawn forever"):
         Search([Source(0.0)], [0], budget=1.0)
