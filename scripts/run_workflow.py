@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+NUMBERS = ("INT", "FLOAT", "BOOLEAN")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 CONTROLS = ("fixed", "increment", "decrement", "randomize")
 MUTED, BYPASSED = 2, 4
@@ -37,7 +38,7 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str
             continue
         if node["type"] not in object_info:
             raise ValueError(f"This ComfyUI has no node '{node['type']}'; is the pack that brings it installed?")
-        inputs = _widgets(node, object_info[node["type"]]["input"])
+        inputs = _widgets(node, object_info[node["type"]]["input"], node["type"].startswith("Apprentice"))
         inputs |= {slot["name"]: links[slot["link"]] for slot in node.get("inputs", []) if links.get(slot.get("link"))}
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
@@ -65,7 +66,7 @@ def _fits(a: str, b: str) -> bool:
     return "*" in (a, b) or not {kind.lower() for kind in a.split(",")}.isdisjoint(kind.lower() for kind in b.split(","))
 
 
-def _widgets(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+def _widgets(node: dict[str, Any], schema: dict[str, Any], ours: bool) -> dict[str, Any]:
     values = iter(node.get("widgets_values") or [])
     inputs: dict[str, Any] = {}
     for name, spec in {**schema.get("required", {}), **schema.get("optional", {})}.items():
@@ -73,9 +74,11 @@ def _widgets(node: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
         if not (isinstance(spec[0], list) or spec[0] in WIDGETS) or options.get("forceInput"):
             continue
         try:
-            inputs[name] = next(values)
+            value = next(values)
         except StopIteration:
             break
+        if spec[0] not in NUMBERS or not ours or isinstance(value, (int, float)):
+            inputs[name] = value  # else a stray text of version 0.4.0, which web/saved_values.js drops
         if options.get("control_after_generate") or (spec[0] == "INT" and name in ("seed", "noise_seed")):
             following = list(values)
             values = iter(following[1:] if following and following[0] in CONTROLS else following)

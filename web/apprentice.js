@@ -16,6 +16,7 @@ import { asWideAsItsNode, make } from "./board/dom.js";
 import { watchCache } from "./board/history.js";
 import { readOverrides } from "./board/overrides.js";
 import { showText } from "./results.js";
+import { mendWhenRead } from "./saved_values.js";
 
 const JUDGES = new Set(["ApprenticeJudge", "ApprenticeKeepBetter", "ApprenticeSampler", "ApprenticeExplore"]);
 const SHOW = "Apprentice.Board.Show";
@@ -152,6 +153,7 @@ app.registerExtension({
   /** @param {any} node */
   nodeCreated(node) {
     if (!String(node.comfyClass ?? "").startsWith("Apprentice")) return;
+    mendWhenRead(node);
     const judges = JUDGES.has(node.comfyClass) && setting(SHOW, true);
     if (judges) addBoard(node);
     const { onExecuted } = node;
