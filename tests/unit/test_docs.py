@@ -283,6 +283,11 @@ def test_the_budget_of_a_file_is_the_one_that_is_told() -> None:
 # Figures in running text: page, results, claim, format, and whether the interval stands beside it
 FIGURES = [
     ("README.md", "adaptive", "adaptive_minus_random", "{:.2f}", True),
+    ("README.md", "explore", "explore_without_variety_minus_adaptive", "{:.2f}", True),
+    ("README.md", "explore", "explore_nfe_ratio_to_best_of_one_student", "{:.2f}", True),
+    ("README.md", "explore", "explore_minus_best_of_n", "{:.2f}", True),
+    ("README.md", "explore", "explore_diversity_to_adaptive", "{:.2f}", True),
+    ("README.md", "explore", "explore_minus_adaptive", "{:.2f}", True),
     ("README.md", "sid", "sid_judge_difference", "{:.2f}", True),
     ("README.md", "sid", "sid_frechet_ratio", "{:.2f}", True),
     ("README.md", "promptkd", "base_gain", "{:.2f}", True),
