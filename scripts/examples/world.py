@@ -212,9 +212,7 @@ def explored() -> Example:
         "KSampler", "15", model=g.world[1], positive=g.lines[0], negative=g.negative[0], latent_image=g.latent[0], seed=3,
         steps=3, cfg=1.0, sampler_name="lcm", scheduler="karras", denoise=1.0,
     )  # fmt: skip
-    finished = g.add(
-        "ApprenticePictureSource", "17", images=g.decode("16", elsewhere[0])[0], cost=3.0, name="drawn elsewhere"
-    )
+    finished = g.add("ApprenticePictureSource", "17", images=g.decode("16", elsewhere[0])[0], cost=3.0, name="a KSampler")
     teacher: dict[str, Any] = {"strategy": "regenerate", "rollback": 0.7, "steps": 9, "cfg": 2.0}
     teacher |= {"sampler_name": "dpmpp_2m", "scheduler": "karras"}
     cost = g.add("ApprenticeTeacherCost", "8", model=g.world[1], **teacher)
@@ -243,6 +241,6 @@ def explored() -> Example:
         "Pictures of anything else's making compete too: here a stock KSampler's. The report tells the order in which drafts "
         "were tried, their scores and indices.",
         (START, group("2  Two students", "5", "6 7"), group("3  Pictures from elsewhere", "15 16", "17")),
-        (group("4  Explore", "8 9", "14"), group("5  The teacher, where it pays", "10 12", "11"), group("6  The pictures", "13")),
+        (group("4  Explore", "8 14", "9"), group("5  The teacher, where it pays", "10 12", "11"), group("6  The pictures", "13")),
         shown="2.text 9.seed 9.spend 9.value 9.variety", results="13",
     )  # fmt: skip
