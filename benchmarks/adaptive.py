@@ -19,7 +19,7 @@ from ..samplers.adaptive import adaptive_collaboration, regenerate
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.frechet import frechet, reference
 from ..world.recipe.sampling import World, unit_noise
-from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_table
+from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_claims, print_table, spread
 
 STUDENT_STEPS = 2
 TEACHER_STEPS = 9  # of the teacher that improves: where more steps no longer pay; 18 evaluations with guidance
@@ -210,9 +210,7 @@ def frechet_ratio(m: Measured, adaptive: Pool, teacher: Pool) -> Claim:
 
 def diversity(m: Measured, pool: Pool) -> float:
     """Mean of 1 - cosine between the judge's features of two pictures of one prompt; 0 where there is one seed only."""
-    features = pool.features.reshape(len(m.prompts), m.seeds, -1)
-    gaps = [1 - (features[:, a] * features[:, b]).sum(-1) for a in range(m.seeds) for b in range(a)]
-    return float(np.mean(gaps)) if gaps else 0.0
+    return spread(pool.features.reshape(len(m.prompts), m.seeds, -1))
 
 
 def better_drafts(m: Measured) -> dict[str, Any]:
@@ -297,8 +295,7 @@ def report(figures: Figures) -> None:
     """Print the table, the claims and the findings."""
     print_table(figures.rows)
     print()
-    for name, claim in figures.claims.items():
-        print(f"{name:<28} {claim}")
+    print_claims(figures.claims)
     print("\nshare of drafts that beat the teacher's picture:")
     for name, parts in figures.findings["share of drafts better than the teacher's"].items():
         print(f"  {name}: " + ", ".join(f"{key}: {value:.2f}" for key, value in parts.items()))

@@ -30,7 +30,7 @@ from . import control_toy as toy
 from .control_loop import loop, redistil
 from .control_start import start_laws
 from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, kept_run, measure, point_of, row_of
-from .figures import Figures, mean_of_seeds, print_table
+from .figures import Figures, mean_of_seeds, print_claims, print_table
 
 matplotlib.use("Agg")
 
@@ -92,8 +92,7 @@ def run_toy(quick: bool, plot: Path, say: Say) -> Figures:
             )
     figures.findings["frontier"] = toy_frontier()
     print_table(figures.rows)
-    for name, claim in figures.claims.items():
-        print(f"{name}: {claim}")
+    print_claims(figures.claims)
     draw_toy(figures.findings["frontier"], plot)
     return figures
 
@@ -225,8 +224,7 @@ def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
     figures.findings["loop"] = table
     figures.claims |= claims
     print_table(table)
-    for name, claim in figures.claims.items():
-        print(f"{name}: {claim}")
+    print_claims(figures.claims)
     draw(figures, plot)
     draw_along(figures, plot.with_name(f"{plot.stem}-along{plot.suffix}"))
     return figures

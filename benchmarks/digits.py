@@ -31,7 +31,7 @@ from ..training.sid import SIGMA_MAX, SIGMA_MIN, edm_denoise, generate
 from ..weights.edm_pickle import Snapshot, read_edm, snapshot_metadata
 from ..world.recipe.digits import CLASSES, CONFIG, SETTINGS, SIZE, digits, train_edm
 from ..world.recipe.frechet import frechet
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table
 
 TEACHER = Schedule(pictures=160_000, batch=64, learning_rate=2e-3, decay=0.6)
 
@@ -171,8 +171,7 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
     for name in ("factor", "undistilled", "student", "teacher"):
         figures.claims[f"digits_{name}"] = _over_seeds([row[name] for row in figures.rows])
     print_table(figures.rows)
-    for name, claim in figures.claims.items():
-        print(f"{name:<24} {claim}")
+    print_claims(figures.claims)
     return figures
 
 

@@ -21,7 +21,7 @@ from ..samplers.explore import Search, Source, Teacher
 from ..world.recipe.concepts import held_out_prompts, training_prompts
 from ..world.recipe.frechet import frechet, reference
 from .explore_pictures import CHUNK, PLACES, REDRAWN, SPOILED, STUDENTS, Pool, pools
-from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_table
+from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_claims, print_table, spread
 
 BUDGET = 12.0  # average evaluations a picture
 BATCH = 4  # prompts that an artist draws together
@@ -50,8 +50,7 @@ class Kept:
 
     def spread(self, index: Array | slice = slice(None)) -> float:
         """Mean of 1 - cosine between the judge's features of two pictures of one prompt."""
-        f = self.features[index]
-        return float(np.mean([1 - (f[:, a] * f[:, b]).sum(-1) for a in range(PLACES) for b in range(a)]))
+        return spread(self.features[index])
 
     def distance(self, index: Array) -> float:
         """Frechet distance to the real pictures."""
@@ -368,8 +367,7 @@ def report(figures: Figures) -> None:
     print("\na student far behind its teacher:")
     print_table(figures.findings["a teacher far ahead"])
     print()
-    for name, claim in figures.claims.items():
-        print(f"{name:<40} {claim}")
+    print_claims(figures.claims)
 
 
 def draw_plot(figures: Figures, path: Path) -> None:

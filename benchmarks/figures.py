@@ -70,6 +70,12 @@ def bootstrap(statistic: Callable[[Array], float], units: int, draws: int = 2000
     return Claim(float(statistic(np.arange(units))), float(lo), float(hi))
 
 
+def spread(features: Array) -> float:
+    """Mean of 1 - cosine between unit features [prompts, pictures, D] of two pictures of a prompt; 0 where there is one."""
+    gaps = [1 - (features[:, a] * features[:, b]).sum(-1) for a in range(features.shape[1]) for b in range(a)]
+    return float(np.mean(gaps)) if gaps else 0.0
+
+
 def jackknife_ratio(above: Callable[[Array], float], below: Callable[[Array], float], units: int) -> Claim:
     """A ratio of two distances over the same units (prompts), each with its bias taken off, and its 95 % interval.
 
@@ -109,6 +115,13 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     cells.insert(1, ["-" * w for w in widths])
     for line in cells:
         print("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |")
+
+
+def print_claims(claims: dict[str, Claim]) -> None:
+    """A claim a line, with its interval."""
+    width = max(map(len, claims), default=0)
+    for name, claim in claims.items():
+        print(f"{name:<{width}} {claim}")
 
 
 def _text(value: Any) -> str:

@@ -32,7 +32,7 @@ from ..oracles.base import Oracle
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import read
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table
 from .layouts import image_reward_shapes, random_weights
 
 KINDS = ("clip-score", "hpsv2", "pickscore", "imagereward")
@@ -314,8 +314,7 @@ def run(quick: bool = False, plot: Path | None = None, say: Callable[[str], None
     print()
     print_table(dial)
     print()
-    for name, claim in figures.claims.items():
-        print(f"{name:<32} {claim}")
+    print_claims(figures.claims)
     if plot:
         draw_plot(dial, plot)
         say(f"plot: {plot}")

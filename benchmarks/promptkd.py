@@ -37,7 +37,7 @@ from ..world.recipe.critic import GATING, GATING_DRAFTS
 from ..world.weights import CLIPS_FOLDER
 from . import promptkd_few as few
 from . import promptkd_gate as gate
-from .figures import Claim, Figures, mean_of_seeds, percent, print_table
+from .figures import Claim, Figures, mean_of_seeds, percent, print_claims, print_table
 from .promptkd_data import accuracy, harmonic
 
 matplotlib.use("Agg")
@@ -255,8 +255,7 @@ def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
     }  # fmt: skip
     print_table(figures.rows)
     print_table(gates["rows"])
-    for name, claim in figures.claims.items():
-        print(f"{name}: {claim}")
+    print_claims(figures.claims)
     draw(found["curve"], found["plain"], found["taught"], plot)
     return figures
 

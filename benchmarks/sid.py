@@ -21,7 +21,7 @@ from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.frechet import frechet, reference
 from ..world.recipe.sampling import Drawn, World, unit_noise
 from ..world.weights import DEFAULT_STUDENT, FOLDER, GUIDANCE, read
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table, spread
 
 STUDENT = "sid"
 TEACHER_STEPS = (4, 5, 7, 9, 12, 16, 24)
@@ -66,9 +66,7 @@ class Pool:
 
     def spread(self, index: Array | slice = slice(None)) -> float:
         """Diversity as in ``adaptive.diversity``: mean of 1 - cosine between two pictures of one prompt."""
-        f = self.features[index]
-        gaps = [1 - (f[:, a] * f[:, b]).sum(-1) for a in range(f.shape[1]) for b in range(a)]
-        return float(np.mean(gaps)) if gaps else 0.0
+        return spread(self.features[index])
 
     def first_seed(self) -> Pool:
         """The pictures that come from the curve's noise."""
@@ -190,8 +188,7 @@ def run(
     figures = compare(pools, reference(), student)
     print_table(figures.rows)
     print()
-    for name, claim in figures.claims.items():
-        print(f"{name:<24} {claim}")
+    print_claims(figures.claims)
     if plot:
         if not figures.findings["curve"]:
             say(f"{CURVE.name} is missing, so there is no curve over pictures seen; the recipe's stage 'sid' records it.")

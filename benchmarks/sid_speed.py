@@ -31,7 +31,7 @@ from ..training.augment import AugmentDraws, augment
 from ..training.loop import Ema
 from ..training.sid import Labels, fake_score_loss, generator_loss, log_normal_level, noise_level
 from ..training.sid_iteration import Draws, Objective, clean_gradients, edm_players, iterate
-from .figures import Array, Claim, Figures, print_table
+from .figures import Array, Claim, Figures, print_claims, print_table
 
 BATCH, RATE, HALF_LIFE, GIB = 32, 1e-5, 500_000, 2**30
 CONFIG: dict[str, Any] = {
@@ -279,7 +279,6 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
     figures = compare(measure(variants[:3] if quick else variants, 2 if quick else 6, say))
     print_table(figures.rows)
     print()
-    for name, claim in figures.claims.items():
-        print(f"{name:<28} {claim}")
+    print_claims(figures.claims)
     print(f"\n{figures.settings['step']}, {figures.settings['precision']}; official: {OFFICIAL}")
     return figures

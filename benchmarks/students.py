@@ -23,7 +23,7 @@ from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import Drawn, World, unit_noise
 from ..world.weights import students as shipped
 from .adaptive import mean_of
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table
 
 TEACHER_STEPS = 24  # more change nothing (apprentice bench sid)
 CHEAP_STEPS = 9  # the same network with fewer: what a coarser solver alone does
@@ -268,8 +268,7 @@ def run(quick: bool = False, plot: Path | None = None, say: Callable[[str], None
     figures = compare(measure(prompts, 2 if quick else SEEDS, say))
     print_table(figures.rows)
     print()
-    for name, claim in figures.claims.items():
-        print(f"{name:<40} {claim}")
+    print_claims(figures.claims)
     if plot:
         draw_plot(figures, plot)
         say(f"plot: {plot}")

@@ -195,7 +195,7 @@ class Search:
         """Everyone's first draft: by the source that promises most for its cost, or is cheapest where nothing is known."""
         belief = self._belief()
         if self.budget is not None and self._prior().known.any():
-            self.price = self._price(belief)
+            self.price = self._prices(belief)[1]
         indices = self._indices(belief, self.price)
         chosen = np.where(np.isinf(indices).all(1), self.costs.argmin(), indices.argmax(1))
         if self.budget is not None and self.costs[chosen].sum() > self.budget * len(self.groups) + 1e-9:
@@ -234,9 +234,10 @@ class Search:
         left = self._left() - (self.teacher.cost * len(self.for_teacher()) if self.teacher and self.teacher.gain else 0.0)
         level = np.where(np.isfinite(self.level), self.level, belief.location.min(1))[:, None]
         bears = belief.improvement(level) / np.maximum(self.costs, 1e-9)
-        bears = np.where((self.indices() > -np.inf) & (self.costs <= left + 1e-9), bears, 0.0)
+        indices = self._indices(belief, self.price)
+        bears = np.where((indices > -np.inf) & (self.costs <= left + 1e-9), bears, 0.0)
         row, source = np.unravel_index(int(bears.argmax()), bears.shape)
-        return [self._try(int(row), int(source), float(self.indices()[row, source]))] if bears[row, source] > 0 else []
+        return [self._try(int(row), int(source), float(indices[row, source]))] if bears[row, source] > 0 else []
 
     def _affordable(self, tries: list[Try]) -> list[Try]:
         """As many of the first ones as the budget still pays."""
@@ -320,12 +321,9 @@ class Search:
         gain = self.teacher.gain.improvement(np.where(np.isfinite(self.in_hand), self.in_hand, self.teacher.gain.centre))
         return np.where(np.isfinite(self.in_hand), gain, np.inf)
 
-    def _price(self, belief: Predictive) -> float:
-        """The price at which what is expected to be spent from now on is what is left; 0 where the limits hold anyway."""
-        return self._prices(belief)[1]
-
     def _prices(self, belief: Predictive) -> tuple[float, float]:
-        """Two prices as good as equal: at the lower one more than what is left would be spent, at the higher one not."""
+        """The price at which what is expected to be spent from now on is what is left, as two that are as good as equal: at the
+        lower one more would be spent, at the higher one not. 0 where the limits hold anyway."""
         left, learned = self._left(), self.teacher is not None and self.teacher.gain is not None
         if not learned and self._plans(belief, 0.0).total <= left:
             return 0.0, 0.0
