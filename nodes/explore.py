@@ -13,6 +13,7 @@ from torch import Tensor
 from ..bridge.board import JUDGED, Board, number, pictures_of
 from ..bridge.drawing import Drawing
 from ..bridge.explore import Explored, Explorer, Terms
+from ..bridge.fingerprints import model_fingerprint
 from ..bridge.pixels import as_rgb
 from ..bridge.progress import shown
 from ..bridge.sources import ModelSource, PictureSource
@@ -195,8 +196,8 @@ class ApprenticeExplore(io.ComfyNode):
             **({"budget": value[0]} if spend[0] == BUDGET else {"price": _price(value[0])}),
         )  # fmt: skip
         students = [source for source in sources.values() if isinstance(source, ModelSource)]
-        lesson = "-".join(source.plan(latent_image[0], 0, 1.0).student for source in students) if teacher_nfe[0] else ""
-        lesson = lesson_of(oracle[0].fingerprint(), lesson, teacher_nfe[0])
+        drawn_by = "-".join(model_fingerprint(source.drawing.model(source.model)) for source in students)
+        lesson = lesson_of(oracle[0].fingerprint(), drawn_by, teacher_nfe[0])
         teacher = _teacher(teacher_nfe[0], lesson, students)
         if teacher is not None:
             teacher = _as_before(source_1[0], (id(latent_image[0]), lesson, terms, tuple(prompts)), teacher)
