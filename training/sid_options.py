@@ -108,3 +108,17 @@ class SidOptions:
         INIT_SIGMA, "EDM models (the tiny world's): the noise level that the student draws from.", least=0.01, most=1000.0,
         step=0.1, round=0.001, optional=True, command=None,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SidExtras:
+    """Beyond the published method. As they are, they change nothing."""
+
+    price: float = option(
+        1.0, least=1e-6, most=1e6, command=None,
+        node={
+            "step": 0.1, "round": 1e-6, "optional": True,
+            "help": "With an oracle: how much score a nat of change must earn. High: the student draws as the teacher does; low: "
+            "as the oracle likes, with less variety. Begin with the spread of the teacher's scores for one prompt.",
+        },
+    )  # fmt: skip
