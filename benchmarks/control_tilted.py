@@ -31,6 +31,7 @@ from .figures import Claim
 
 Say = Callable[[str], None]
 GUIDANCE = 1.5  # of the teacher, as the shipped student was distilled with
+FAKE_RATE = 3e-4
 STEPS, TEACHER_STEPS = 2, 12
 PLAIN, FAKE = "plain SiD", "fake score"
 
@@ -47,13 +48,13 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a minute of it."""
-        return cls(16, 16, 4, 16) if quick else cls(3840, 2400, 16, 512)
+        return cls(16, 16, 4, 16) if quick else cls(1280, 2400, 16, 512)
 
     @property
     def settings(self) -> Settings:
         """Of every arm."""
         return Settings(
-            pictures=self.pictures, batch=self.batch, generator_rate=5e-5, fake_rate=3e-4, alpha=1.0, kappa4=GUIDANCE,
+            pictures=self.pictures, batch=self.batch, generator_rate=1e-4, fake_rate=FAKE_RATE, alpha=1.0, kappa4=GUIDANCE,
             steps=STEPS, generator_scale=1.0, ema_half_life=500, ema_rampup=0.3, warmup=0.05, decay=0.3,
         )  # fmt: skip
 
@@ -90,14 +91,14 @@ def fitted_fake(world: World, plan: Plan, folder: Path, say: Say) -> TinyUNet:
     fake, settings = load_unet("teacher"), plan.settings
     task = task_of(world, load_unet(f"student_{DEFAULT_STUDENT}"), fake, plan.trained, None)
     task.generator.requires_grad_(False)
-    run = kept_run(folder / FAKE, settings, before=plan.before, trained=plan.trained)
+    schedule = Schedule(plan.before, plan.batch, FAKE_RATE, 0.05, 0.5)
+    run = kept_run(folder / FAKE, schedule, trained=plan.trained)
 
     def loss(rng: torch.Generator, batch: int) -> Tensor:
         objective = task.objective(settings, draw_steps(rng, STEPS))
         return fake_score_objective(task.players, objective, draws(task, objective, rng, batch, True)).total / batch
 
     watch = Watch(lambda step, _pictures, means: say(f"{FAKE} {step}: {means['loss']:.4g}"), 25)
-    schedule = Schedule(plan.before, plan.batch, settings.fake_rate, 0.05, 0.5)
     fake.load_state_dict(train(fake, loss, schedule, run, ema_half_life=200, watch=watch, save_every=50).shadow)
     return fake
 
