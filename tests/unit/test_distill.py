@@ -479,6 +479,7 @@ def test_a_digits_teacher_distilled_in_seconds_draws_in_one_step_at_a_fraction_o
     from comfyui_apprentice.benchmarks import digits
 
     teacher = read_edm(digits.TEACHER_FILE)
-    found = digits.measure(teacher, digits.distil_digits(teacher, RunFolder(tmp_path / "a"), DIGITS_ITERATIONS), many=False)
+    settings = digits.settings_of(DIGITS_ITERATIONS, batch=64, alpha=1.0)
+    found = digits.measure(teacher, digits.distil_digits(teacher, RunFolder(tmp_path / "a"), settings), drawn=2000)
     assert found.undistilled == pytest.approx(3.40, abs=0.05)
     assert found.factor > DIGITS_FACTOR
