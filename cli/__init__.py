@@ -236,6 +236,19 @@ def sid(
 
 
 @bench.command()
+def variety(
+    quick: Quick = False,
+    json: Json = None,
+    work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every way.")] = 1,
+    threads: Threads = None,
+) -> None:
+    """What keeps the variety of SiD's students on the tiny world: guidance, an anchor, consistency; and what it costs."""
+    benchmark = _benchmark("variety", threads)
+    _report(lambda: benchmark.run(quick, _say, work, seeds), json)
+
+
+@bench.command()
 def bfloat16(
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds.")] = False,
     json: Json = None,
