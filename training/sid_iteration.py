@@ -37,6 +37,7 @@ from .sid import (
     sid_weight,
 )
 from .tilted import Tilt, kl_weight, tilted_loss
+from .variety import Variety, variety_loss
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Objective:
         adversarial: Factor of the generator's adversarial loss (``lsg_gan``); 0 for none. Needs real pictures.
         discriminator_scale: Factor of the discriminator's (``lsd``).
         augment: Probability of each of EDM's augmentations, where the draws hold any.
+        variety: A loss beside the generator's that keeps its variety; none for SiD as published.
         tilt: A reward and its price, towards which the generator is moved; see ``tilted``.
     """
 
@@ -87,6 +89,7 @@ class Objective:
     adversarial: float = 0.0
     discriminator_scale: float = 1.0
     augment: float = 0.12
+    variety: Variety | None = None
     tilt: Tilt | None = None
 
     @property
@@ -205,6 +208,11 @@ def generator_objective(players: Players, objective: Objective, draws: Draws) ->
         weight = kl_weight(objective.levels, objective.noising, draws.level)
         loss = tilted_loss(objective.tilt, images, y_real, y_fake, draws.labels, weight, objective.alpha)
     total, dropped = loss.sum() * objective.generator_scale, len(draws) - len(loss)
+    if objective.variety is not None:
+        total = total + objective.generator_scale * variety_loss(
+            objective.variety, players.generator, players.teacher, draws.labels, draws.empty, objective.kappa4,
+            objective.noising, draws.z, draws.noise, draws.level, images, len(objective.sigmas),
+        )  # fmt: skip
     if features is None:
         return Loss(total, dropped)
     keep = not_nan(images, y_real, y_fake)
