@@ -212,10 +212,11 @@ def control(
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
     work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
+    tilted: Annotated[bool, typer.Option("--tilted", help="Students by SiD towards the tilted teacher instead.")] = False,
     threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark = _benchmark("control_memory" if memory else "control", threads)
+    benchmark = _benchmark("control_memory" if memory else "control_tilted" if tilted else "control", threads)
     if memory:
         _report(lambda: benchmark.run(quick, _say), json)
     else:

@@ -16,7 +16,9 @@ from ..bridge.info import CARD
 from ..bridge.pixels import to_pixels
 from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
+from ..bridge.tilt import Pleased, check_oracle
 from ..charts.losses import loss_chart
+from ..oracles.base import Oracle as OracleBase
 from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
@@ -32,8 +34,8 @@ from ..training.variety import karras_path
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
-from .schema import inputs_of, quality, read
-from .types import CATEGORY
+from .schema import before, inputs_of, quality, read
+from .types import CATEGORY, Oracle
 
 PANELS = {"generator": "generator's loss", "fake": "fake score network's loss"}
 PREVIEWED = 4  # pictures in a preview
@@ -75,7 +77,13 @@ class ApprenticeSiDDistill(io.ComfyNode):
                 ),  # fmt: skip
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the samples; without it they are small previews."),
                 quality(),
-                *inputs_of(SidExtras),
+                *before(
+                    "price", inputs_of(SidExtras),
+                    Oracle.Input(
+                        "oracle", optional=True,
+                        tooltip="What the student shall please while it learns, at the price below; needs a gradient, and vae.",
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("distilled", display_name="student", tooltip="The student, for SiD Sampler or Student Sampler."),
@@ -96,10 +104,11 @@ class ApprenticeSiDDistill(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None, **widgets: Any
-    ) -> io.NodeOutput:
+        cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None,
+        oracle: OracleBase | None = None, **widgets: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         options, extras, lines = read(SidOptions, widgets), read(SidExtras, widgets), gather_prompts(prompts, text, 0)
-        run = _Run(model, student, vae, options, extras, {"prompts": lines, "clip": part_fingerprint(clip)})
+        run = _Run(model, student, vae, options, extras, {"prompts": lines, "clip": part_fingerprint(clip)}, oracle)
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
             run.prepare(encoded)
@@ -113,14 +122,17 @@ class _Run(NodeRun):
     """One distillation of ComfyUI models."""
 
     def __init__(
-        self, teacher: Any, student: Any, vae: Any, options: SidOptions, extras: SidExtras, texts: dict[str, Any]
-    ) -> None:
+        self, teacher: Any, student: Any, vae: Any, options: SidOptions, extras: SidExtras, texts: dict[str, Any],
+        oracle: OracleBase | None = None,
+    ) -> None:  # fmt: skip
         """What can be refused before anything is computed or written.
 
         Raises:
             ValueError: The model can't be distilled so, or another run has this name.
         """
         self.teacher, self.start, self.vae, self.options = teacher, student or teacher, vae, options
+        self.oracle, self.lines, self.extras = oracle, texts["prompts"], extras
+        check_oracle(oracle, vae)
         eps = 1e-6 if options.precision == "fp16" else 1e-8
         self.settings = settings = Settings(
             **given(options, NODE, Settings), **given(extras, NODE, Settings), generator_scale=1.0, eps=eps
@@ -142,7 +154,13 @@ class _Run(NodeRun):
         facts = {**chosen(options, *names), "size": size, **facts_of(settings), "models": self.models, **texts}
         kind = "loras" if options.method == LORA else "diffusion_models"
         # Rates are constant, so that a run may be made longer.
-        super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"))
+        super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"), self._pleasing())
+
+    def _pleasing(self) -> dict[str, Any]:
+        """What the student shall please, as facts."""
+        if self.oracle is None:
+            return {"oracle": None, "vae": None, "price": None}
+        return {"oracle": self.oracle.fingerprint(), "vae": part_fingerprint(self.vae), "price": self.extras.price}
 
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
@@ -153,8 +171,11 @@ class _Run(NodeRun):
     def _task(self, encoded: list[Any]) -> tuple[Any, Adapters | None, Task]:
         base = bridge.copy_network(self.teacher, self.dtype)
         prompts = bridge.Conditions(base, encoded, self.shape)
+        judge = self.oracle
+        self.pleased = None if judge is None else Pleased(self.teacher, self.vae, judge, self.lines, self.extras.price)
+        judges = self.pleased.networks if self.pleased else []
         if self.options.method == LORA:
-            device, self.patchers = bridge.place([base])
+            device, self.patchers = bridge.place([base, *judges])
             adapters = Adapters(base.diffusion_model, ("generator", "fake"), self.options.rank, self.settings.seed)
             if self.options.gradient_checkpointing:
                 checkpoint_blocks(base.diffusion_model, adapters)
@@ -167,7 +188,7 @@ class _Run(NodeRun):
         for trained in (student_base, fake_base):
             if self.options.gradient_checkpointing:
                 checkpoint_blocks(trained.diffusion_model)
-        device, self.patchers = bridge.place([base, fake_base, student_base])
+        device, self.patchers = bridge.place([base, fake_base, student_base, *judges])
         denoisers = [bridge.denoiser(b, self.dtype, prompts) for b in (base, fake_base, student_base)]
         networks = student_base.diffusion_model, fake_base.diffusion_model
         return student_base, None, self._assemble(base, len(prompts) - 1, denoisers, *networks, device)
@@ -189,6 +210,7 @@ class _Run(NodeRun):
             levels=EdmLevels() if edm else TimestepLevels(self.levels, len(self.levels) // 50, len(self.levels) * 49 // 50),
             weight=edm_weight if edm else epsilon_weight,
             noising=bridge.mix(base) if self.noise_kind == "flow" else add_noise, device=device, path=self._path,
+            tilt=self.pleased.tilt if self.pleased else None,
         )  # fmt: skip
 
     def _sigmas(self, steps: int) -> tuple[float, ...]:
@@ -217,6 +239,9 @@ class _Run(NodeRun):
         looks, learns = (sum(passes) for passes in zip(*kinds, strict=True))
         seconds, kept = learning(lambda x: players.generator(x, sigma, labels), z)
         seconds = learns * seconds + looks * looking(lambda: players.generator(z, sigma, labels))
+        if (pleased := self.pleased) is not None:
+            judging, more = learning(lambda latents: pleased.reward(latents, labels), z)
+            seconds, kept = seconds + judging, kept + more
         pictures = settings.schedule.steps * settings.batch
         learned = [*players.fake_parameters, *players.generator_parameters]
         return Forecast(pictures, seconds * pictures / count, held([p.model for p in self.patchers], learned) + kept)
@@ -257,6 +282,8 @@ class _Run(NodeRun):
             self.settings, model_name(self.teacher), self.models[0], preset=self._preset(), weights=self.options.method,
             rank=self.options.rank, starts_from=self.models[1], sigmas=json.dumps(self._sigmas(self.settings.steps)),
         )  # fmt: skip
+        if self.oracle is not None:
+            about |= {"oracle": self.oracle.name, "price": f"{self.extras.price:g}"}
         if self.adapters is not None:
             tensors = lora_state_dict(in_half(average), self.adapters.of["generator"].names)
             student = bridge.with_lora(self.teacher, dict(tensors))

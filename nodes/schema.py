@@ -20,6 +20,12 @@ def inputs_of(options: type) -> list[Any]:
     return [_input(name, hints[field], offer) for field, name, offer in offers(options, NODE)]
 
 
+def before(place: str, inputs: list[Any], socket: Any) -> list[Any]:
+    """``inputs`` with a socket before the one called ``place``."""
+    at = [each.id for each in inputs].index(place)
+    return [*inputs[:at], socket, *inputs[at:]]
+
+
 def read(options: type[T], inputs: Mapping[str, Any]) -> T:
     """The options of a node that was given these ``inputs``, of which ``quality`` may set others."""
     values = {field: inputs.get(name, offer.default) for field, name, offer in offers(options, NODE)}

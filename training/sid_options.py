@@ -125,3 +125,11 @@ class SidExtras:
         },
         command={"help": "Beside SiD's loss, against its narrowing: off, anchor (two to three times as long), consistency."},
     )  # fmt: skip
+    price: float = option(
+        1.0, least=1e-6, most=1e6, command=None,
+        node={
+            "step": 0.1, "round": 1e-6, "optional": True,
+            "help": "With an oracle: how much score a nat of change must earn. High: the student draws as the teacher does; low: "
+            "as the oracle likes, with less variety. Begin with the spread of the teacher's scores for one prompt.",
+        },
+    )  # fmt: skip
