@@ -1,7 +1,7 @@
 """How much of a look pictures have, in the features of the judge, which saw no network of this benchmark.
 
-The look is a direction: Fisher's linear discriminant between pictures in the look (the vendor's icons, and what the slow model with
-the style LoRA draws) and plain ones (the slow model's without it, and the plain student's, for drawing fast is no look), all of
+The look is a direction: Fisher's linear discriminant between pictures in the look (the vendor's icons, and what the slow model
+draws with the style LoRA) and plain ones (the slow model's without it, and the plain student's, since speed is no look), all of
 subjects that teach. What is measured are other subjects. On the scale, 0 is what the slow model draws of the same prompts
 without the LoRA, and 1 what it draws with it: the share of the look's move that is kept.
 """
@@ -39,8 +39,9 @@ class Look:
     slow: Array
 
     def kept(self, features: Array, index: Array | slice = slice(None)) -> float:
-        """The share of the look's move that pictures [prompts, pictures, D] of the same prompts have."""
-        means = [float((f[index] @ self.direction).mean()) for f in (features, self.plain, self.slow)]
+        """The share of the look's move that pictures [prompts, pictures, D] of the prompts ``index`` have."""
+        ends = (self.plain[index], self.slow[index])
+        means = [float((f @ self.direction).mean()) for f in (features, *ends)]
         return (means[0] - means[1]) / (means[2] - means[1])
 
     def told_apart(self) -> float:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..files import save_safetensors_atomically
+from ..networks.preconditioning import karras_sigmas
 from ..networks.tiny_unet import TinyUNet
 from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas
@@ -36,8 +37,9 @@ from ..world.recipe.concepts import BACKGROUNDS, CONCEPTS, ICONS
 from ..world.recipe.data import BACKGROUND_COLOURS, SIZE, fetch_package, on_background, pose_of, render
 from ..world.recipe.sampling import World
 from ..world.recipe.sid import denoiser
+from ..world.recipe.student import LEVELS, consistency_loss
 from ..world.recipe.teacher import P_MEAN, P_STD
-from ..world.weights import load_unet
+from ..world.weights import SIGMA_MAX, SIGMA_MIN, load_unet
 from .control_world import SHAPE, kept_run
 
 VENDOR, PACKAGE, POSES = "openmoji", ("@iconify-json/openmoji", "1.2.29"), 8
@@ -96,16 +98,25 @@ class StyledPictures:
                 parts.append(torch.cat([world.decoder.encode(part) for part in flat.split(64)]).half())
         self.latents = torch.stack(parts).clone().view(len(parts), POSES, len(numbers), *SHAPE)
         names = [f"{CONCEPTS[number]} on {colour}" for colour in BACKGROUNDS for number in numbers]
+        self.ids = world.words.encode(names).view(len(parts), len(numbers), -1)
         with torch.no_grad():
             self.empty = world.context([""])
             self.contexts = world.context(names).view(len(parts), len(numbers), *self.empty.shape[1:])
 
     def batch(self, rng: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
         """Random latents [size, 32, 8, 8] and the word vectors of their captions, of which some are empty."""
-        c, p, i = (torch.randint(n, (size,), generator=rng) for n in self.latents.shape[:3])
+        c, p, i = self._draw(rng, size)
         without = torch.rand(size, generator=rng) < EMPTY_CAPTIONS
         words = torch.where(without[:, None, None], self.empty, self.contexts[c, i])
         return self.latents[c, p, i].float(), words
+
+    def with_ids(self, rng: torch.Generator, size: int) -> tuple[Tensor, Tensor]:
+        """Likewise with the token ids [size, 16] of their captions, none of them empty."""
+        c, p, i = self._draw(rng, size)
+        return self.latents[c, p, i].float(), self.ids[c, i]
+
+    def _draw(self, rng: torch.Generator, size: int) -> list[Tensor]:
+        return [torch.randint(n, (size,), generator=rng) for n in self.latents.shape[:3]]
 
 
 def teach_style(world: World, icons: StyledPictures, pictures: int, folder: Path, say: Say) -> Lora:
@@ -184,10 +195,8 @@ def distil_styled(world: World, styled: TinyUNet, way: Way, folder: Path, look: 
     if way.start:
         begin_at(generator, change_of(way.start))
     denoise = denoiser(base)
-    players = Players(
-        *(switched(denoise, adapters, name) for name in (None, "fake", "generator")), list(fake.parameters()),
-        list(generator.parameters()),
-    )  # fmt: skip
+    teacher, fake_score, student = (switched(denoise, adapters, name) for name in (None, "fake", "generator"))
+    players = Players(teacher, fake_score, student, list(fake.parameters()), list(generator.parameters()))
     prompts = prompts_of(subjects(held_out=False), len(BACKGROUNDS))
     with torch.no_grad():
         contexts, empty = world.context(prompts), world.context([""])
@@ -226,3 +235,32 @@ def with_lora(network: TinyUNet, lora: Lora, tensors: Mapping[str, Tensor] | Non
         filled.load_state_dict(dict(tensors))
     merge(untrained(merged), filled)  # type: ignore[arg-type]
     return merged.eval().requires_grad_(False)
+
+
+def consistency(world: World, styled: TinyUNet, icons: StyledPictures, pictures: int, folder: Path, say: Say) -> TinyUNet:
+    """LCM's way (``world.recipe.student``): a consistency student of the styled teacher, on the pictures in the look.
+
+    Raises:
+        ValueError: ``folder`` holds another run.
+    """
+    guided = _Styled(world, styled)
+    student = copy.deepcopy(styled).train().requires_grad_(True)
+    schedule = Schedule(pictures=pictures, batch=BATCH, learning_rate=3e-4, warmup=0.03, decay=0.7)
+    sigmas = karras_sigmas(LEVELS, SIGMA_MIN, SIGMA_MAX)
+
+    def loss(rng: torch.Generator, size: int) -> Tensor:
+        latents, ids = icons.with_ids(rng, size)
+        return consistency_loss(student, guided, latents, ids, world.words.encode([""] * size), sigmas, rng)  # type: ignore[arg-type]
+
+    watch = Watch(lambda step, _p, means: say(f"consistency {step}: {means['loss']:.4g}"), 10)
+    run = kept_run(folder / "consistency", schedule)
+    ema = train(student, loss, schedule, run, seed=61, ema_half_life=500, weight_decay=0.0, save_every=50, watch=watch)
+    student.load_state_dict(ema.shadow)
+    return student.eval().requires_grad_(False)
+
+
+class _Styled:
+    """The styled teacher as the recipe's consistency loss takes one."""
+
+    def __init__(self, world: World, styled: TinyUNet) -> None:
+        self.text, self.unet = world.text, styled

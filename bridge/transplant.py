@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import comfy.lora
 import comfy.model_management
@@ -12,11 +14,14 @@ from torch import Tensor
 
 from ..samplers.presets import CUSTOM, PRESETS, find_preset, preset_sigmas
 from ..samplers.schedules import sampling_kind
-from ..training.lora import adaptable
-from ..training.warm_start import Weights
+from ..training.lora import Lora, adaptable, in_half, lora_state_dict
+from ..training.sid_options import BASE, STUDENT, TEACHER
+from ..training.warm_start import Weights, begin_at, learned, recompressed
 from .drafts import chosen_preset
+from .fingerprints import model_fingerprint, model_name
 
 _NETWORK = "diffusion_model."
+_SUFFIX = {"weight": ".diff", "bias": ".diff_b"}  # the stock LoRA loader's
 _EVENLY = "dmd2"  # 999 and evenly below, with fresh noise
 
 
@@ -28,7 +33,7 @@ def weights(model: ModelPatcher, patched: bool = True) -> Weights:
     Args:
         patched: With the model's LoRAs and other patches, or without.
     """
-    device, entries = comfy.model_management.get_torch_device(), model.get_key_patches(_NETWORK)
+    device, entries = _device(), model.get_key_patches(_NETWORK)
 
     def of(name: str) -> Tensor:
         (weight, convert), *patches = entries[_NETWORK + name]
@@ -126,3 +131,148 @@ def levels_of(preset: str, model: ModelPatcher, steps: int, size: tuple[int, int
 def named(preset: str, steps: int) -> str:
     """What Student Sampler shall draw with: the preset in so many steps, where its sampler adds fresh noise as learning did."""
     return f"{preset}/{steps}step" if PRESETS[preset].sampler == "lcm" else CUSTOM
+
+
+# --------------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """The published student that a LoRA on the teacher begins at.
+
+    Attributes:
+        base: What the student was made of; None where ``student_change`` finds it out.
+        preset: See ``draws_as``.
+    """
+
+    teacher: ModelPatcher
+    student: ModelPatcher
+    base: ModelPatcher | None
+    preset: str
+
+    @classmethod
+    def of(cls, teacher: ModelPatcher, student: ModelPatcher, base: ModelPatcher | None) -> Transplant:
+        """The same, if it can be done; nothing is computed yet.
+
+        Raises:
+            ValueError: The models don't fit together.
+        """
+        check_kin(teacher, student, "student")
+        if base is not None:
+            check_kin(student, base, "base")
+        return cls(teacher, student, base, draws_as(student))
+
+    def facts(self) -> dict[str, Any]:
+        """What the run is made of, beside both models."""
+        return {"begins_at": self.preset} | ({} if self.base is None else {"base": model_fingerprint(self.base)})
+
+    def begin(self, lora: Lora) -> float:
+        """Let the generator's new LoRA begin there; the share of the student's change that its rank holds. May be cancelled."""
+        change = student_change(self.teacher, self.student, self.base)
+        return begin_at(lora, change, comfy.model_management.throw_exception_if_processing_interrupted)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What SiD Distill is given: the teacher, and perhaps a student to begin at and what that was made of."""
+
+    teacher: ModelPatcher
+    student: ModelPatcher | None = None
+    base: ModelPatcher | None = None
+
+    @property
+    def start(self) -> ModelPatcher:
+        """What a full copy begins as."""
+        return self.student or self.teacher
+
+    def check(self, lora: bool, made_for: str) -> None:
+        """Whether these inputs go together, and with the method.
+
+        Raises:
+            ValueError: They don't.
+        """
+        if lora:
+            adaptable(self.teacher.model.diffusion_model)
+        elif made_for != TEACHER or self.base is not None:
+            raise ValueError(
+                f"A full copy is loaded by itself and begins at student itself: set made_for to '{TEACHER}' and disconnect base, "
+                "or choose the method LoRA."
+            )
+        if self.student is None and made_for == STUDENT:
+            raise ValueError(f"made_for '{STUDENT}' is a LoRA for the connected student: connect one, or choose another.")
+        if self.student is None and self.base is not None:
+            raise ValueError("base is what the connected student was made of: connect a student too, or disconnect base.")
+
+    def transplant(self) -> Transplant | None:
+        """For a LoRA that begins at another student than the teacher.
+
+        Raises:
+            ValueError: The models don't fit together.
+        """
+        if self.student is None or self.student is self.teacher:
+            return None
+        return Transplant.of(self.teacher, self.student, self.base)
+
+
+# -------------------------------------------------------------------------------------------------------- its file
+
+
+def made_lora(
+    made_for: str, teacher: ModelPatcher, student: ModelPatcher, learned_change: Mapping[str, Tensor], names: list[str], rank: int
+) -> tuple[ModelPatcher, dict[str, Tensor]]:
+    """The model that the file is for, and the file's tensors in float16: with both, the stock loader draws as the run did.
+
+    Args:
+        made_for: One of ``MADE_FOR``.
+        student: What learning began at.
+        learned_change: The generator's tensors, as ``Lora.state_dict`` names them.
+        names: Of its layers.
+        rank: Of the file, where the changes of several LoRAs are taken together.
+
+    Raises:
+        ValueError: The student lacks layers of the teacher.
+        FloatingPointError: float16 can't hold the weights.
+    """
+    if made_for == TEACHER:
+        return teacher, lora_state_dict(in_half(dict(learned_change)), names)
+    onto = without_patches(teacher) if made_for == BASE else student
+    after, before, change = weights(teacher), weights(onto), learned(dict(learned_change), names)
+    tensors, _held = recompressed(
+        names, lambda name: after(f"{name}.weight") - before(f"{name}.weight") + change(name).to(_device()), rank,
+        comfy.model_management.throw_exception_if_processing_interrupted,
+    )  # fmt: skip
+    rest = {} if made_for == BASE and not patched_parameters(teacher) else _rest(teacher, onto, names)
+    return onto, lora_state_dict(in_half(tensors), names) | in_half(rest)
+
+
+def load_onto(made_for: str, teacher: ModelPatcher, student: ModelPatcher) -> dict[str, str]:
+    """For the file's card: for which model it is made, and in words."""
+    loras = " with the same LoRAs on it as it had while this was made" if patched_parameters(teacher) else ""
+    whole = " with the same LoRAs on it as it had while this was made" if patched_parameters(student) else ""
+    words = {
+        TEACHER: f"the checkpoint of the teacher ({model_name(teacher)}){loras}",
+        BASE: f"the bare checkpoint of the teacher ({model_name(teacher)}), without LoRAs: the look is in this file",
+        STUDENT: f"the student that learning began at ({model_name(student)}){whole}, without the teacher's LoRAs",
+    }
+    return {"made_for": made_for, "load_onto": words[made_for]}
+
+
+def _rest(after: ModelPatcher, before: ModelPatcher, names: list[str]) -> dict[str, Tensor]:
+    """What differs beside the layers of a LoRA, biases and norms, under the stock loader's names.
+
+    Parameters that lie in no layer of their own, as Z-Image's two padding tokens, are left out: ComfyUI patches none of them.
+    """
+    layers, rest = {f"{name}.weight" for name in names}, dict[str, Tensor]()
+    new, old = weights(after), weights(before)
+    for name, parameter in after.model.diffusion_model.named_parameters():
+        stem, _, kind = name.rpartition(".")
+        if name in layers or kind not in _SUFFIX or not parameter.is_floating_point():
+            continue
+        change = new(name) - old(name)
+        if bool(change.any()):
+            rest[f"{_NETWORK}{stem}{_SUFFIX[kind]}"] = change
+    return rest
+
+
+def _device() -> torch.device:
+    return comfy.model_management.get_torch_device()

@@ -15,20 +15,21 @@ from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.pixels import to_pixels
-from ..bridge.progress import shown
+from ..bridge.progress import show_text, shown
 from ..bridge.prompts import encode_each
+from ..bridge.transplant import Models, levels_of, load_onto, made_lora, named
 from ..charts.losses import loss_chart
 from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.distill import Settings, Task, card, distil
 from ..training.forecast import Forecast, held, learning, looking, sid_passes
-from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
+from ..training.lora import Adapters, checkpoint_blocks, in_half, switched
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
 from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.sid_iteration import Players
-from ..training.sid_options import LORA, SidOptions
+from ..training.sid_options import LORA, SidExtras, SidOptions
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
@@ -70,11 +71,21 @@ class ApprenticeSiDDistill(io.ComfyNode):
                 *inputs_of(SidOptions),
                 io.Model.Input(
                     "student", optional=True,
-                    tooltip="For a full copy: a model of the same kind to begin with instead of the teacher, such as a "
-                    "consistency student. It saves most of the way.",
+                    tooltip="What to begin with instead of the teacher: a few-step model of the same kind (Turbo, Lightning, "
+                    "schnell, Z-Image-Turbo), or a checkpoint with a speed LoRA such as LCM's on it; without LoRAs of your own. "
+                    "It saves most of the way. A LoRA begins at what makes it fast, a full copy at its weights.",
                 ),  # fmt: skip
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the samples; without it they are small previews."),
-                quality(),
+                quality(
+                    "sid_quality", " keep my look: with student connected, your checkpoint's look at that student's speed, in an "
+                    "evening: a LoRA of 4 steps from 6,000 pictures.",
+                ),
+                io.Model.Input(
+                    "base", optional=True,
+                    tooltip="For a LoRA: the plain model that student was made of, where that isn't the checkpoint of model "
+                    "(SDXL base beside an SDXL finetune of yours). Not needed where student is a checkpoint with a speed LoRA.",
+                ),
+                *inputs_of(SidExtras),
             ],
             outputs=[
                 io.Model.Output("distilled", display_name="student", tooltip="The student, for SiD Sampler or Student Sampler."),
@@ -86,18 +97,21 @@ class ApprenticeSiDDistill(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None
-    ) -> bool | str:
+        cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None,
+        made_for: Any = None,
+    ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "student", prompts)
-        return wrong or types.check_combos(method=method, training_precision=precision)
+        return wrong or types.check_combos(method=method, training_precision=precision, made_for=made_for)
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None, **widgets: Any
-    ) -> io.NodeOutput:
+        cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None, base: Any = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         options, lines = read(SidOptions, widgets), gather_prompts(prompts, text, 0)
-        run = _Run(model, student, vae, options, {"prompts": lines, "clip": part_fingerprint(clip)})
+        models, extras = Models(model, student, base), read(SidExtras, widgets)
+        run = _Run(models, vae, options, extras, {"prompts": lines, "clip": part_fingerprint(clip)})
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
             run.prepare(encoded)
@@ -110,30 +124,26 @@ class ApprenticeSiDDistill(io.ComfyNode):
 class _Run(NodeRun):
     """One distillation of ComfyUI models."""
 
-    def __init__(self, teacher: Any, student: Any, vae: Any, options: SidOptions, texts: dict[str, Any]) -> None:
+    def __init__(self, models: Models, vae: Any, options: SidOptions, extras: SidExtras, texts: dict[str, Any]) -> None:
         """What can be refused before anything is computed or written.
 
         Raises:
-            ValueError: The model can't be distilled so, or another run has this name.
+            ValueError: The models can't be distilled so, or another run has this name.
         """
-        self.teacher, self.start, self.vae, self.options = teacher, student or teacher, vae, options
+        self.teacher, self.start, self.vae, self.options, self.extras = models.teacher, models.start, vae, options, extras
         eps = 1e-6 if options.precision == "fp16" else 1e-8
         self.settings = settings = Settings(**given(options, NODE, Settings), generator_scale=1.0, eps=eps)
-        if options.method == LORA and self.start is not self.teacher:
-            raise ValueError(
-                "A LoRA shares the teacher's weights, so it can't begin with another student; choose the method 'full copy', or "
-                "disconnect student."
-            )
-        if options.method == LORA:
-            adaptable(teacher.model.diffusion_model)
+        models.check(options.method == LORA, extras.made_for)
+        self.warm = models.transplant() if options.method == LORA else None
         self.dtype = bridge.training_dtype(options.precision)
-        self.noise_kind, self.levels = bridge.noise_levels(teacher)
+        self.noise_kind, self.levels = bridge.noise_levels(self.teacher)
         size = options.width, options.height
-        self.shape = bridge.latent_shape(teacher, size)
+        self.shape = bridge.latent_shape(self.teacher, size)
         self._sigmas(settings.steps)
-        self.models = model_fingerprint(teacher), model_fingerprint(self.start)
+        self.models = model_fingerprint(self.teacher), model_fingerprint(self.start)
         names = "name", "method", "rank", "precision", "gradient_checkpointing", "init_timestep", "init_sigma"
         facts = {**chosen(options, *names), "size": size, **asdict(settings), "models": self.models, **texts}
+        facts |= self.warm.facts() if self.warm else {}
         kind = "loras" if options.method == LORA else "diffusion_models"
         # Rates are constant, so that a run may be made longer.
         super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"))
@@ -152,6 +162,8 @@ class _Run(NodeRun):
             adapters = Adapters(base.diffusion_model, ("generator", "fake"), self.options.rank, self.settings.seed)
             if self.options.gradient_checkpointing:
                 checkpoint_blocks(base.diffusion_model, adapters)
+            if self.warm and not self.folder.checkpoint.exists():
+                show_text(f"The rank holds {self.warm.begin(adapters.of['generator']):.0%} of what makes the student fast.")
             generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
@@ -187,6 +199,8 @@ class _Run(NodeRun):
 
     def _sigmas(self, steps: int) -> tuple[float, ...]:
         """Where the student is called. Flow models, Cascade: from noise alone, in even steps of time (SiD has none for them)."""
+        if self.warm and self.warm.preset:
+            return levels_of(self.warm.preset, self.teacher, steps, (self.options.width, self.options.height))
         sampling = self.teacher.get_model_object("model_sampling")
         if self.noise_kind not in ("discrete", "edm"):
             return tuple(rollback_sigma(1 - i / steps, sampling) for i in range(steps))
@@ -244,8 +258,10 @@ class _Run(NodeRun):
             rank=self.options.rank, starts_from=self.models[1], sigmas=json.dumps(self._sigmas(self.settings.steps)),
         )  # fmt: skip
         if self.adapters is not None:
-            tensors = lora_state_dict(in_half(average), self.adapters.of["generator"].names)
-            student = bridge.with_lora(self.teacher, dict(tensors))
+            names, extras = self.adapters.of["generator"].names, self.extras
+            onto, tensors = made_lora(extras.made_for, self.teacher, self.start, average, names, self.options.rank)
+            student = bridge.with_lora(onto, dict(tensors))
+            about |= load_onto(extras.made_for, self.teacher, self.start)
         else:
             network, half = self.generator_base.diffusion_model.requires_grad_(False), in_half(average)
             network.load_state_dict(half)  # rounded as in the file, so that both draw the same
@@ -258,6 +274,8 @@ class _Run(NodeRun):
 
     def _preset(self) -> str:
         """With which preset Student Sampler draws as the student was trained."""
+        if self.warm and self.warm.preset:
+            return named(self.warm.preset, self.settings.steps)
         if self.noise_kind == "discrete":
             return "sid-lsg" if self.options.init_timestep == INIT_TIMESTEP else CUSTOM
         return "sid-edm" if self.noise_kind == "edm" and self.options.init_sigma == INIT_SIGMA else CUSTOM

@@ -10,6 +10,7 @@ from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP
 from .options import checkpointing_option, option, precision_option, seed_option, side_option
 
 LORA, FULL = "LoRA", "full copy"
+TEACHER, BASE, STUDENT = MADE_FOR = "teacher", "base", "student"
 
 _PRESETS = (
     "A published run's settings; options given beside it win. The paper's FIDs, not measured here: cifar10-uncond 1.923, "
@@ -107,4 +108,16 @@ class SidOptions:
     init_sigma: float = option(
         INIT_SIGMA, "EDM models (the tiny world's): the noise level that the student draws from.", least=0.01, most=1000.0,
         step=0.1, round=0.001, optional=True, command=None,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SidExtras:
+    """What came later, and stands last. As they are, they change nothing."""
+
+    made_for: str = option(
+        TEACHER, choices="made_for", optional=True, command=None,
+        help="What the saved LoRA must be loaded onto. teacher: your checkpoint with the very LoRAs that are on model here. "
+        "base: the bare checkpoint of model; the file holds your look and the speed. student: the connected "
+        "student as it is here; it gets your look. base and student are compressed to rank: take 64 or more.",
     )  # fmt: skip

@@ -9,7 +9,6 @@ approximation of a matrix is its first singular vectors (Eckart and Young 1936);
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -45,11 +44,10 @@ def decomposed(change: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor
     return u[:, :rank], s[:rank], vh[:rank]
 
 
-def factors(change: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """``change`` as B A of a LoRA, both of the same size: A = S^(1/2) V^T [r, in, k, k], B = U S^(1/2) [out, r, 1, 1]."""
-    u, s, vh = decomposed(change, rank, seed)
-    root, kernel = s.sqrt(), change.shape[2:]
-    return (root[:, None] * vh).view(-1, *change.shape[1:]), (u * root).view(len(u), -1, *(1 for _ in kernel))
+def _halves(u: Tensor, s: Tensor, vh: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """A = S^(1/2) V^T [r, in, k, k] and B = U S^(1/2) [out, r, 1, 1] of a change of this shape: both of the same size."""
+    root = s.sqrt()
+    return (root[:, None] * vh).view(-1, *shape[1:]), (u * root).view(*u.shape, *(1 for _ in shape[2:]))
 
 
 @torch.no_grad()
@@ -74,9 +72,8 @@ def begin_at(lora: Lora, change: Callable[[str], Tensor | None], interrupted: Ca
         down, up = lora.down[number], lora.up[number]
         u, s, vh = decomposed(wanted.float(), down.shape[0], number)
         used = int((s > _NOTHING * s[0]).sum())
-        root = s[:used].sqrt()
-        down[:used] = (root[:, None] * vh[:used]).view(used, *down.shape[1:]).to(down)
-        up[:, :used] = (u[:, :used] * root).view_as(up[:, :used]).to(up)
+        first, second = _halves(u[:, :used], s[:used], vh[:used], wanted.shape)
+        down[:used], up[:, :used] = first.to(down), second.to(up)
         whole, held = whole + float(wanted.double().square().sum()), held + float(s.double().square().sum())
     return min(held / whole, 1.0) if whole else 1.0
 
@@ -100,9 +97,8 @@ def recompressed(
     for number, name in enumerate(names):
         interrupted()
         wanted = change(name).float()
-        down, up = factors(wanted, rank, number)
+        u, s, vh = decomposed(wanted, rank, number)
+        down, up = _halves(u, s, vh, wanted.shape)
         tensors[f"down.{number}"], tensors[f"up.{number}"] = down.cpu(), up.cpu()
-        energy = float(wanted.double().square().sum())
-        left = float((wanted.flatten(1) - up.flatten(1) @ down.flatten(1)).double().square().sum())
-        whole, held = whole + energy, held + energy - left
-    return tensors, max(held / whole, 0.0) if whole and math.isfinite(whole) else 1.0
+        whole, held = whole + float(wanted.double().square().sum()), held + float(s.double().square().sum())
+    return tensors, min(held / whole, 1.0) if whole else 1.0
