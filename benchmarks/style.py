@@ -1,8 +1,8 @@
 """Is my look kept in two steps? The tiny world's teacher with a LoRA of a look that it never saw, and its fast students.
 
 Measured are subjects that the LoRA never saw, by the judge, which no network here learned from: how much of the look they have
-(``style_score``), and whether they show what was asked for. A student has got there when it keeps 0.9 of the look and shows as much
-as the slow model, to ``TOLERANCE``: blurred colours alone would keep a look too.
+(``style_score``), and whether they show what was asked for. A student has got there when it keeps 0.9 of the look and shows as
+much as the slow model, to ``TOLERANCE``: blurred colours alone would keep a look too.
 """
 
 from __future__ import annotations
@@ -172,7 +172,8 @@ def row(name: str, scale: Scale, measured: Measured, steps: int, pictures: int) 
     judge = bootstrap(lambda index: float(measured.scores[index].mean()), len(measured.scores))
     return {
         "way": name, "steps": steps, "pictures drawn in learning": pictures, "look kept": round(kept.value, 2),
-        "95 %": f"{kept.lo:.2f} to {kept.hi:.2f}", "judge": round(judge.value, 2), "95 % of it": f"{judge.lo:.2f} to {judge.hi:.2f}",
+        "95 %": f"{kept.lo:.2f} to {kept.hi:.2f}", "judge": round(judge.value, 2),
+        "95 % of it": f"{judge.lo:.2f} to {judge.hi:.2f}",
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from comfyui_apprentice.benchmarks import family_training as training
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.bridge import training as bridge
 from comfyui_apprentice.bridge.info import CARD
-from comfyui_apprentice.bridge.transplant import Transplant, named, patched_parameters, weights, without_patches
+from comfyui_apprentice.bridge.transplant import Transplant, levels_of, named, patched_parameters, weights, without_patches
 from comfyui_apprentice.training.lora import Adapters, adaptable, lora_state_dict, switched
 from torch import Tensor
 
@@ -102,7 +102,8 @@ def test_the_lora_of_each_choice_draws_with_the_stock_loader_as_the_one_for_the_
     plain, student = tiny.model(name), turbo(name, everything=True)
     teacher, files = loaded(plain, lora(plain, 3)), dict[str, dict[str, Tensor]]()
     for choice in ("teacher", "base", "student"):
-        made, *_rest, file = training.distil(teacher, name, student=student, rank=WHOLE, made_for=choice).result
+        given = {"student": student, "rank": WHOLE, "made_for": choice, "pictures": 2, "gradient_checkpointing": False}
+        made, *_rest, file = training.distil(teacher, name, **given).result
         path = folder / "loras" / file
         files[choice] = comfy.utils.load_torch_file(str(path))
         onto = {"teacher": teacher, "base": plain, "student": student}[choice]
@@ -120,12 +121,15 @@ def test_the_lora_of_each_choice_draws_with_the_stock_loader_as_the_one_for_the_
 def test_a_run_goes_on_from_its_checkpoint_and_not_from_the_student_again(folder: Path) -> None:
     import comfy.utils
 
+    quick = {"gradient_checkpointing": False, "kappa1": 1.0, "kappa2": 1.0, "kappa4": 1.0}
+
     def made(name: str, *pictures: int) -> dict[str, Tensor]:
         for count in pictures:
-            file = training.distil(tiny.model("zimage"), "zimage", name, student=turbo("zimage"), pictures=count).result[3]
+            given = {"student": turbo("zimage"), "pictures": count, **quick}
+            file = training.distil(tiny.model("zimage"), "zimage", name, **given).result[3]
         return comfy.utils.load_torch_file(str(folder / "loras" / file))
 
-    whole, parts = made("whole", 6), made("parts", 2, 6)
+    whole, parts = made("whole", 4), made("parts", 2, 4)
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
@@ -151,17 +155,21 @@ def test_facts_of_runs_without_a_student_are_those_of_before(folder: Path) -> No
         ("zimage", "z-image-turbo/shift3", [1.0, 0.75], "custom"),
     ],
 )
-def test_the_student_is_called_where_its_preset_calls_it(
-    family: str, card: str, levels: list[float], preset: str, folder: Path
-) -> None:
-    student = turbo(family)
+def test_the_student_is_called_where_its_preset_calls_it(family: str, card: str, levels: list[float], preset: str) -> None:
+    model, student = tiny.model(family), tiny.model(family)
     if card:
         student.set_attachments(CARD, {"preset": card})
-    made = training.distil(tiny.model(family), family, student=student, steps=2, pictures=2).result[0]
-    about = made.get_attachment(CARD)
-    sampling = made.get_model_object("model_sampling")
+    found = Transplant.of(model, student, None).preset
+    sampling = model.get_model_object("model_sampling")
     wanted = [float(sampling.sigma(torch.tensor(float(level)))) if family == "sdxl" else level for level in levels]
-    assert json.loads(about["sigmas"]) == pytest.approx(wanted, rel=1e-3) and about["preset"] == preset
+    assert levels_of(found, model, 2, (1024, 1024)) == pytest.approx(wanted, rel=1e-3) and named(found, 2) == preset
+
+
+def test_the_card_says_with_which_levels_the_student_learned(folder: Path) -> None:
+    student = tiny.model("flux", seed=3)
+    student.set_attachments(CARD, {"preset": "flux-schnell"})
+    about = training.distil(tiny.model("flux"), "flux", student=student, steps=2, pictures=2).result[0].get_attachment(CARD)
+    assert json.loads(about["sigmas"]) == pytest.approx([1.0, 0.5]) and about["preset"] == "custom"
 
 
 def refused(call: Any, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
