@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import save_safetensors_atomically, write_atomically
 from ..networks.tiny_unet import Denoiser, TinyUNet
 from ..training.run_folder import read_lines
 from ..world.recipe.concepts import BACKGROUNDS
@@ -60,10 +61,10 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
-        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 1600, 4800, 3, 5, 2, 1000)
+        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 960, 2880, 3, 10, 2, 1000)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Measured:
     """Pictures of the held-out subjects: the judge's features [subjects, pictures, D] and scores [subjects, pictures]."""
 
@@ -75,20 +76,36 @@ class Measured:
 class Scale:
     """The look's direction and both ends of its scale, from pictures of the slow model and of the published student."""
 
-    def __init__(self, world: World, icons: Tensor, styled: TinyUNet, plan: Plan) -> None:
+    def __init__(self, world: World, icons: Tensor, styled: TinyUNet, plan: Plan, work: Path) -> None:
         self.world, self.pictures = world, plan.pictures
-        taught, asked = subjects(held_out=False), subjects(held_out=True)[: plan.subjects]
-        self.words = prompts_of(asked, plan.pictures)
+        self.words = prompts_of(subjects(held_out=True)[: plan.subjects], plan.pictures)
         self.noise = unit_noise(len(self.words), 42)
+        kept = work / f"scale {len(self.words)}.safetensors"
+        if not kept.exists():
+            save_safetensors_atomically(self._drawn(icons, styled), kept)
+        with safe_open(kept, "pt") as file:
+            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        self.plain, self.styled = (
+            Measured(found[f"{end} features"].numpy(), found[f"{end} scores"].numpy(), found[f"{end} pictures"])
+            for end in ("plain", "styled")
+        )
+        self.look = Look(found["direction"].numpy(), self.plain.features, self.styled.features)
+
+    def _drawn(self, icons: Tensor, styled: TinyUNet) -> dict[str, Tensor]:
+        """What takes the slow model: the direction, from subjects that teach, and both ends, of the others."""
+        taught = subjects(held_out=False)
         plain, published = load_unet("teacher"), load_unet(f"student_{START}")
         words = prompts_of(taught, 1)
         noise = unit_noise(len(words), 41)
         with_look = [self.vendors(icons, taught, words), self.slow(styled, words, noise)]
         without = [self.slow(plain, words, noise), self.fast(published, words, noise)]
         direction = fisher(*(np.concatenate([self.features(p) for p in side]) for side in (with_look, without)))
-        self.plain = self.measured(self.slow(plain, self.words, self.noise))
-        self.styled = self.measured(self.slow(styled, self.words, self.noise))
-        self.look = Look(direction, self.plain.features, self.styled.features)
+        kept = {"direction": torch.from_numpy(direction)}
+        for end, network in (("plain", plain), ("styled", styled)):
+            seen = self.measured(self.slow(network, self.words, self.noise))
+            kept |= {f"{end} features": torch.from_numpy(seen.features), f"{end} scores": torch.from_numpy(seen.scores)}
+            kept[f"{end} pictures"] = seen.shown.clone()
+        return kept
 
     def slow(self, network: TinyUNet, words: list[str], noise: Tensor) -> Tensor:
         """The teacher's way to draw: pictures [B, 64, 64, 3]."""
@@ -168,7 +185,7 @@ def ratio(warm: list[Run], cold: list[Run], judge: float) -> Claim:
 
 def row(name: str, scale: Scale, measured: Measured, steps: int, pictures: int) -> dict[str, Any]:
     """One line of the table; intervals by subject."""
-    kept = bootstrap(lambda index: scale.look.kept(measured.features[index], index), len(measured.scores))
+    kept = bootstrap(lambda index: scale.look.kept(measured.features, index), len(measured.scores))
     judge = bootstrap(lambda index: float(measured.scores[index].mean()), len(measured.scores))
     return {
         "way": name, "steps": steps, "pictures drawn in learning": pictures, "look kept": round(kept.value, 2),
@@ -179,7 +196,7 @@ def row(name: str, scale: Scale, measured: Measured, steps: int, pictures: int) 
 
 def run(
     quick: bool = False, plot: Path | None = None, say: Callable[[str], None] = print, work: Path | None = None,
-    plan: Plan | None = None,
+    seeds: int | None = None,
 ) -> Figures:  # fmt: skip
     """Learn the look, make its students, measure, print, draw.
 
@@ -189,15 +206,16 @@ def run(
     """
     if work is None:
         with tempfile.TemporaryDirectory() as folder:
-            return run(quick, plot, say, Path(folder), plan)
-    plan = plan or Plan.of(quick)
+            return run(quick, plot, say, Path(folder), seeds)
+    plan = Plan.of(quick)
+    plan = replace(plan, seeds=seeds or plan.seeds)
     world = World()
     icons = fetch_icons(work)
     taught = StyledPictures(world, icons)
     lora = teach_style(world, taught, plan.style, work, say)
     world = World()
     styled = with_lora(load_unet("teacher"), lora)
-    scale = Scale(world, icons, styled, plan)
+    scale = Scale(world, icons, styled, plan, work)
     say(f"the look is told from plain pictures in {scale.look.told_apart():.0%}")
     warm = [followed(scale, styled, Way(START, plan.warm, seed), work, plan.every, say) for seed in range(plan.seeds)]
     cold = [followed(scale, styled, Way("", plan.cold, seed), work, plan.every, say) for seed in range(plan.seeds)]
@@ -240,7 +258,7 @@ def summary(
     figures.rows = [row(name, scale, *line) for name, line in drawn.items()]
     habit = drawn["the LoRA put on the student (today's habit)"][0]
     figures.claims = {
-        "style_kept": bootstrap(lambda i: scale.look.kept(last.features[i], i), len(last.scores)),
+        "style_kept": bootstrap(lambda i: scale.look.kept(last.features, i), len(last.scores)),
         "style_judge_difference": minus(last, scale.styled),
         "style_judge_over_habit": minus(last, habit),
         "warm_start_ratio": ratio(warm, cold, judge),

@@ -27,7 +27,8 @@ def draw_plot(figures: Figures, pictures: Mapping[str, Tensor], path: Path) -> N
     import matplotlib.pyplot as plt
 
     figure = plt.figure(figsize=(10, 4 + 0.75 * len(pictures)), layout="constrained")
-    curves, sheet = figure.subfigures(2, 1, height_ratios=(4, 0.75 * len(pictures)))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(4, 0.75 * len(pictures)))
+    curves, sheet = parts
     left, right = curves.subplots(1, 2)
     _curves(left, figures, "kept", figures.settings["kept"], "share of the look that is kept")
     wanted = figures.findings["slow judge"] - figures.settings["tolerance"]

@@ -39,9 +39,8 @@ class Look:
     slow: Array
 
     def kept(self, features: Array, index: Array | slice = slice(None)) -> float:
-        """The share of the look's move that pictures [prompts, pictures, D] of the prompts ``index`` have."""
-        ends = (self.plain[index], self.slow[index])
-        means = [float((f @ self.direction).mean()) for f in (features, *ends)]
+        """The share of the look's move that pictures [prompts, pictures, D] of the same prompts have; of those in ``index``."""
+        means = [float((f[index] @ self.direction).mean()) for f in (features, self.plain, self.slow)]
         return (means[0] - means[1]) / (means[2] - means[1])
 
     def told_apart(self) -> float:

@@ -11,7 +11,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..training.distill import Task as SidTask
 from ..training.distill import distil
 from ..training.loop import Schedule, Watch, train
 from ..training.lora import Adapters, Lora, adaptable, merge, switched, untrained
+from ..training.run_folder import RunFolder
 from ..training.sid import EdmLevels, edm_weight
 from ..training.sid_iteration import Players
 from ..training.warm_start import begin_at
@@ -39,12 +40,12 @@ from ..world.recipe.sampling import World
 from ..world.recipe.sid import denoiser
 from ..world.recipe.student import LEVELS, consistency_loss
 from ..world.recipe.teacher import P_MEAN, P_STD
-from ..world.weights import SIGMA_MAX, SIGMA_MIN, load_unet
+from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_unet
 from .control_world import SHAPE, kept_run
 
 VENDOR, PACKAGE, POSES = "openmoji", ("@iconify-json/openmoji", "1.2.29"), 8
 STYLE, RANK = "style", 16
-STUDENT_RANK, STEPS, GUIDANCE = 32, 2, 1.5  # of the fast students; guidance of their teacher
+STUDENT_RANK, STUDENT_BATCH, STEPS = 64, 16, 2  # of the fast students
 HELD_OUT = 4  # every so manieth subject
 BATCH = 32
 EMPTY_CAPTIONS = 0.1  # for guidance, as the teacher was trained
@@ -171,7 +172,7 @@ class Way:
 def sid_settings(way: Way) -> SidSettings:
     """The same for every start."""
     return SidSettings(
-        pictures=way.pictures, batch=BATCH, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=GUIDANCE, steps=STEPS,
+        pictures=way.pictures, batch=STUDENT_BATCH, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=GUIDANCE, steps=STEPS,
         generator_scale=1.0, ema_half_life=500, ema_rampup=0.3, seed=way.seed,
     )  # fmt: skip
 
@@ -211,7 +212,9 @@ def distil_styled(world: World, styled: TinyUNet, way: Way, folder: Path, look: 
     task = SidTask(
         players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)), EdmLevels(p_mean=-0.4, p_std=1.2)
     )
-    run = kept_run(folder / f"{way.start or 'cold'} {way.seed}", settings, start=way.start, rank=STUDENT_RANK)
+    facts = {key: value for key, value in asdict(settings).items() if key != "pictures"}  # rates are constant: it may go on
+    run = RunFolder(folder / f"{way.start or 'cold'} {way.seed}", "give another --work")
+    run.claim({**facts, "start": way.start, "rank": STUDENT_RANK})
     if not run.checkpoint.exists():
         show(generator.state_dict(), 0)
     watch = Watch(
