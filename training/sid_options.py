@@ -91,6 +91,7 @@ class SidOptions:
     )  # fmt: skip
     augment: float | None = _command("Probability of EDM's augmentations; 0.12 where the teacher knows them.", least=0, most=1)
     dropout: float | None = _command("Of the networks that learn, while they do; the teacher's own.", least=0, most=0.99)
+    student: Path | None = _command("An EDM network to begin with instead of the teacher, of its kind: it saves most of the way.")
     real: Path | None = _command("A folder of real pictures (PNG, JPEG): adds SiDA's adversarial loss. Without classes.")
     adversarial: float | None = _command("Factor of that loss; 0.01 with --real.", least=0)
     precision: str = precision_option(default=None, help="fp32; fp16 on an NVIDIA GPU for the presets that were trained so.")
