@@ -1,0 +1,150 @@
+"""Negative-aware fine-tuning on the forward process: for oracles that only score clean pictures (DiffusionNFT, arXiv 2509.16117).
+
+Nothing is differentiated but the network, at noised pictures of its own: no path, no gradient of the reward. Everything here is
+said of denoisers D(x, sigma). What networks predict, eps, v, x0 or a flow's velocity, is affine in D at one x and level, so that
+mixing predictions is mixing denoisers, and distances differ by a factor of the level, which ``weight`` holds.
+
+    (1) D+ = D_old + beta (D - D_old),  D- = D_old - beta (D - D_old)         the implicit policies
+    (2) loss = c / beta E[r |D+ - x0|^2 + (1 - r) |D- - x0|^2] + price |D - D_base|^2
+
+with r in 0..1 the chance that a picture is optimal; r = 1/2 + A / (2 c), A the advantage of a picture over others of its prompt.
+Without a price its optimum is D_old + (2 / beta) Cov(r, x0 | x), the paper's theorem on improvement, where D_old is exact.
+
+What a run comes to rest at, D = D_old, follows with A = R - E_q[R] (c cancels, as beta does) and the price u(x0) of each picture:
+
+    (3) Cov_q(R, x0 | x) = E_q[u | x] (D_q - D_p)                            at every x and level; q the tuned law, p the base's
+
+One price for all, u = alpha, is the paper's penalty: its rest is the law p exp(R / alpha) to first order in 1 / alpha, and
+exactly where p is Gaussian and R linear. With **u = alpha - A** it is exact for every law: (3) says then that q (c - R) and alpha p, with
+c = alpha + E_q[R], have the same noised densities and means at every level, so they are one:
+
+    (4) q = alpha p / (c - R)                                                argmax E_q[R] - alpha KL(p || q), forward KL
+
+which ``fdivergence`` calls forward_kl. So alpha means what it means there, and for small changes what it means with KL. Pictures
+better than their like pay less, worse ones more: no kind of picture dies out.
+
+A one-step student has no denoiser: D(x, sigma) is a picture whatever x is. There the same loss compares a picture with others
+from noise beside its own; see ``neighbours``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .baseline import Baseline
+from .control import Process, Report, noisy_steps
+from .finetune_task import Settings, Task
+from .loop import Interrupted, Watch
+from .processes import Processes
+
+BETA, CLIP = 1.0, 5.0  # of eq. 2, as published; advantages count up to CLIP standard deviations
+GROUP = 4  # pictures of a prompt in a batch, that advantages are told among
+
+
+def nft_loss(
+    after: Tensor, before: Tensor, base: Tensor, pictures: Tensor, optimality: Tensor, price: Tensor,
+    weight: Tensor | None = None, *, beta: float = BETA, clip: float = CLIP,
+) -> Tensor:  # fmt: skip
+    """Eq. 2 of each row [N].
+
+    Args:
+        after: D [N, ...], of the network that learns.
+        before: D_old.
+        base: D_base.
+        pictures: x0, before noise.
+        optimality: r [N] in 0..1.
+        price: [N], at least 0.
+        weight: [N] of each row's level. None takes the paper's adaptive weights, 1 / mean |D± - x0| of each row, under which
+            eq. 4 doesn't hold to the letter: they look at x0.
+        clip: c.
+    """
+
+    def error(mixed: Tensor) -> Tensor:
+        off = (mixed - pictures).flatten(1)
+        by = 1 / off.detach().abs().mean(1).clamp(min=1e-5) if weight is None else weight
+        return off.square().mean(1) * by
+
+    positive, negative = error(before + beta * (after - before)), error(before - beta * (after - before))
+    drift = (after - base).flatten(1).square().mean(1) * (1.0 if weight is None else weight)
+    return clip / beta * (optimality * positive + (1 - optimality) * negative) + price * drift
+
+
+def advantages(rewards: Tensor, group: int) -> Tensor:
+    """A [N] of rewards [N], ``group`` of a prompt one after the other: above the mean of the *others*, so not biased by oneself.
+
+    Raises:
+        ValueError: There is nobody to compare a picture with.
+    """
+    parts = [part - part.mean() for part in rewards.split(group)]
+    if any(len(part) < 2 for part in parts):
+        raise ValueError("diffusion_nft compares pictures of one prompt: take a batch_size of 2 or more, but not 4 n + 1.")
+    return torch.cat([part * (len(part) / (len(part) - 1)) for part in parts])
+
+
+def level_weights(process: Process, spread: float) -> Tensor:
+    """1 / (b s / sqrt(b^2 + a^2 s^2)) of each level [K + 1]: one over how far x0 is from D there, for pictures of deviation s.
+
+    The paper's adaptive weights without their look at x0; 0 where there is no noise.
+    """
+    off = process.b * spread / (process.b**2 + (process.a * spread) ** 2).sqrt()
+    return torch.where(off > 0, 1 / off.clamp(min=1e-12), 0.0)
+
+
+def neighbours(noise: Tensor, fresh: Tensor, near: float) -> Tensor:
+    """Unit noise of correlation ``near`` with ``noise``."""
+    return near * noise + math.sqrt(1 - near * near) * fresh
+
+
+class ForwardProcess:
+    """Updates by eq. 2 on fresh pictures of the network as it is: one step each, so that D_old is D itself, and beta cancels."""
+
+    def __init__(self, task: Task, settings: Settings, base: Baseline, processes: Processes, watch: Watch) -> None:
+        self.task, self.settings, self.base, self.processes, self.watch = task, settings, base, processes, watch
+        self.unit = max(float(base.rewards.std(1).mean()), 1e-12)
+        self.levels, self.weights = torch.tensor(noisy_steps(task.process)), level_weights(task.process, task.spread)
+
+    def step(self, _number: int, rng: torch.Generator) -> Report:
+        """A step's gradients, added; this process's part of the mean report."""
+        batch, task = self.settings.batch, self.task
+        rows = torch.randint(task.prompts, (-(-batch // GROUP),), generator=rng).repeat_interleave(GROUP)[:batch]
+        seeds = torch.randint(2**62, (batch,), generator=rng)
+        count = min(self.settings.count or len(self.levels), len(self.levels))
+        levels = torch.stack([self.levels[torch.randperm(len(self.levels), generator=rng)[:count]] for _ in range(batch)])
+        noise = torch.randn(batch, count, *task.shape, generator=rng)
+        mine = torch.arange(batch)[self.processes.rows(batch)]
+        pictures = task.draw_from(rows[mine], seeds[mine])
+        rewards = task.judge(pictures, rows[mine])
+        told = self.processes.gather(rewards.to(task.device)).cpu()
+        advantage = advantages(told, GROUP)[mine] / self.unit
+        picture, level = torch.arange(len(mine)).repeat_interleave(count), levels[mine].flatten()
+        loss = kl = 0.0
+        for part in torch.arange(len(picture)).split(self.settings.part or len(picture)):
+            if self.processes.count == 1 and self.watch.interrupted():
+                raise Interrupted
+            value, drift = self._loss(
+                rows[mine][picture[part]], pictures[picture[part]], advantage[picture[part]], level[part],
+                noise[mine].flatten(0, 1)[part],
+            )  # fmt: skip
+            value.backward()
+            loss, kl = loss + value.item(), kl + drift * len(self.levels)
+        return Report(loss, float(rewards.sum()) / batch, kl)
+
+    def _loss(self, rows: Tensor, pictures: Tensor, advantage: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, float]:
+        """The loss of some rows, and what their change costs in nats at one level (``control``, eq. 7), as parts of the mean."""
+        task, device, process, shape = self.task, self.task.device, self.task.process, (-1, *[1] * (pictures.ndim - 1))
+        share = 1 / (self.settings.batch * min(self.settings.count or len(self.levels), len(self.levels)))
+        a, b = (v.to(pictures)[level].view(shape) for v in (process.a, process.b))
+        x, times, labels = a * pictures + b * noise.to(pictures), process.times.to(pictures)[level], task.labels(rows)
+        after = task.tuned(x, times, labels)
+        with torch.no_grad():
+            base = task.base(x, times, labels)
+        price = (self.base.alpha / self.unit - advantage).clamp(min=0)
+        optimality = (1 + (advantage / CLIP).clamp(-1, 1)) / 2
+        to = lambda v: v.to(device, pictures.dtype)  # noqa: E731
+        losses = nft_loss(after, after.detach(), base, pictures, to(optimality), to(price), to(self.weights[level]))
+        prices = to(torch.tensor([(pull / s) ** 2 / 2 for _along, pull, s in map(process.step, level.tolist())]))
+        drift = ((after.detach() - base).flatten(1).square().sum(1) * prices).sum()
+        return losses.sum() * share, float(drift) * share
