@@ -23,7 +23,7 @@ from ..training.album import Album
 from ..training.baseline import Baseline
 from ..training.finetune import card, check, finetune
 from ..training.finetune_options import FinetuneOptions
-from ..training.finetune_task import Settings, Task
+from ..training.finetune_task import ONE_STEP, Settings, Task
 from ..training.forecast import Forecast, finetune_passes, held, learning, looking
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
 from ..training.options import NODE, chosen, given
@@ -61,7 +61,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                 io.Vae.Input(
                     "vae", tooltip="Its VAE: the oracle looks at pictures. TAESD (in Load VAE) needs the least memory."
                 ),
-                Oracle.Input("oracle", tooltip="What judges. Without a gradient only weighted_regression can follow it."),
+                Oracle.Input("oracle", tooltip="What judges. One without a gradient teaches by diffusion_nft."),
                 io.Combo.Input(
                     "prompts", options=folders.prompt_files(), default=folders.BUNDLED,
                     tooltip="What is drawn while it learns: a .txt (one prompt a line) or .csv in ComfyUI's input folder, or "
@@ -120,7 +120,8 @@ class _Run(NodeRun):
             ValueError: Model, oracle and settings don't fit, or another run has this name.
         """
         self.model, self.oracle, self.lines, self.options = model, oracle, lines, options
-        last, direct = max(options.count // 3, 1), options.algorithm == "direct"
+        last = max(options.count // 3, 1)
+        direct = options.algorithm == "direct" or (options.algorithm in ONE_STEP and options.steps == 1)
         self.settings = Settings(**given(options, NODE, Settings), last=last, pool=options.base_draws)
         self.card = {key: value for key, value in model.attachments.get(CARD, {}).items() if key in ("preset", "sigmas")}
         check(self.settings, 1 if direct else options.steps, oracle.differentiable)

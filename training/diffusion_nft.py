@@ -23,13 +23,16 @@ c = alpha + E_q[R], have the same noised densities and means at every level, so 
 which ``fdivergence`` calls forward_kl. So alpha means what it means there, and for small changes what it means with KL. Pictures
 better than their like pay less, worse ones more: no kind of picture dies out.
 
-A one-step student has no denoiser: D(x, sigma) is a picture whatever x is. There the same loss compares a picture with others
-from noise beside its own; see ``neighbours``.
+A one-step student has no denoiser: at its level D is the picture that it makes of the noise. There D_old stands for the picture
+of noise z, x0 for that of noise z' beside it, of correlation rho, and A for (R(x0) - R(D_old)) / (2 (1 - rho)): pictures move the
+way in which better ones lie, among what the student draws anyway. Its law isn't known, so a change is paid for picture by
+picture, u = alpha. For D linear and R linear it rests at the same exact mean shift as (3), whatever rho is.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -42,6 +45,7 @@ from .processes import Processes
 
 BETA, CLIP = 1.0, 5.0  # of eq. 2, as published; advantages count up to CLIP standard deviations
 GROUP = 4  # pictures of a prompt in a batch, that advantages are told among
+NEAR = 0.7  # rho, of one-step students
 
 
 def nft_loss(
@@ -104,47 +108,98 @@ class ForwardProcess:
     def __init__(self, task: Task, settings: Settings, base: Baseline, processes: Processes, watch: Watch) -> None:
         self.task, self.settings, self.base, self.processes, self.watch = task, settings, base, processes, watch
         self.unit = max(float(base.rewards.std(1).mean()), 1e-12)
-        self.levels, self.weights = torch.tensor(noisy_steps(task.process)), level_weights(task.process, task.spread)
+        self.price = base.alpha / self.unit
 
     def step(self, _number: int, rng: torch.Generator) -> Report:
         """A step's gradients, added; this process's part of the mean report."""
         batch, task = self.settings.batch, self.task
         rows = torch.randint(task.prompts, (-(-batch // GROUP),), generator=rng).repeat_interleave(GROUP)[:batch]
         seeds = torch.randint(2**62, (batch,), generator=rng)
-        count = min(self.settings.count or len(self.levels), len(self.levels))
-        levels = torch.stack([self.levels[torch.randperm(len(self.levels), generator=rng)[:count]] for _ in range(batch)])
-        noise = torch.randn(batch, count, *task.shape, generator=rng)
         mine = torch.arange(batch)[self.processes.rows(batch)]
+        many = self._many(rows, seeds, mine, rng) if task.process.steps > 1 else self._one(rows[mine], seeds[mine])
+        lessons, rewards = many
+        loss = kl = 0.0
+        for part in torch.arange(len(lessons.rows)).split(self.settings.part or len(lessons.rows)):
+            if self.processes.count == 1 and self.watch.interrupted():
+                raise Interrupted
+            value, drift = self._loss(lessons.part(part))
+            (value * (share := len(mine) / (batch * len(lessons.rows)))).backward()
+            loss, kl = loss + value.item() * share, kl + drift * share
+        return Report(loss, float(rewards.sum()) / batch, kl)
+
+    def _many(self, rows: Tensor, seeds: Tensor, mine: Tensor, rng: torch.Generator) -> tuple[Lessons, Tensor]:
+        """What is learned from this process's pictures, each at some levels; and their rewards."""
+        task, process, noisy = self.task, self.task.process, torch.tensor(noisy_steps(self.task.process))
+        count = min(self.settings.count or len(noisy), len(noisy))
+        levels = torch.stack([noisy[torch.randperm(len(noisy), generator=rng)[:count]] for _ in rows])[mine].flatten()
+        noise = torch.randn(len(rows), count, *task.shape, generator=rng)[mine].flatten(0, 1)
         pictures = task.draw_from(rows[mine], seeds[mine])
         rewards = task.judge(pictures, rows[mine])
         told = self.processes.gather(rewards.to(task.device)).cpu()
-        advantage = advantages(told, GROUP)[mine] / self.unit
-        picture, level = torch.arange(len(mine)).repeat_interleave(count), levels[mine].flatten()
-        loss = kl = 0.0
-        for part in torch.arange(len(picture)).split(self.settings.part or len(picture)):
-            if self.processes.count == 1 and self.watch.interrupted():
-                raise Interrupted
-            value, drift = self._loss(
-                rows[mine][picture[part]], pictures[picture[part]], advantage[picture[part]], level[part],
-                noise[mine].flatten(0, 1)[part],
-            )  # fmt: skip
-            value.backward()
-            loss, kl = loss + value.item(), kl + drift * len(self.levels)
-        return Report(loss, float(rewards.sum()) / batch, kl)
+        advantage = (advantages(told, GROUP)[mine] / self.unit).repeat_interleave(count)
+        pictures, shape = pictures.repeat_interleave(count, 0), (-1, *[1] * (pictures.ndim - 1))
+        a, b = (v.to(pictures)[levels].view(shape) for v in (process.a, process.b))
+        costs = torch.tensor([len(noisy) * (pull / s) ** 2 / 2 for _along, pull, s in map(process.step, levels.tolist())])
+        x, weight = a * pictures + b * noise.to(pictures), level_weights(process, task.spread)[levels]
+        price = (self.price - advantage).clamp(min=0)
+        lessons = Lessons(x, levels, rows[mine].repeat_interleave(count), pictures, advantage, price, weight, costs)
+        return lessons, rewards
 
-    def _loss(self, rows: Tensor, pictures: Tensor, advantage: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, float]:
-        """The loss of some rows, and what their change costs in nats at one level (``control``, eq. 7), as parts of the mean."""
-        task, device, process, shape = self.task, self.task.device, self.task.process, (-1, *[1] * (pictures.ndim - 1))
-        share = 1 / (self.settings.batch * min(self.settings.count or len(self.levels), len(self.levels)))
-        a, b = (v.to(pictures)[level].view(shape) for v in (process.a, process.b))
-        x, times, labels = a * pictures + b * noise.to(pictures), process.times.to(pictures)[level], task.labels(rows)
-        after = task.tuned(x, times, labels)
+    def _one(self, rows: Tensor, seeds: Tensor) -> tuple[Lessons, Tensor]:
+        """Likewise of a one-step student: every picture learns from a neighbour, and the neighbour from it."""
+        task, unused = self.task, torch.Generator()
+        problem = task.problem(rows, 1.0, seeds=seeds)
+        first = problem.start(unused, len(rows))
+        x = torch.cat([first, neighbours(first, problem.start(unused, len(rows)), NEAR)])
+        both, level = torch.cat([rows, rows]), torch.zeros(2 * len(rows), dtype=torch.long)
         with torch.no_grad():
-            base = task.base(x, times, labels)
-        price = (self.base.alpha / self.unit - advantage).clamp(min=0)
-        optimality = (1 + (advantage / CLIP).clamp(-1, 1)) / 2
-        to = lambda v: v.to(device, pictures.dtype)  # noqa: E731
-        losses = nft_loss(after, after.detach(), base, pictures, to(optimality), to(price), to(self.weights[level]))
-        prices = to(torch.tensor([(pull / s) ** 2 / 2 for _along, pull, s in map(process.step, level.tolist())]))
-        drift = ((after.detach() - base).flatten(1).square().sum(1) * prices).sum()
-        return losses.sum() * share, float(drift) * share
+            parts = zip(x.split(task.drawn_at_once), both.split(task.drawn_at_once), strict=True)
+            pictures = torch.cat([task.tuned(y, task.process.time(0, y), task.labels(r)) for y, r in parts])
+        before, after = task.judge(pictures, both).chunk(2)
+        advantage = (after - before) / (2 * (1 - NEAR) * self.unit)
+        ones, swapped = torch.ones(len(both)), torch.cat(pictures.chunk(2)[::-1])
+        price, costs = self.price * ones, ones / (2 * task.spread**2)
+        lessons = Lessons(x, level, both, swapped, torch.cat([advantage, -advantage]), price, ones, costs)
+        return lessons, before
+
+    def _loss(self, some: Lessons) -> tuple[Tensor, float]:
+        """Sums of the loss, and of what the change costs: nats a picture (``control``, eq. 7), or in one step as direct pays."""
+        task, labels = self.task, self.task.labels(some.rows)
+        times = task.process.times.to(some.x)[some.levels]
+        after = task.tuned(some.x, times, labels)
+        with torch.no_grad():
+            base = task.base(some.x, times, labels)
+        optimality, price, weight, costs = (
+            v.to(after) for v in ((1 + (some.advantage / CLIP).clamp(-1, 1)) / 2, some.price, some.weight, some.costs)
+        )
+        losses = nft_loss(after, after.detach(), base, some.pictures, optimality, price, weight)
+        return losses.sum(), float(((after.detach() - base).flatten(1).square().sum(1) * costs).sum())
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What one step learns from: a row for each noisy picture.
+
+    Attributes:
+        x: [N, ...] where the network is asked.
+        levels: [N] of the process.
+        rows: [N] numbers of their prompts.
+        pictures: [N, ...] x0.
+        advantage: [N] A, in units of the base's deviation.
+        price: [N] u, in the same.
+        weight: [N] of the level.
+        costs: [N] by which a squared change counts in the report.
+    """
+
+    x: Tensor
+    levels: Tensor
+    rows: Tensor
+    pictures: Tensor
+    advantage: Tensor
+    price: Tensor
+    weight: Tensor
+    costs: Tensor
+
+    def part(self, chosen: Tensor) -> Lessons:
+        """Some of the rows."""
+        return Lessons(*(getattr(self, each.name)[chosen] for each in fields(self)))

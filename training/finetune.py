@@ -12,7 +12,7 @@ from . import control, control_losses
 from .baseline import Baseline, Drawing, base_rewards, baseline
 from .control import Problem, Report
 from .diffusion_nft import ForwardProcess
-from .finetune_task import BLACK_BOX, Settings, Task
+from .finetune_task import BLACK_BOX, ONE_STEP, Settings, Task
 from .loop import Ema, Interrupted, Learner, Means, Watch, run
 from .processes import Processes
 from .rounds import Rounds
@@ -36,8 +36,10 @@ def check(settings: Settings, steps: int, differentiable: bool) -> None:
         raise ValueError("'direct' pays picture by picture and reaches no tilted law, so only 'alpha' can be its strength.")
     if settings.algorithm == "direct" and steps != 1:
         raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
-    if settings.algorithm != "direct" and steps == 1:
+    if settings.algorithm not in ONE_STEP and steps == 1:
         raise ValueError("A one-step student has no path to pay for; choose 'direct', or tune its teacher and distil again.")
+    if settings.algorithm == "diffusion_nft" and steps == 1 and settings.strength != "alpha":
+        raise ValueError("'diffusion_nft' in one step pays picture by picture, so only 'alpha' can be its strength.")
 
 
 def finetune(

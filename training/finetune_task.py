@@ -18,6 +18,7 @@ from .loop import Schedule
 
 ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview", "direct", "diffusion_nft")
 BLACK_BOX = ("weighted_regression", "diffusion_nft")  # which ask an oracle for scores alone
+ONE_STEP = ("direct", "diffusion_nft")  # which tune one-step students
 STRENGTHS = ("alpha", "target KL", "target reward gain")
 _FEWEST = 64  # base rewards a prompt, below which lambda is a guess
 
