@@ -45,7 +45,17 @@ class Start(str, Enum):
     WORDS = "words"
 
 
-_CHOICES: dict[str, type[Enum]] = {"device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start}
+class Variety(str, Enum):
+    """What keeps a student's variety beside SiD."""
+
+    OFF = "off"
+    ANCHOR = "anchor"
+    CONSISTENCY = "consistency"
+
+
+_CHOICES: dict[str, type[Enum]] = {
+    "device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start, "variety": Variety,
+}  # fmt: skip
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -24,6 +24,7 @@ from ..training.finetune_task import ALGORITHMS, STRENGTHS
 from ..training.promptkd_runs import STARTS, TARGETS
 from ..training.qualities import QUALITIES
 from ..training.sid_options import FULL, LORA
+from ..training.variety import VARIETIES
 
 CATEGORY = "Apprentice"
 
@@ -57,6 +58,7 @@ COMBOS: dict[str, list[str]] = {
     "strength": list(STRENGTHS),
     "quality": list(QUALITIES),
     "spend": [BUDGET, PRICE],
+    "variety": list(VARIETIES),
 }
 
 
