@@ -1,13 +1,13 @@
 """What clicks teach a model without any oracle: the tiny world's student, and its teacher, tuned by a simulated artist's clicks.
 
-An artist of ``benchmarks.taste`` clicks on ``CLICKS`` pairs of pictures, two of one prompt, contradicting themselves as there. A LoRA
-learns from them alone (``training.preference``), with each picture's own noise or with fresh noise. Gain: how much better
-the artist likes what the tuned model draws of held-out prompts than what it drew from the same noise before, in the artist's unit.
+An artist of ``artists`` clicks on ``CLICKS`` pairs of pictures, two of one prompt, contradicting themselves as there. A
+LoRA learns from them alone (``training.preference``), with each picture's own noise or with fresh noise. Gain: how much better
+the artist likes what the tuned model draws of held-out prompts than what it drew of the same noise before, in the artist's unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,15 +22,16 @@ from ..training.preference import Player, Preferences, PreferenceSettings, prefe
 from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import World, unit_noise
+from .artists import TEMPERATURE, tastes_of
 from .control_world import TUNED, Tuned
 from .figures import Array, Claim, bootstrap
-from .taste import TEMPERATURE, tastes_of
 
-CLICKS, SEEDS = 60, 2
+CLICKS, SEEDS, HELD = 60, 2, 80  # SEEDS and HELD: pictures a prompt, prompts of the figures
 RANK = 16
+ARTISTS = ("warm", "bold", "right and plain")
 SETTINGS = {
-    "student": PreferenceSettings(beta=200.0, updates=120, batch=4, learning_rate=1e-3, ema_half_life=200),
-    "teacher": PreferenceSettings(beta=200.0, updates=120, batch=4, learning_rate=1e-3, ema_half_life=200),
+    "student": PreferenceSettings(beta=2000.0, updates=80, batch=4, learning_rate=3e-4, ema_half_life=100),
+    "teacher": PreferenceSettings(beta=2000.0, updates=80, batch=4, learning_rate=3e-4, ema_half_life=100),
 }
 
 
@@ -115,37 +116,68 @@ def taste_of(lesson: Sheet, artist: str) -> Array:
     return tastes_of(lesson.pictures, lesson.published, (firsts, firsts + 1))[artist]
 
 
-def run(
-    quick: bool, say: Callable[[str], None], artists: tuple[str, ...], settings: dict[str, PreferenceSettings] | None = None
-) -> tuple[list[dict[str, Any]], dict[str, Claim]]:
-    """Rows of each model and kind of noise, all artists together, and the claims."""
-    held, clicked, settings = (20, 20, settings) if quick else (80, CLICKS, settings)
-    texts = [prompt.text() for prompt in held_out_prompts()]
-    rows, claims = [], {}
-    for who, chosen in (settings or SETTINGS).items():
+@dataclass(frozen=True)
+class Lesson:
+    """A model as it was: what it draws of the prompts that are clicked on, and of those that are held out."""
+
+    who: str
+    clicked: Sheet
+    before: Sheet
+
+    @classmethod
+    def of(cls, who: str, count: int, held: int) -> Lesson:
+        """With ``count`` prompts to click on, and ``held`` others."""
+        texts = [prompt.text() for prompt in held_out_prompts()]
         plain = Tuned(World(), RANK, 0, who == "student")
-        lesson, before = sheet(plain, None, texts[:clicked], 1), sheet(plain, None, texts[-held:], 101)
-        for own in (True, False):
-            gains, ratios, judged = [], [], []
+        return cls(who, sheet(plain, None, texts[:count], 1), sheet(plain, None, texts[-held:], 101))
+
+    def taught(self, artist: str, seed: int, settings: PreferenceSettings, folder: Path) -> Sheet:
+        """What is drawn of the held-out prompts, after a LoRA has learned from the artist's clicks."""
+        tuned = Tuned(World(), RANK, seed, self.who == "student")
+        rng = np.random.default_rng([7, seed])
+        clicks = clicks_on(taste_of(self.clicked, artist), len(self.clicked.prompts) // SEEDS, rng)
+        learned(tuned, self.clicked, clicks, settings, folder)
+        return sheet(tuned, TUNED, self.before.prompts[::SEEDS], 101)
+
+    def row(self, after: dict[str, Sheet], noise: str) -> tuple[dict[str, Any], Claim]:
+        """For the table, and the gain; ``after`` by artists."""
+        before, gains = self.before, {artist: gain_of(self.before, then, artist) for artist, then in after.items()}
+        gain = mean_of(np.mean(list(gains.values()), 0))
+        judged = np.mean([(then.judge - before.judge).reshape(-1, SEEDS).mean(1) for then in after.values()], 0)
+        varied = np.mean([then.diversity for then in after.values()], 0)
+        variety = bootstrap(lambda i: float(varied[i].mean() / before.diversity[i].mean()), len(varied))
+        row = {
+            "model": self.who, "noise": noise, "clicks": len(self.clicked.prompts) // SEEDS, "gain": str(gain),
+            **{artist: str(mean_of(each)) for artist, each in gains.items()}, "judge": str(mean_of(judged)),
+            "variety": str(variety),
+        }  # fmt: skip
+        return row, gain
+
+
+def run(
+    quick: bool, say: Callable[[str], None], artists: Sequence[str] = ARTISTS, only: Sequence[str] = tuple(SETTINGS),
+    changes: Mapping[str, Any] | None = None, noises: Sequence[bool] = (True, False),
+) -> tuple[list[dict[str, Any]], dict[str, Claim]]:  # fmt: skip
+    """Rows of each model and kind of noise, and the claims: ``clicks_gain`` is the student's, as it is by default.
+
+    Args:
+        changes: Of the settings.
+    """
+    held, count = (12, 12) if quick else (HELD, CLICKS)
+    rows, claims = [], dict[str, Claim]()
+    for who in only:
+        lesson = Lesson.of(who, count, held)
+        settings = replace(SETTINGS[who], **{"updates": 4} if quick else {}, **(changes or {}))
+        for own in noises:
+            after, noise = dict[str, Sheet](), "each picture's own" if own else "fresh"
             for number, artist in enumerate(artists):
-                clicks = clicks_on(taste_of(lesson, artist), clicked, np.random.default_rng([7, number]))
-                tuned = Tuned(plain.world, RANK, number, who == "student") if False else Tuned(World(), RANK, number, who == "student")
-                one = replace(chosen, own_noise=own, updates=4 if quick else chosen.updates)
                 with TemporaryDirectory() as folder:
-                    learned(tuned, lesson, clicks, one, Path(folder))
-                after = sheet(tuned, TUNED, texts[-held:], 101)
-                gains.append(gain_of(before, after, artist))
-                judged.append((after.judge - before.judge).reshape(-1, SEEDS).mean(1))
-                ratios.append(after.diversity)
-                say(f"{who}, {'own' if own else 'fresh'} noise, {artist}: {gains[-1].mean():.2f}")
-            gain = mean_of(np.mean(gains, 0))
-            variety = bootstrap(lambda i, r=ratios: float(np.mean([x[i].mean() for x in r]) / before.diversity[i].mean()), held)
-            rows.append({
-                "model": who, "noise": "each picture's own" if own else "fresh", "clicks": clicked, "gain": str(gain),
-                **{artist: round(float(g.mean()), 2) for artist, g in zip(artists, gains, strict=True)},
-                "judge": str(mean_of(np.mean(judged, 0))), "variety": str(variety),
-            })  # fmt: skip
-            claims[f"clicks_gain_{who}_{'own' if own else 'fresh'}"] = gain
+                    after[artist] = lesson.taught(artist, number, replace(settings, own_noise=own), Path(folder))
+                say(f"{who}, {noise} noise, {artist}: gain {gain_of(lesson.before, after[artist], artist).mean():.2f}")
+            row, gain = lesson.row(after, noise)
+            rows.append(row)
+            if own:
+                claims["clicks_gain" if who == "student" else f"clicks_gain_{who}"] = gain
     return rows, claims
 
 

@@ -15,8 +15,8 @@ What a run comes to rest at, D = D_old, follows with A = R - E_q[R] (c cancels, 
     (3) Cov_q(R, x0 | x) = E_q[u | x] (D_q - D_p)                            at every x and level; q the tuned law, p the base's
 
 One price for all, u = alpha, is the paper's penalty: its rest is the law p exp(R / alpha) to first order in 1 / alpha, and
-exactly where p is Gaussian and R linear. With **u = alpha - A** it is exact for every law: (3) says then that q (c - R) and alpha p, with
-c = alpha + E_q[R], have the same noised densities and means at every level, so they are one:
+exactly where p is Gaussian and R linear. With **u = alpha - A** it is exact for every law: (3) says then that q (c - R) and
+alpha p, with c = alpha + E_q[R], have the same noised densities and means at every level, so they are one:
 
     (4) q = alpha p / (c - R)                                                argmax E_q[R] - alpha KL(p || q), forward KL
 
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from .baseline import Baseline
-from .control import Process, Report, noisy_steps
+from .control import Report, noisy_steps
 from .finetune_task import Settings, Task
 from .loop import Interrupted, Watch
 from .processes import Processes
@@ -49,8 +49,8 @@ NEAR = 0.7  # rho, of one-step students
 
 
 def nft_loss(
-    after: Tensor, before: Tensor, base: Tensor, pictures: Tensor, optimality: Tensor, price: Tensor,
-    weight: Tensor | None = None, *, beta: float = BETA, clip: float = CLIP,
+    after: Tensor, before: Tensor, base: Tensor, pictures: Tensor, optimality: Tensor, price: Tensor, *, adaptive: bool = False,
+    beta: float = BETA, clip: float = CLIP,
 ) -> Tensor:  # fmt: skip
     """Eq. 2 of each row [N].
 
@@ -61,19 +61,21 @@ def nft_loss(
         pictures: x0, before noise.
         optimality: r [N] in 0..1.
         price: [N], at least 0.
-        weight: [N] of each row's level. None takes the paper's adaptive weights, 1 / mean |D± - x0| of each row, under which
-            eq. 4 doesn't hold to the letter: they look at x0.
+        adaptive: Weigh errors by 1 / mean |D± - x0| of each row, as published. These weights look at x0, so eq. 4 doesn't hold
+            to the letter then. And plain errors of D learn most from few pictures: at noise sigma, below the pictures' own
+            deviation, what R tells of x0 goes as sigma^2, and what hides it as sigma; estimates are summed best with weights of
+            signal over noise squared, which is one for all.
         clip: c.
     """
 
     def error(mixed: Tensor) -> Tensor:
         off = (mixed - pictures).flatten(1)
-        by = 1 / off.detach().abs().mean(1).clamp(min=1e-5) if weight is None else weight
+        by = 1 / off.detach().abs().mean(1).clamp(min=1e-5) if adaptive else 1.0
         return off.square().mean(1) * by
 
     positive, negative = error(before + beta * (after - before)), error(before - beta * (after - before))
-    drift = (after - base).flatten(1).square().mean(1) * (1.0 if weight is None else weight)
-    return clip / beta * (optimality * positive + (1 - optimality) * negative) + price * drift
+    change = (after - base).flatten(1).square().mean(1)
+    return clip / beta * (optimality * positive + (1 - optimality) * negative) + price * change
 
 
 def advantages(rewards: Tensor, group: int) -> Tensor:
@@ -86,15 +88,6 @@ def advantages(rewards: Tensor, group: int) -> Tensor:
     if any(len(part) < 2 for part in parts):
         raise ValueError("diffusion_nft compares pictures of one prompt: take a batch_size of 2 or more, but not 4 n + 1.")
     return torch.cat([part * (len(part) / (len(part) - 1)) for part in parts])
-
-
-def level_weights(process: Process, spread: float) -> Tensor:
-    """1 / (b s / sqrt(b^2 + a^2 s^2)) of each level [K + 1]: one over how far x0 is from D there, for pictures of deviation s.
-
-    The paper's adaptive weights without their look at x0; 0 where there is no noise.
-    """
-    off = process.b * spread / (process.b**2 + (process.a * spread) ** 2).sqrt()
-    return torch.where(off > 0, 1 / off.clamp(min=1e-12), 0.0)
 
 
 def neighbours(noise: Tensor, fresh: Tensor, near: float) -> Tensor:
@@ -140,9 +133,8 @@ class ForwardProcess:
         pictures, shape = pictures.repeat_interleave(count, 0), (-1, *[1] * (pictures.ndim - 1))
         a, b = (v.to(pictures)[levels].view(shape) for v in (process.a, process.b))
         costs = torch.tensor([len(noisy) * (pull / s) ** 2 / 2 for _along, pull, s in map(process.step, levels.tolist())])
-        x, weight = a * pictures + b * noise.to(pictures), level_weights(process, task.spread)[levels]
-        price = (self.price - advantage).clamp(min=0)
-        lessons = Lessons(x, levels, rows[mine].repeat_interleave(count), pictures, advantage, price, weight, costs)
+        x, price = a * pictures + b * noise.to(pictures), (self.price - advantage).clamp(min=0)
+        lessons = Lessons(x, levels, rows[mine].repeat_interleave(count), pictures, advantage, price, costs)
         return lessons, rewards
 
     def _one(self, rows: Tensor, seeds: Tensor) -> tuple[Lessons, Tensor]:
@@ -159,7 +151,7 @@ class ForwardProcess:
         advantage = (after - before) / (2 * (1 - NEAR) * self.unit)
         ones, swapped = torch.ones(len(both)), torch.cat(pictures.chunk(2)[::-1])
         price, costs = self.price * ones, ones / (2 * task.spread**2)
-        lessons = Lessons(x, level, both, swapped, torch.cat([advantage, -advantage]), price, ones, costs)
+        lessons = Lessons(x, level, both, swapped, torch.cat([advantage, -advantage]), price, costs)
         return lessons, before
 
     def _loss(self, some: Lessons) -> tuple[Tensor, float]:
@@ -169,10 +161,9 @@ class ForwardProcess:
         after = task.tuned(some.x, times, labels)
         with torch.no_grad():
             base = task.base(some.x, times, labels)
-        optimality, price, weight, costs = (
-            v.to(after) for v in ((1 + (some.advantage / CLIP).clamp(-1, 1)) / 2, some.price, some.weight, some.costs)
-        )
-        losses = nft_loss(after, after.detach(), base, some.pictures, optimality, price, weight)
+        optimality = (1 + (some.advantage / CLIP).clamp(-1, 1)) / 2
+        optimality, price, costs = (value.to(after) for value in (optimality, some.price, some.costs))
+        losses = nft_loss(after, after.detach(), base, some.pictures, optimality, price)
         return losses.sum(), float(((after.detach() - base).flatten(1).square().sum(1) * costs).sum())
 
 
@@ -187,7 +178,6 @@ class Lessons:
         pictures: [N, ...] x0.
         advantage: [N] A, in units of the base's deviation.
         price: [N] u, in the same.
-        weight: [N] of the level.
         costs: [N] by which a squared change counts in the report.
     """
 
@@ -197,7 +187,6 @@ class Lessons:
     pictures: Tensor
     advantage: Tensor
     price: Tensor
-    weight: Tensor
     costs: Tensor
 
     def part(self, chosen: Tensor) -> Lessons:

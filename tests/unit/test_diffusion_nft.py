@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import control_toy as toy
+from comfyui_apprentice.training import diffusion_nft
+from comfyui_apprentice.training.baseline import Baseline
 from comfyui_apprentice.training.control import Process
-from comfyui_apprentice.training.diffusion_nft import CLIP, advantages, level_weights, nft_loss
+from comfyui_apprentice.training.diffusion_nft import CLIP, ForwardProcess, advantages, nft_loss
 from comfyui_apprentice.training.fdivergence import solve_dual
 from comfyui_apprentice.training.finetune import finetune
-from comfyui_apprentice.training.finetune_task import Settings
+from comfyui_apprentice.training.finetune_task import Settings, Task
 from comfyui_apprentice.training.loop import Watch
+from comfyui_apprentice.training.processes import Processes
 from comfyui_apprentice.training.run_folder import RunFolder
 from torch import Tensor
 from toy_task import right, task
@@ -34,7 +38,7 @@ def test_the_loss_is_the_official_one_whose_velocities_are_ours_denoisers(run: d
     after, before, base = (x - times * v for v in (forward, recorded("old"), recorded("ref")))
     optimality = (1 + (torch.tensor(GOLDEN["advantages"]).double() / CLIP).clamp(-1, 1)) / 2
     # Their KL term is of velocities: ours of denoisers, over t^2.
-    losses = nft_loss(after, before, base, x0, optimality, run["kl_weight"] / t**2, beta=run["beta"], clip=CLIP)
+    losses = nft_loss(after, before, base, x0, optimality, run["kl_weight"] / t**2, adaptive=True, beta=run["beta"], clip=CLIP)
     losses.mean().backward()
     assert losses.mean().item() == pytest.approx(run["loss"], rel=1e-9)
     torch.testing.assert_close(forward.grad.flatten(), torch.tensor(run["gradient"]).double(), rtol=1e-7, atol=1e-9)
@@ -47,7 +51,7 @@ def test_its_optimum_is_the_papers_improvement() -> None:
     x0 = mean + deviation * torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)
     r, old, ones = torch.sigmoid(2 * x0), torch.full((20_000, 1), mean, dtype=torch.float64), torch.ones(20_000)
     after = torch.tensor(mean, dtype=torch.float64, requires_grad=True)
-    losses = nft_loss(after.expand(20_000, 1), old, old, x0[:, None], r, 0 * ones, ones, beta=beta)
+    losses = nft_loss(after.expand(20_000, 1), old, old, x0[:, None], r, 0 * ones, beta=beta)
     (slope,) = torch.autograd.grad(losses.mean(), after, create_graph=True)
     (bend,) = torch.autograd.grad(slope, after)
     found = after.item() - slope.item() / bend.item()  # a parabola's lowest point
@@ -63,9 +67,7 @@ def _gradient_at_rest(x0: Tensor, q: Tensor, base: Tensor, rewards: Tensor, pric
     after = (here @ x0).clone().requires_grad_()
     advantage, many = rewards - q @ rewards, (len(x0), 1)
     optimality = (1 + advantage / CLIP) / 2
-    losses = nft_loss(
-        after.expand(many), after.detach().expand(many), before.expand(many), x0[:, None], optimality, price, torch.ones_like(x0)
-    )
+    losses = nft_loss(after.expand(many), after.detach().expand(many), before.expand(many), x0[:, None], optimality, price)
     (gradient,) = torch.autograd.grad(here @ losses, after)
     return gradient
 
@@ -101,18 +103,43 @@ def test_one_price_for_all_rests_at_the_exact_mean_shift_of_a_gaussian() -> None
         assert float(away) < -1e-2, "and the base is not at rest"
 
 
+def _one_step(network: torch.nn.Module, base: Any, **changes: Any) -> ForwardProcess:
+    """Updates of a one-step student in two values, by the score 1.5 x - 0.5 y."""
+    direction = torch.tensor([1.5, -0.5])
+    made = Task(
+        lambda x, _time, _rows: base(x), lambda x, _time, _rows: network(x), network, lambda x, _rows: x @ direction,
+        lambda rows: rows, 1, Process.edm([2.0, 0.0]), (2,), differentiable=False,
+    )  # fmt: skip
+    settings = Settings(algorithm="diffusion_nft", batch=40_000, base_draws=8, **changes)
+    base_of = Baseline(torch.tensor([[0.0, 10.0]]), settings.value, [], "forward_kl")  # far apart, so that nothing is clipped
+    return ForwardProcess(made, settings, base_of, Processes(), Watch())
+
+
+@pytest.mark.parametrize("near", [0.2, 0.9])
+def test_a_one_step_student_rests_at_the_exact_mean_shift_whatever_its_neighbours_are(
+    near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """G(z) = s z + m: the law N(0, s^2) tilted by exp(g x / alpha) is N(s^2 g / alpha, s^2)."""
+    monkeypatch.setattr(diffusion_nft, "NEAR", near)
+    s, alpha, shift = 0.6, 2.0, torch.nn.Parameter(torch.zeros(2))
+    network = torch.nn.Module()
+    network.shift = shift
+    network.forward = lambda x: x / 2.0 * s + shift  # type: ignore[method-assign]
+    exact = s**2 * torch.tensor([1.5, -0.5]) / alpha
+    gradients = []
+    for at in (torch.zeros(2), exact):
+        shift.data, shift.grad = at.clone(), None
+        _one_step(network, lambda x: x / 2.0 * s, value=alpha).step(0, torch.Generator().manual_seed(3))
+        gradients.append(shift.grad)
+    assert torch.nn.functional.cosine_similarity(-gradients[0], exact, 0) > 0.99
+    assert gradients[1].norm() < 0.03 * gradients[0].norm()
+
+
 def test_advantages_are_told_among_others_of_the_prompt_and_sum_to_nothing() -> None:
     told = advantages(torch.tensor([1.0, 2.0, 3.0, 6.0, 10.0, 14.0]), 4)
     assert told.tolist() == pytest.approx([1 - 11 / 3, 2 - 10 / 3, 0.0, 4.0, -4.0, 4.0])
     with pytest.raises(ValueError, match="compares pictures of one prompt"):
         advantages(torch.zeros(5), 4)
-
-
-def test_level_weights_are_one_over_what_noise_hides() -> None:
-    weights = level_weights(Process.edm([80.0, 0.5, 0.1, 0.0]), 0.5)
-    assert weights.tolist() == pytest.approx([2.0, 8**0.5, 10.2, 0.0], rel=1e-3)
-    flow = level_weights(Process.flow([0.5, 0.2, 0.0]), 1.0)
-    assert flow.tolist() == pytest.approx([2**0.5, (0.04 + 0.64) ** 0.5 / 0.2, 0.0])
 
 
 NFT = Settings(
