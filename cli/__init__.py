@@ -101,6 +101,20 @@ def explore(
 
 
 @bench.command()
+def style(
+    quick: Quick = False,
+    json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("style.png"),
+    work: Annotated[Path | None, typer.Option(help="Keep what is learned here; a stopped benchmark goes on with it.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each way; 3, and 1 with --quick.")] = None,
+    threads: Threads = None,
+) -> None:
+    """A look of the slow model's in two steps: a warm start beside a cold one, LCM, and the LoRA put on the student."""
+    benchmark = _benchmark("style", threads)
+    _report(lambda: benchmark.run(quick, plot, _say, work, seeds), json)
+
+
+@bench.command()
 def students(
     quick: Quick = False,
     json: Json = None,

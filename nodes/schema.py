@@ -32,13 +32,18 @@ def read(options: type[T], inputs: Mapping[str, Any]) -> T:
     return options(**{**values, **settings_of(options, inputs.get("quality"))})
 
 
-def quality() -> io.Combo.Input:
-    """The one choice that sets the rest; the last widget of a training node."""
+def quality(words: str = "quality", more: str = "") -> io.Combo.Input:
+    """The one choice that sets the rest.
+
+    Args:
+        words: The name of the list of choices.
+        more: What is said of those that other nodes don't have.
+    """
     return io.Combo.Input(
-        "quality", options=types.choices("quality"), default=AS_SET, optional=True,
+        "quality", options=types.choices(words), default=AS_SET, optional=True,
         tooltip="quick: a first look. good: the numbers that the widgets come with, or more. paper: the published run's. These "
         "three set how long and how much is learned, whatever the widgets say; as set: the widgets count. Pictures, time and "
-        "memory are told before it starts.",
+        "memory are told before it starts." + more,
     )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
         )
     alpha = settings.value
     if settings.strength == "target KL":
-        alpha = alpha_for_kl(rewards, settings.value, settings.divergence)
+        alpha = alpha_for_kl(rewards, settings.value, settings.priced)
     elif settings.strength == "target reward gain":
-        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, settings.divergence)
-    return Baseline(rewards, alpha, [solve_dual(row, alpha, settings.divergence) for row in rewards], settings.divergence)
+        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, settings.priced)
+    return Baseline(rewards, alpha, [solve_dual(row, alpha, settings.priced) for row in rewards], settings.priced)
