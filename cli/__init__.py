@@ -103,6 +103,20 @@ def explore(
 
 
 @bench.command()
+def style(
+    quick: Quick = False,
+    json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("style.png"),
+    work: Annotated[Path | None, typer.Option(help="Keep what is learned here; a stopped benchmark goes on with it.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each way; 3, and 1 with --quick.")] = None,
+    threads: Threads = None,
+) -> None:
+    """A look of the slow model's in two steps: a warm start beside a cold one, LCM, and the LoRA put on the student."""
+    benchmark = _benchmark("style", threads)
+    _report(lambda: benchmark.run(quick, plot, _say, work, seeds), json)
+
+
+@bench.command()
 def students(
     quick: Quick = False,
     json: Json = None,
@@ -214,10 +228,11 @@ def control(
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
     work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
+    tilted: Annotated[bool, typer.Option("--tilted", help="Students by SiD towards the tilted teacher instead.")] = False,
     threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark = _benchmark("control_memory" if memory else "control", threads)
+    benchmark = _benchmark("control_memory" if memory else "control_tilted" if tilted else "control", threads)
     if memory:
         _report(lambda: benchmark.run(quick, _say), json)
     else:

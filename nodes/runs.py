@@ -26,16 +26,22 @@ class NodeRun:
         kind: Of models, in ComfyUI's words: where the file goes.
         facts: What the run is made of.
         free: What changes memory and not the result, or may change while a run goes on.
+        later: Facts of settings that came later, None where they aren't used: runs of before go on, and their files are theirs.
 
     Raises:
         ValueError: The name can't be a file's; another run, or a file that this run did not make, has it.
     """
 
-    def __init__(self, name: str, what: str, kind: str, facts: dict[str, Any], free: tuple[str, ...] = ()) -> None:
-        self.name, self.kind, self.facts, self.free = folders.check_name(name, what), kind, facts, free
+    def __init__(
+        self, name: str, what: str, kind: str, facts: dict[str, Any], free: tuple[str, ...] = (),
+        later: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        later = later or {}
+        self.name, self.kind, self.facts, self.free = folders.check_name(name, what), kind, {**facts, **later}, free
         self.folder = folders.run_folder(self.name)
-        self.folder.check(facts, free)
-        self.target = Target.of(folders.made_file(kind, self.name, what), facts, free)
+        self.folder.check(self.facts, free)
+        used = {key: value for key, value in later.items() if value is not None}
+        self.target = Target.of(folders.made_file(kind, self.name, what), {**facts, **used}, free)
         self.check_target()
 
     def foresee(self, forecast: Forecast) -> None:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import control as bench
 from comfyui_apprentice.benchmarks import control_memory
+from comfyui_apprentice.benchmarks import control_tilted as tilted
+from comfyui_apprentice.benchmarks import control_tilted_toy as tilted_toy
+from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.benchmarks.control_loop import loop
 from comfyui_apprentice.benchmarks.control_start import start_laws
 from comfyui_apprentice.benchmarks.control_world import (
@@ -90,6 +93,28 @@ def test_tuning_is_measured_along_its_way_and_goes_on_where_it_was(tmp_path: Pat
     assert said == []
     with pytest.raises(ValueError, match="was begun with another updates"):
         bench.tune(Tuned(World(), 4, 0, True), "a way", replace(settings, updates=3), tmp_path, said.append, 3, 2)
+
+
+def test_students_towards_the_tilted_teacher_are_measured_and_go_on_where_they_were(tmp_path: Path) -> None:
+    said: list[str] = []
+    first = tilted.run(True, tmp_path / "plot.png", lambda _text: None, tmp_path / "runs")
+    again = tilted.run(True, tmp_path / "plot.png", said.append, tmp_path / "runs")
+    assert again.claims == first.claims and not [line for line in said if line.startswith(("tilted", "plain", "fake"))]
+    assert [row["law"] for row in first.rows][:2] == [tilted.PLAIN, "tilted, price 0.5"]
+    assert {"tilted_student_gain", "tilted_student_variety", "loop_quality_gain"} <= first.claims.keys()
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_mixture_s_exact_fake_score_is_the_law_s_own() -> None:
+    x, sigma = torch.linspace(-3, 3, 7)[:, None], torch.full((7, 1), 0.5)
+    bank = toy.exact_quantiles(1e9, "kl", 20_000)[:, None].float()
+    assert torch.allclose(tilted_toy.posterior_mean(bank)(x, sigma, None), toy.denoise(x, sigma[:, 0]), atol=0.02)
+
+
+def test_the_mixture_s_generator_moves_towards_the_tilted_law() -> None:
+    far = toy.wasserstein(2.5 * torch.randn(20_000, generator=torch.Generator().manual_seed(0)), 0.5, "kl")
+    near = toy.wasserstein(tilted_toy.solve(0.5, tilted_toy.OURS, updates=150, draws=20_000).samples, 0.5, "kl")
+    assert near < 0.5 * far
 
 
 def test_optimal_laws_of_two_kinds_of_pictures_are_those_on_paper() -> None:
