@@ -15,6 +15,7 @@ from .distill import distill
 from .finetune import finetune
 from .inspect import inspect
 from .models import models
+from .prefer import prefer
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
@@ -26,6 +27,7 @@ app.command()(calibrate)
 app.command()(convert)
 app.command()(inspect)
 app.command(cls=Finite)(finetune)
+app.command(cls=Finite)(prefer)
 
 
 @app.callback()

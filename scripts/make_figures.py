@@ -163,7 +163,9 @@ def taste_figures(results: dict[str, Any]) -> str:
         both = [results["claims"][f"taste_{what}_{count}"] for what in ("accuracy", "gain")]
         shown = ["{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**claim) for claim in both]
         rows.append(dict(zip(rows[0], ("all", count, shown[0], "", shown[1], ""), strict=True)))
-    return "\n".join(_table(rows, "---"))
+    loras = results["findings"].get("LoRAs from clicks alone", [])
+    caption = "LoRAs from clicks alone, without an oracle (gain in the artist's unit):"
+    return "\n".join([*_table(rows, "---"), *(["", caption, "", *_table(loras, "---")] if loras else [])])
 
 
 def _table(rows: list[dict[str, Any]], rule: str = "---:") -> list[str]:
@@ -244,6 +246,10 @@ CONTROL_WORDS = {
     "loop_reject_share_change": "part of the drafts below the old median, new student minus old",
     "toy_w1": "1-D mixture, KL, alpha 0.5: distance W1 to the exact law",
     "toy_cpu_seconds": "CPU seconds of that",
+    "blackbox_reward_gain": "an oracle that only scores (DiffusionNFT): gain with the oracle that tuned",
+    "blackbox_unseen_gain": "likewise, with the judge that nobody was tuned by",
+    "blackbox_diversity_ratio": "likewise, variety over before",
+    "blackbox_over_path_kl": "likewise, its gain over path KL's, at equal evaluations",
 }
 
 
@@ -259,8 +265,10 @@ def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[s
     }
     lines = [line for caption, rows in tables.items() for line in (caption, "", *_table(rows), "")][:-1]
     lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    claims = results["claims"] | toy["claims"]
     for name, words in CONTROL_WORDS.items():
-        claim = (results["claims"] | toy["claims"])[name]
+        if (claim := claims.get(name)) is None:  # results of before there was this way
+            continue
         lines.append(f"| {words} (`{name}`) | {claim['value']:.3f} | {claim['lo']:.3f} to {claim['hi']:.3f} |")
     return "\n".join(lines)
 
