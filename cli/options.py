@@ -45,7 +45,17 @@ class Start(str, Enum):
     WORDS = "words"
 
 
-_CHOICES: dict[str, type[Enum]] = {"device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start}
+class Optimiser(str, Enum):
+    """What learns."""
+
+    ADAM = "adam"
+    ADAM_8BIT = "adam8bit"
+    ADAFACTOR = "adafactor"
+
+
+_CHOICES: dict[str, type[Enum]] = {
+    "device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start, "optimiser": Optimiser,
+}  # fmt: skip
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -21,6 +21,7 @@ from ..samplers.explore import BUDGET, PRICE
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
+from ..training.optimisers import OPTIMISERS
 from ..training.promptkd_runs import STARTS, TARGETS
 from ..training.qualities import QUALITIES
 from ..training.sid_options import FULL, LORA
@@ -57,6 +58,7 @@ COMBOS: dict[str, list[str]] = {
     "strength": list(STRENGTHS),
     "quality": list(QUALITIES),
     "spend": [BUDGET, PRICE],
+    "optimiser": list(OPTIMISERS),
 }
 
 

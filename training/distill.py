@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .augment import AugmentDraws
 from .loop import Ema, Learner, Means, Schedule, Watch, run
+from .optimisers import ADAM, make_optimiser
 from .processes import Processes
 from .run_folder import RunFolder
 from .sid import EdmLevels, Labels, TimestepLevels, add_noise, edm_weight, generate
@@ -46,6 +47,7 @@ class Settings:
         delay: Part of the run in which the fake score learns alone. For a generator that does not start as the teacher.
         augment: Probability of EDM's augmentations in the fake score's half; pixel networks only.
         seed: Of all randomness.
+        optimiser: Of both networks, one of ``OPTIMISERS``.
     """
 
     pictures: int = 20_000
@@ -70,6 +72,7 @@ class Settings:
     delay: float = 0.0
     augment: float = 0.0
     seed: int = 0
+    optimiser: str = ADAM
 
     def __post_init__(self) -> None:
         for name in ("pictures", "batch", "steps", "generator_rate", "fake_rate", "alpha"):
@@ -179,9 +182,9 @@ def distil(
     if settings.adversarial and (task.real is None or task.players.fake_features is None):
         raise ValueError("The adversarial loss needs real pictures and a pixel network; set adversarial to 0.")
     learners = {
-        "fake": Learner(task.fake, _adam(task.players.fake_parameters, 0.0, settings.eps), settings.fake_rate),
+        "fake": Learner(task.fake, _optimiser(task.players.fake_parameters, 0.0, settings), settings.fake_rate),
         "generator": Learner(
-            task.generator, _adam(task.players.generator_parameters, settings.generator_beta1, settings.eps),
+            task.generator, _optimiser(task.players.generator_parameters, settings.generator_beta1, settings),
             settings.generator_rate, settings.delay,
         ),
     }  # fmt: skip
@@ -248,8 +251,8 @@ def drop_rows(values: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
     return torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), empty, values)
 
 
-def _adam(parameters: Any, beta1: float, eps: float) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=0.0, betas=(beta1, 0.999), eps=eps)
+def _optimiser(parameters: Any, beta1: float, settings: Settings) -> torch.optim.Optimizer:
+    return make_optimiser(settings.optimiser, parameters, 0.0, (beta1, 0.999), settings.eps)
 
 
 def card(settings: Settings, teacher: str, teacher_fingerprint: str, **more: Any) -> dict[str, str]:

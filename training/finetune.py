@@ -13,6 +13,7 @@ from .baseline import Baseline, Drawing, base_rewards, baseline
 from .control import Problem, Report
 from .finetune_task import Settings, Task
 from .loop import Ema, Interrupted, Learner, Means, Watch, run
+from .optimisers import check_optimiser, make_optimiser
 from .processes import Processes
 from .rounds import Rounds
 from .run_folder import RunFolder
@@ -25,6 +26,7 @@ def check(settings: Settings, steps: int, differentiable: bool) -> None:
         ValueError: They don't.
     """
     settings.check()
+    check_optimiser(settings.optimiser)
     if not differentiable and settings.algorithm != "weighted_regression":
         raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
     if settings.algorithm in ("preview", "direct") and settings.divergence != "kl":
@@ -59,7 +61,8 @@ def finetune(
     watch = processes.watch(watch or Watch())
     base = baseline(base_rewards(task, settings, folder.base_rewards, watch.interrupted, drawing), settings)
     parameters = list(task.learned.parameters())
-    optimiser, ema = torch.optim.Adam(parameters, settings.learning_rate, (0.9, 0.95)), Ema(task.learned, settings.ema_half_life)
+    optimiser = make_optimiser(settings.optimiser, parameters, settings.learning_rate, (0.9, 0.95))
+    ema = Ema(task.learned, settings.ema_half_life)
     rounds = Rounds(task, settings, base, folder, processes) if settings.algorithm == "weighted_regression" else None
 
     def step(number: int, rng: torch.Generator) -> Means:

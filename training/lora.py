@@ -42,8 +42,11 @@ class Lora(nn.Module):
             outputs, inputs, *kernel = layer.weight.shape
             size = min(rank, outputs, inputs * math.prod(kernel))
             bound = 1 / math.sqrt(inputs * math.prod(kernel))
-            down = (torch.rand(size, inputs, *kernel, generator=generator) * 2 - 1) * bound
             device = layer.weight.device
+            if layer.weight.is_meta:  # sizes alone are wanted
+                down = torch.empty(size, inputs, *kernel, device=device)
+            else:
+                down = (torch.rand(size, inputs, *kernel, generator=generator) * 2 - 1) * bound
             self.down.append(nn.Parameter(down.to(device)))
             self.up.append(nn.Parameter(torch.zeros(outputs, size, *(1 for _ in kernel), device=device)))
 

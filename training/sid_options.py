@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP
-from .options import checkpointing_option, option, precision_option, seed_option, side_option
+from .options import checkpointing_option, optimiser_option, option, precision_option, seed_option, side_option
 
 LORA, FULL = "LoRA", "full copy"
 
@@ -108,3 +108,10 @@ class SidOptions:
         INIT_SIGMA, "EDM models (the tiny world's): the noise level that the student draws from.", least=0.01, most=1000.0,
         step=0.1, round=0.001, optional=True, command=None,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SidExtras:
+    """What came later: a node's inputs behind its ``quality``."""
+
+    optimiser: str = optimiser_option("its steps about as large and its average longer.")
