@@ -59,7 +59,7 @@ class NetworkSketch:
 
     def _measure(self, job: Job, rows: int, learns: bool) -> Pass:
         dtype, shape = DTYPES[job.dtype], latent_size(self.base, job)
-        twin, adapters = _twin(self.base, job), None
+        twin, adapters = _twin(self.base, job, job.method == SID_FULL), None
         learned: list[Tensor] = []
         if job.method != SID_FULL:
             adapters = Adapters(twin.diffusion_model, ("one",), job.rank)
@@ -106,6 +106,11 @@ def _pytorch_attention(_function: Any, *args: Any, **kwargs: Any) -> Tensor:
 OPTIONS = {"optimized_attention_override": _pytorch_attention}
 
 
+def longest(encoded: Sequence[Conditioning]) -> Conditioning:
+    """The prompt with the longest text."""
+    return max(encoded, key=lambda conditioning: conditioning[0][0].shape[1])
+
+
 def latent_size(base: Any, job: Job) -> tuple[int, ...]:
     """Of one latent of the job's pictures; see ``training.latent_shape``."""
     latent = base.latent_format
@@ -114,10 +119,10 @@ def latent_size(base: Any, job: Job) -> tuple[int, ...]:
     return (latent.latent_channels, *frames, job.height // scale, job.width // scale)
 
 
-def _twin(base: Any, job: Job) -> Any:
-    """The base on the meta device as the job holds it: frozen, in 8 bits where that is asked for; or to learn, in float32."""
+def _twin(base: Any, job: Job, learns: bool = False) -> Any:
+    """The base on the meta device as the job holds it: frozen, in 8 bits where that is asked for; or float32, to learn."""
     full = job.method == SID_FULL
-    twin = around_copy(base, DTYPES[job.dtype], not full, "meta")
+    twin = around_copy(base, torch.float32 if learns else DTYPES[job.dtype], not full, "meta")
     twin._modules["model_sampling"] = copy.deepcopy(base.model_sampling).to("meta")
     if job.fp8 and not full:
         for layer in twin.diffusion_model.modules():

@@ -63,6 +63,12 @@ def _small_layers(network: nn.Module) -> list[Any]:
             and m.weight.ndim > 1 and m.weight.dtype in FP8]  # fmt: skip
 
 
+def keeps_small(base: Any) -> bool:
+    """Whether most of a BaseModel's weights are in 8 bits, and stay so in a frozen copy."""
+    small = sum(layer.weight.numel() for layer in _small_layers(base.diffusion_model))
+    return 2 * small > sum(parameter.numel() for parameter in base.diffusion_model.parameters())
+
+
 def cast_each_time(network: nn.Module) -> nn.Module:
     """``network``, whose layers of 8 bits cast their weights in the backward pass too, and keep no cast one between.
 

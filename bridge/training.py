@@ -25,8 +25,8 @@ from ..precision import DTYPES, native_bfloat16, warning
 from ..samplers.schedules import sampling_kind
 from ..training.lora import checkpoint_blocks, out_of_place, untrained
 from ..training.progress import Screen
-from .copies import copied, twin_of
 from .copies import another as another
+from .copies import copied, twin_of
 from .copies import copy_network as copy_network
 from .latents import pixels_per_latent
 from .memory import WholePatcher, patchers_of

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..training.optimisers import check_optimiser
 from ..training.options import COMMAND, chosen, given
-from ..training.sid_options import SidOptions
+from ..training.sid_options import SidExtras, SidOptions
 from .options import with_options
 from .promptkd import promptkd, promptkd_teacher
 from .running import (
@@ -44,6 +45,7 @@ def sid(
     teacher: Annotated[Path, typer.Argument(help="An EDM network: .pkl, or .safetensors from 'apprentice convert'.")],
     out: Annotated[Path, typer.Option(help="The student's file (.safetensors); Load EDM Network draws with it.")],
     options: SidOptions,
+    extras: SidExtras,
     flags: RunOptions,
 ) -> None:
     """Distil an EDM network by SiD (arXiv 2404.04057), without pictures. Ctrl-C saves; the same command goes on from there.
@@ -57,7 +59,7 @@ def sid(
         check_suffix(out)
         if teacher.exists() and out.exists() and teacher.samefile(out):
             raise ValueError(f"{out.name} is the teacher; give the student another name.")
-        settings, halved = _settings(options)
+        settings, halved = _settings(options, extras)
         with launched() as processes:
             processes.rows(settings.batch)
             device = pick_device(flags.device, processes)
@@ -71,7 +73,7 @@ def sid(
             _run(task, settings, options, config, teacher.name, sha256(teacher), out, flags, processes)
 
 
-def _settings(options: SidOptions) -> tuple[Settings, bool]:
+def _settings(options: SidOptions, extras: SidExtras) -> tuple[Settings, bool]:
     """The settings, and whether the preset's published run computed in float16.
 
     Raises:
@@ -83,7 +85,8 @@ def _settings(options: SidOptions) -> tuple[Settings, bool]:
     if options.preset is not None and options.preset not in EDM_PRESETS:
         raise ValueError(f"There is no preset '{options.preset}' for EDM networks; there are {', '.join(EDM_PRESETS)}.")
     base = Settings(augment=0.12) if options.preset is None else EDM_PRESETS[options.preset].settings
-    wanted = given(options, COMMAND, Settings)
+    check_optimiser(extras.optimiser)
+    wanted = {**given(options, COMMAND, Settings), **given(extras, COMMAND, Settings)}
     if options.real and options.adversarial is None:
         wanted["adversarial"] = 0.01
     settings = replace(base, **wanted)

@@ -11,6 +11,8 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..bridge import training as bridge
+from ..bridge.account import NetworkSketch, longest
+from ..bridge.copies import keeps_small
 from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
@@ -18,17 +20,21 @@ from ..bridge.pixels import to_pixels
 from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
+from ..precision import name_of
 from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
+from ..training.account import SID_FULL, SID_LORA, Job
 from ..training.distill import Settings, Task, card, distil
 from ..training.forecast import Forecast, held, learning, looking, sid_passes
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
+from ..training.optimisers import check_optimiser
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
+from ..training.recompute import apart
 from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.sid_iteration import Players
-from ..training.sid_options import LORA, SidOptions
+from ..training.sid_options import LORA, SidExtras, SidOptions
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
@@ -75,6 +81,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
                 ),  # fmt: skip
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the samples; without it they are small previews."),
                 quality(),
+                *inputs_of(SidExtras),
             ],
             outputs=[
                 io.Model.Output("distilled", display_name="student", tooltip="The student, for SiD Sampler or Student Sampler."),
@@ -96,10 +103,11 @@ class ApprenticeSiDDistill(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None, **widgets: Any
     ) -> io.NodeOutput:
-        options, lines = read(SidOptions, widgets), gather_prompts(prompts, text, 0)
-        run = _Run(model, student, vae, options, {"prompts": lines, "clip": part_fingerprint(clip)})
+        options, extras, lines = read(SidOptions, widgets), read(SidExtras, widgets), gather_prompts(prompts, text, 0)
+        run = _Run(model, student, vae, options, extras, {"prompts": lines, "clip": part_fingerprint(clip)})
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
+            run.take_account(model.model, encoded)
             run.prepare(encoded)
             run.foresee(run.forecast())
             average = run.train(options.save_every)
@@ -110,7 +118,9 @@ class ApprenticeSiDDistill(io.ComfyNode):
 class _Run(NodeRun):
     """One distillation of ComfyUI models."""
 
-    def __init__(self, teacher: Any, student: Any, vae: Any, options: SidOptions, texts: dict[str, Any]) -> None:
+    def __init__(
+        self, teacher: Any, student: Any, vae: Any, options: SidOptions, extras: SidExtras, texts: dict[str, Any]
+    ) -> None:
         """What can be refused before anything is computed or written.
 
         Raises:
@@ -118,7 +128,10 @@ class _Run(NodeRun):
         """
         self.teacher, self.start, self.vae, self.options = teacher, student or teacher, vae, options
         eps = 1e-6 if options.precision == "fp16" else 1e-8
-        self.settings = settings = Settings(**given(options, NODE, Settings), generator_scale=1.0, eps=eps)
+        self.settings = settings = Settings(
+            **given(options, NODE, Settings), **given(extras, NODE, Settings), generator_scale=1.0, eps=eps
+        )  # fmt: skip
+        check_optimiser(settings.optimiser)
         if options.method == LORA and self.start is not self.teacher:
             raise ValueError(
                 "A LoRA shares the teacher's weights, so it can't begin with another student; choose the method 'full copy', or "
@@ -138,6 +151,17 @@ class _Run(NodeRun):
         # Rates are constant, so that a run may be made longer.
         super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"))
 
+    def take_account(self, base: Any, encoded: list[Any]) -> None:
+        """Whether the run fits the card, and how; see ``fitting``."""
+        options, settings = self.options, self.settings
+        method = SID_LORA if options.method == LORA else SID_FULL
+        guided = tuple(kappa != 1 for kappa in (settings.kappa1, settings.kappa2, settings.kappa4))
+        job = Job(
+            method, options.width, options.height, settings.part or settings.batch, options.rank,
+            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
+        )  # fmt: skip
+        self.job = self.fitting(NetworkSketch(base, longest(encoded)), job)
+
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
         self.generator_base, self.adapters, self.task = self._task(encoded)
@@ -145,7 +169,7 @@ class _Run(NodeRun):
     # ------------------------------------------------------------------------------------------------ networks
 
     def _task(self, encoded: list[Any]) -> tuple[Any, Adapters | None, Task]:
-        base = bridge.copy_network(self.teacher, self.dtype)
+        base = bridge.copy_network(self.teacher, self.dtype, frozen=self.options.method == LORA)
         prompts = bridge.Conditions(base, encoded, self.shape)
         if self.options.method == LORA:
             device, self.patchers = bridge.place([base])
@@ -155,6 +179,8 @@ class _Run(NodeRun):
             generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
+            if self.job.apart:
+                denoisers = [apart(denoise) for denoise in denoisers]
             return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)
         student_base, fake_base = bridge.copy_network(self.start, torch.float32), bridge.another(base)
         fake_base.diffusion_model.to(torch.float32).dtype = torch.float32

@@ -57,6 +57,10 @@ class Account:
         """All of it."""
         return sum(self.parts.values())
 
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size >= GIB // 20)
+        return f"{self.total / GIB:.1f} GiB ({parts})"
+
 
 class Sketch(Protocol):
     """A network without memory, of which sizes can be asked."""
@@ -82,7 +86,8 @@ def account(sketch: Sketch, job: Job) -> Account:
     lora = job.method != SID_FULL
     parts = {f"base ({'fp8' if job.fp8 else job.dtype}, frozen)": sketch.weights(job)}
     if lora:
-        parts[f"LoRA, rank {job.rank}" if copies == 1 else f"LoRAs of student and fake score, rank {job.rank}"] = 4 * copies * numbers
+        name = "LoRA" if copies == 1 else "LoRAs of student and fake score"
+        parts[f"{name}, rank {job.rank} (fp32)"] = 4 * copies * numbers
     else:
         parts["student and fake score (fp32)"] = 4 * copies * numbers
     parts["student's average"] = 4 * numbers
@@ -182,4 +187,4 @@ def verdict(steps: Sequence[Step], room: float) -> str:
     changes = ", ".join(step.change for step in steps[1:])
     if last <= room:
         return f"This run {needs}: turn down, in this order, {changes}; it then takes {last / GIB:.1f} GiB."
-    return f"This run {needs}; with all turned down ({changes}) it is still {last / GIB:.1f} GiB: take a smaller model, or a larger card."
+    return f"This run {needs}; with all turned down ({changes}) it takes {last / GIB:.1f} GiB: take a smaller model or another card."

@@ -66,7 +66,7 @@ def _installed(name: str) -> Any:
 
 
 class _Torchao(torch.optim.Optimizer):
-    """torchao's Adam8bit as other optimisers are: its rate is a number, its state dict holds plain tensors, no compiler is needed."""
+    """torchao's Adam8bit as others are: its rate is a number, its state dict holds plain tensors, no compiler is needed."""
 
     def __init__(self, parameters: Sequence[Tensor], rate: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(parameters, {"lr": rate})

@@ -260,6 +260,7 @@ def iterate(
     except cancelled_by as error:
         raise Interrupted from error
     _update(fake_optimiser, players.fake_parameters, reduce)
+    fake_optimiser.zero_grad(set_to_none=True)  # or they would lie there while the generator learns
 
     _learn(players.generator_parameters, players.fake_parameters)
     loss = partial(generator_objective, players, objective)
@@ -269,6 +270,7 @@ def iterate(
         cancelled = True
         score_loss, dropped = _accumulate(generator_optimiser, loss, for_generator, batch, part)
     _update(generator_optimiser, players.generator_parameters, reduce)
+    generator_optimiser.zero_grad(set_to_none=True)
     return Iteration(fake_loss, score_loss, fake_dropped + dropped, cancelled)
 
 
