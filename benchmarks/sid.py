@@ -79,31 +79,45 @@ def starting_noise(prompts: int, seeds: int) -> Tensor:
     return torch.stack([curve[:prompts], *(unit_noise(prompts, seed) for seed in range(1, seeds))], dim=1).flatten(0, 1)
 
 
+def pool_of(world: World, prompts: list[str], name: str, steps: int, drawn: Drawn, guidance: float = 0.0) -> Pool:
+    """What was drawn of ``prompts``, a prompt's seeds side by side, judged and seen by the judge."""
+    pictures = world.pictures(drawn.latents)
+    rows = [prompt for prompt in prompts for _ in range(len(pictures) // len(prompts))]
+    quality = world.judge.score(pictures, rows).double().numpy().reshape(len(prompts), -1)
+    features = world.features(pictures).double().numpy().reshape(*quality.shape, -1)
+    return Pool(name, steps, drawn.nfe, quality, features, guidance)
+
+
+def students_pools(world: World, prompts: list[str], noise: Tensor, name: str) -> list[Pool]:
+    """A student's pictures in one step and in two."""
+    rows = [prompt for prompt in prompts for _ in range(len(noise) // len(prompts))]
+    return [
+        pool_of(world, prompts, name, steps, world.draft(rows, noise, steps, seed=500, student=name)) for steps in STUDENT_STEPS
+    ]
+
+
+def teachers_pools(
+    world: World, prompts: list[str], noise: Tensor, teacher_steps: Sequence[int], say: Callable[[str], None]
+) -> list[Pool]:
+    """The teacher's, at every number of steps and both guidances."""
+    rows, pools = [prompt for prompt in prompts for _ in range(len(noise) // len(prompts))], []
+    for guidance in GUIDANCES:
+        for steps in teacher_steps:
+            say(f"teacher, steps: {steps}, guidance {guidance:g}")
+            pools.append(pool_of(world, prompts, "teacher", steps, world.redraw(rows, noise, steps, guidance), guidance))
+    return pools
+
+
 def measure(
     prompts: list[str], seeds: int, teacher_steps: Sequence[int], student: str, say: Callable[[str], None]
 ) -> list[Pool]:
     """Draw and judge every prompt with the students, then with the teacher at every number of steps and guidance."""
-    world, rows = World(), [p for p in prompts for _ in range(seeds)]
+    world, noise, pools = World(), starting_noise(len(prompts), seeds), list[Pool]()
     world.student(student)  # a missing file is best said before the teacher's long work
-    noise = starting_noise(len(prompts), seeds)
-
-    def pool(name: str, steps: int, drawn: Drawn, guidance: float = 0.0) -> Pool:
-        pictures = world.pictures(drawn.latents)
-        quality = world.judge.score(pictures, rows).double().numpy().reshape(len(prompts), seeds)
-        features = world.features(pictures).double().numpy().reshape(len(prompts), seeds, -1)
-        return Pool(name, steps, drawn.nfe, quality, features, guidance)
-
-    pools = []
     for name in dict.fromkeys((DEFAULT_STUDENT, student)):
-        for steps in STUDENT_STEPS:
-            say(f"student {name}, steps: {steps}")
-            pools.append(pool(name, steps, world.draft(rows, noise, steps, seed=500, student=name)))
-    for guidance in GUIDANCES:
-        for steps in teacher_steps:
-            say(f"teacher, steps: {steps}, guidance {guidance:g}")
-            drawn = world.redraw(rows, noise, steps, guidance)
-            pools.append(pool("teacher", steps, drawn, guidance))
-    return pools
+        say(f"student {name}")
+        pools += students_pools(world, prompts, noise, name)
+    return pools + teachers_pools(world, prompts, noise, teacher_steps, say)
 
 
 # ------------------------------------------------------------------------------------------------------ claims
@@ -200,13 +214,14 @@ def run(
 def compare(pools: Sequence[Pool], real: tuple[Array, Array], student: str) -> Figures:
     """Table, claims, and all that the plot shows."""
     teacher = best_teacher(pools, real)
-    one = {p.name: p for p in pools if p.name != "teacher" and p.steps == 1}
+    one, two = ({p.name: p for p in pools if p.name != "teacher" and p.steps == steps} for steps in STUDENT_STEPS)
     figures = Figures("sid", {
         "prompts": len(teacher.quality), "seeds": teacher.quality.shape[1], "student": student, "features": FEATURES,
         "teacher_steps": teacher.steps, "teacher_guidance": teacher.guidance, "student_card": read(f"student_{student}")[1],
     })  # fmt: skip
     figures.rows = [row(pool, real) for pool in pools]
     figures.claims = claims(one[student], teacher, real)
+    figures.claims |= {f"{name}_2_steps": claim for name, claim in claims(two[student], teacher, real).items()}
     figures.findings = {"curve": read_curve(), "beside the curve": levels(pools, real)}
     if student != DEFAULT_STUDENT:
         figures.findings["against the consistency student, both in one step"] = claims(one[student], one[DEFAULT_STUDENT], real)

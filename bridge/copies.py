@@ -65,11 +65,12 @@ def _small_layers(network: nn.Module) -> list[Any]:
 
 def keeps_small(base: Any) -> bool:
     """Whether most of a BaseModel's weights are in 8 bits, and stay so in a frozen copy."""
-    small = sum(layer.weight.numel() for layer in _small_layers(base.diffusion_model))
-    return 2 * small > sum(parameter.numel() for parameter in base.diffusion_model.parameters())
+    small: int = sum(layer.weight.numel() for layer in _small_layers(base.diffusion_model))
+    whole: int = sum(parameter.numel() for parameter in base.diffusion_model.parameters())
+    return 2 * small > whole
 
 
-def cast_each_time(network: nn.Module) -> nn.Module:
+def cast_each_time(network: Any) -> Any:
     """``network``, whose layers of 8 bits cast their weights in the backward pass too, and keep no cast one between.
 
     Scaled ones (``scale_weight``) and convolutions are left to ComfyUI: they keep theirs until their block is done.

@@ -146,11 +146,14 @@ def cascade(quick: Quick = False, json: Json = None, threads: Threads = None) ->
 def digits(
     quick: Quick = False,
     json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes; with --search there is none.")] = Path("digits.png"),
+    search: Annotated[bool, typer.Option("--search", help="Change one setting at a time in short runs instead.")] = False,
+    work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
     threads: Threads = None,
 ) -> None:
-    """Distil an EDM network of handwritten digits into one step, with three seeds."""
+    """Distil an EDM network of handwritten digits into one step, with three seeds, until it draws as its teacher does."""
     benchmark = _benchmark("digits", threads)
-    _report(lambda: benchmark.run(quick, _say), json)
+    _report(lambda: benchmark.search(quick, _say, work) if search else benchmark.run(quick, plot, _say, work), json)
 
 
 _PUBLISHED = (
@@ -230,6 +233,19 @@ def sid(
     """The one-step student of SiD against its teacher and the consistency student; or how fast SiD trains."""
     benchmark = _benchmark("sid_speed" if speed else "sid", threads)
     _report(lambda: benchmark.run(quick, _say) if speed else benchmark.run(quick, plot, _say), json)
+
+
+@bench.command()
+def variety(
+    quick: Quick = False,
+    json: Json = None,
+    work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every way.")] = 1,
+    threads: Threads = None,
+) -> None:
+    """What keeps the variety of SiD's students on the tiny world: guidance, an anchor, consistency; and what it costs."""
+    benchmark = _benchmark("variety", threads)
+    _report(lambda: benchmark.run(quick, _say, work, seeds), json)
 
 
 @bench.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,7 +86,7 @@ def _settings(options: SidOptions, extras: SidExtras) -> tuple[Settings, bool]:
         raise ValueError(f"There is no preset '{options.preset}' for EDM networks; there are {', '.join(EDM_PRESETS)}.")
     base = Settings(augment=0.12) if options.preset is None else EDM_PRESETS[options.preset].settings
     check_optimiser(extras.optimiser)
-    wanted = {**given(options, COMMAND, Settings), **given(extras, COMMAND, Settings)}
+    wanted = given(options, COMMAND, Settings) | given(extras, COMMAND, Settings)
     if options.real and options.adversarial is None:
         wanted["adversarial"] = 0.01
     settings = replace(base, **wanted)
@@ -113,12 +113,13 @@ def _task(teacher: Any, name: str, settings: Settings, options: SidOptions, devi
 def _facts(task: Task, settings: Settings, options: SidOptions, fingerprint: str) -> dict[str, Any]:
     """What the run is made of."""
     from ..training.critic import digest
+    from ..training.distill import facts_of
 
     real = getattr(task.real, "files", ())
     more = {"teacher": fingerprint, "precision": options.precision, "dropout": options.dropout, "real": len(real)}
     if real:
         more["pictures_of"] = digest([f"{file.name} {file.stat().st_size}" for file in real])
-    return {**asdict(settings), **more}
+    return {**facts_of(settings), **more}
 
 
 def _run(

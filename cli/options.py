@@ -45,6 +45,14 @@ class Start(str, Enum):
     WORDS = "words"
 
 
+class Variety(str, Enum):
+    """What keeps a student's variety beside SiD."""
+
+    OFF = "off"
+    ANCHOR = "anchor"
+    CONSISTENCY = "consistency"
+
+
 class Optimiser(str, Enum):
     """What learns."""
 
@@ -54,7 +62,8 @@ class Optimiser(str, Enum):
 
 
 _CHOICES: dict[str, type[Enum]] = {
-    "device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start, "optimiser": Optimiser,
+    "device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start, "variety": Variety,
+    "optimiser": Optimiser,
 }  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.account import SID_FULL, SID_LORA, Job
-from ..training.distill import Settings, Task, card, distil
-from ..training.forecast import Forecast, held, learning, looking, sid_passes
+from ..training.distill import Settings, Task, card, distil, facts_of
+from ..training.forecast import Forecast, held, learning, looking, sid_passes, variety_passes
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
 from ..training.optimisers import check_optimiser
 from ..training.options import NODE, chosen, given
@@ -35,6 +34,7 @@ from ..training.recompute import apart
 from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.sid_iteration import Players
 from ..training.sid_options import LORA, SidExtras, SidOptions
+from ..training.variety import karras_path
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
@@ -93,11 +93,12 @@ class ApprenticeSiDDistill(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None
-    ) -> bool | str:
+        cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None,
+        variety: Any = None,
+    ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "student", prompts)
-        return wrong or types.check_combos(method=method, training_precision=precision)
+        return wrong or types.check_combos(method=method, training_precision=precision, variety=variety)
 
     @classmethod
     def execute(
@@ -130,7 +131,7 @@ class _Run(NodeRun):
         eps = 1e-6 if options.precision == "fp16" else 1e-8
         self.settings = settings = Settings(
             **given(options, NODE, Settings), **given(extras, NODE, Settings), generator_scale=1.0, eps=eps
-        )  # fmt: skip
+        )
         check_optimiser(settings.optimiser)
         if options.method == LORA and self.start is not self.teacher:
             raise ValueError(
@@ -146,7 +147,7 @@ class _Run(NodeRun):
         self._sigmas(settings.steps)
         self.models = model_fingerprint(teacher), model_fingerprint(self.start)
         names = "name", "method", "rank", "precision", "gradient_checkpointing", "init_timestep", "init_sigma"
-        facts = {**chosen(options, *names), "size": size, **asdict(settings), "models": self.models, **texts}
+        facts = {**chosen(options, *names), "size": size, **facts_of(settings), "models": self.models, **texts}
         kind = "loras" if options.method == LORA else "diffusion_models"
         # Rates are constant, so that a run may be made longer.
         super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"))
@@ -155,7 +156,7 @@ class _Run(NodeRun):
         """Whether the run fits the card, and how; see ``fitting``."""
         options, settings = self.options, self.settings
         method = SID_LORA if options.method == LORA else SID_FULL
-        guided = tuple(kappa != 1 for kappa in (settings.kappa1, settings.kappa2, settings.kappa4))
+        guided = settings.kappa1 != 1, settings.kappa2 != 1, settings.kappa4 != 1
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
             options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
@@ -208,7 +209,7 @@ class _Run(NodeRun):
             players, generator, fake, self.shape, draw_labels, self._sigmas,
             levels=EdmLevels() if edm else TimestepLevels(self.levels, len(self.levels) // 50, len(self.levels) * 49 // 50),
             weight=edm_weight if edm else epsilon_weight,
-            noising=bridge.mix(base) if self.noise_kind == "flow" else add_noise, device=device,
+            noising=bridge.mix(base) if self.noise_kind == "flow" else add_noise, device=device, path=self._path,
         )  # fmt: skip
 
     def _sigmas(self, steps: int) -> tuple[float, ...]:
@@ -218,6 +219,13 @@ class _Run(NodeRun):
             return tuple(rollback_sigma(1 - i / steps, sampling) for i in range(steps))
         return tuple(sid_sigmas(sampling, steps, self.options.init_sigma, self.options.init_timestep)[:-1].tolist())
 
+    def _path(self, first: float, steps: int) -> tuple[float, ...]:
+        """Along which levels the teacher goes: in even steps of time where the student does, else as EDM spaces them."""
+        sampling = self.teacher.get_model_object("model_sampling")
+        if self.noise_kind not in ("discrete", "edm"):
+            return (*self._sigmas(steps), 0.0)
+        return karras_path(first, steps, float(sampling.sigma_min))
+
     # ----------------------------------------------------------------------------------------------------- run
 
     def forecast(self) -> Forecast:
@@ -226,7 +234,8 @@ class _Run(NodeRun):
         count = settings.part or settings.batch
         z = torch.randn(count, *self.shape, device=self.task.device)
         sigma, labels = torch.full((count,), self._sigmas(1)[0], device=z.device), torch.ones(count, dtype=torch.long)
-        looks, learns = sid_passes(settings.kappa1, settings.kappa2, settings.kappa4)
+        kinds = sid_passes(settings.kappa1, settings.kappa2, settings.kappa4), variety_passes(settings.variety, settings.kappa4)
+        looks, learns = (sum(passes) for passes in zip(*kinds, strict=True))
         seconds, kept = learning(lambda x: players.generator(x, sigma, labels), z)
         seconds = learns * seconds + looks * looking(lambda: players.generator(z, sigma, labels))
         pictures = settings.schedule.steps * settings.batch

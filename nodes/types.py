@@ -25,6 +25,7 @@ from ..training.optimisers import OPTIMISERS
 from ..training.promptkd_runs import STARTS, TARGETS
 from ..training.qualities import QUALITIES
 from ..training.sid_options import FULL, LORA
+from ..training.variety import VARIETIES
 
 CATEGORY = "Apprentice"
 
@@ -58,6 +59,7 @@ COMBOS: dict[str, list[str]] = {
     "strength": list(STRENGTHS),
     "quality": list(QUALITIES),
     "spend": [BUDGET, PRICE],
+    "variety": list(VARIETIES),
     "optimiser": list(OPTIMISERS),
 }
 

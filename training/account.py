@@ -187,4 +187,4 @@ def verdict(steps: Sequence[Step], room: float) -> str:
     changes = ", ".join(step.change for step in steps[1:])
     if last <= room:
         return f"This run {needs}: turn down, in this order, {changes}; it then takes {last / GIB:.1f} GiB."
-    return f"This run {needs}; with all turned down ({changes}) it takes {last / GIB:.1f} GiB: take a smaller model or another card."
+    return f"This run {needs}; with all turned down ({changes}) it is {last / GIB:.1f} GiB: take a smaller model or another card."

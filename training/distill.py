@@ -18,6 +18,7 @@ from .processes import Processes
 from .run_folder import RunFolder
 from .sid import EdmLevels, Labels, TimestepLevels, add_noise, edm_weight, generate
 from .sid_iteration import Draws, Objective, Players, iterate
+from .variety import ANCHOR, OFF, VARIETIES, Variety, karras_path, variety_of
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Settings:
         delay: Part of the run in which the fake score learns alone. For a generator that does not start as the teacher.
         augment: Probability of EDM's augmentations in the fake score's half; pixel networks only.
         seed: Of all randomness.
+        variety: What keeps it beside SiD's loss: "off", "anchor" or "consistency" (see ``variety``).
         optimiser: Of both networks, one of ``OPTIMISERS``.
     """
 
@@ -72,17 +74,29 @@ class Settings:
     delay: float = 0.0
     augment: float = 0.0
     seed: int = 0
+    variety: str = OFF
     optimiser: str = ADAM
 
     def __post_init__(self) -> None:
         for name in ("pictures", "batch", "steps", "generator_rate", "fake_rate", "alpha"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)}.")
+        if self.variety not in VARIETIES:
+            raise ValueError(f"variety is '{self.variety}', not one of: {', '.join(VARIETIES)}.")
 
     @property
     def schedule(self) -> Schedule:
         """Steps and learning rates over the run."""
         return Schedule(self.pictures, self.batch, 1.0, self.warmup, self.decay)
+
+
+LATER = ("variety", "optimiser")  # settings that runs of earlier versions know nothing of
+
+
+def facts_of(settings: Settings) -> dict[str, Any]:
+    """Settings as a run's record holds them. What came later is left out as it comes, so that runs from before go on."""
+    defaults = Settings()
+    return {k: v for k, v in asdict(settings).items() if k not in LATER or v != getattr(defaults, k)}
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,7 @@ class Task:
         shape: Of one picture or latent, (C, H, W).
         labels: (random source, batch) -> conditions of that many pictures, and the empty condition where there is guidance.
         sigmas: (steps) -> the noise levels at which a student of that many steps is called.
+        path: (first level, steps) -> the levels from there to 0 along which the teacher goes in that many steps.
         levels: The noise levels at which both networks are judged.
         weight: Of the fake score's loss.
         noising: How pictures and noise are mixed.
@@ -146,14 +161,18 @@ class Task:
     noising: Callable[[Tensor, Tensor, Tensor], Tensor] = add_noise
     device: torch.device | str = "cpu"
     real: Callable[[torch.Generator, int], Tensor] | None = None
+    path: Callable[[float, int], tuple[float, ...]] = karras_path
 
     def objective(self, settings: Settings, steps: int) -> Objective:
         """What is minimised when the student takes ``steps`` steps."""
         return Objective(
             settings.alpha, self.sigmas(steps), self.levels, settings.kappa1, settings.kappa2, settings.kappa4, self.weight,
             self.noising, settings.fake_scale, settings.generator_scale, settings.adversarial,
-            augment=settings.augment,
+            augment=settings.augment, variety=self._variety(settings.variety, self.sigmas(steps)),
         )  # fmt: skip
+
+    def _variety(self, kind: str, sigmas: tuple[float, ...]) -> Variety | None:
+        return None if kind == OFF else variety_of(kind, sigmas, self.path)
 
     def draw(self, z: Tensor, labels: Labels, steps: int = 1, between: tuple[Tensor, ...] = ()) -> Tensor:
         """The student's pictures, with the generator's present weights and without gradient."""
@@ -192,7 +211,8 @@ def distil(
     rows, cancelled, lost = processes.rows(settings.batch), False, 0
 
     def step(_number: int, rng: torch.Generator) -> Means:
-        steps = draw_steps(rng, settings.steps)
+        # What an anchored student's first step says is no picture yet, so it is drawn in all its steps.
+        steps = settings.steps if settings.variety == ANCHOR else draw_steps(rng, settings.steps)
         objective = task.objective(settings, steps)
         for_fake, for_generator = (draws(task, objective, rng, settings.batch, fake).rows(rows).to(task.device)
                                    for fake in (True, False))  # fmt: skip
@@ -274,7 +294,7 @@ def card(settings: Settings, teacher: str, teacher_fingerprint: str, **more: Any
         "images_seen": str(settings.schedule.steps * settings.batch),
         "steps": str(settings.steps),
         "kappas": json.dumps([settings.kappa1, settings.kappa2, settings.kappa2, settings.kappa4]),
-        "settings": json.dumps(asdict(settings)),
+        "settings": json.dumps(facts_of(settings)),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import human_size
+from .variety import ANCHOR, CONSISTENCY, OFF, PATH_STEPS
 
 STATE = 16  # bytes that a parameter that learns takes beside itself: gradient, two moments of Adam, the average, float32 each
 
@@ -82,6 +83,12 @@ def held(networks: Iterable[nn.Module], learned: Sequence[Tensor]) -> int:
 def sid_passes(kappa1: float, kappa2: float, kappa4: float) -> tuple[int, int]:
     """Passes of a network for each picture of SiD, without and with gradient; guidance doubles those that it is of."""
     return 1, 1 + sum(2 if kappa != 1 else 1 for kappa in (kappa1, kappa2, kappa4))
+
+
+def variety_passes(kind: str, kappa4: float) -> tuple[int, int]:
+    """Likewise of what keeps the variety beside it."""
+    guided = 2 if kappa4 != 1 else 1
+    return {OFF: (0, 0), ANCHOR: (PATH_STEPS[ANCHOR] * guided, 1), CONSISTENCY: (1 + guided, 1)}[kind]
 
 
 def finetune_passes(algorithm: str, steps: int, regressed: int) -> tuple[int, int]:

@@ -36,6 +36,7 @@ from .sid import (
     not_nan,
     sid_weight,
 )
+from .variety import Variety, variety_loss
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Objective:
         adversarial: Factor of the generator's adversarial loss (``lsg_gan``); 0 for none. Needs real pictures.
         discriminator_scale: Factor of the discriminator's (``lsd``).
         augment: Probability of each of EDM's augmentations, where the draws hold any.
+        variety: A loss beside the generator's that keeps its variety; none for SiD as published.
     """
 
     alpha: float = 1.2
@@ -85,6 +87,7 @@ class Objective:
     adversarial: float = 0.0
     discriminator_scale: float = 1.0
     augment: float = 0.12
+    variety: Variety | None = None
 
     @property
     def caption_dropout(self) -> float:
@@ -198,6 +201,11 @@ def generator_objective(players: Players, objective: Objective, draws: Draws) ->
     y_fake, y_real = y_fake.to(images.dtype), y_real.to(images.dtype)
     loss = generator_loss(images, y_real, y_fake, objective.alpha)
     total, dropped = loss.sum() * objective.generator_scale, len(draws) - len(loss)
+    if objective.variety is not None:
+        total = total + objective.generator_scale * variety_loss(
+            objective.variety, players.generator, players.teacher, draws.labels, draws.empty, objective.kappa4,
+            objective.noising, draws.z, draws.noise, draws.level, images, len(objective.sigmas),
+        )  # fmt: skip
     if features is None:
         return Loss(total, dropped)
     keep = not_nan(images, y_real, y_fake)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP
 from .options import checkpointing_option, optimiser_option, option, precision_option, seed_option, side_option
+from .variety import OFF
 
 LORA, FULL = "LoRA", "full copy"
 
@@ -17,8 +18,8 @@ _PRESETS = (
 )
 
 
-def _kappa(who: str) -> Any:
-    return option(1.5, f"Guidance of {who}. 1 is none, and cheaper.", least=0.0, most=20.0, step=0.1, round=0.01, command=None)
+def _kappa(who: str, least: float = 0.0) -> Any:
+    return option(1.5, f"Guidance of {who}. 1 is none, and cheaper.", least=least, most=20.0, step=0.1, round=0.01, command=None)
 
 
 def _rate(who: str, name: str, whose: str) -> Any:
@@ -79,8 +80,8 @@ class SidOptions:
             "help": "The loss's alpha: 1.0 in the official runs on Stable Diffusion, 1.2 in most on EDM networks.",
         },
     )  # fmt: skip
-    kappa1: float = _kappa("the fake score network in its own training")
-    kappa2: float = _kappa("the fake score network where the student is judged (the paper's kappa2 = kappa3)")
+    kappa1: float = _kappa("the fake score network in its own training", -4.0)
+    kappa2: float = _kappa("the fake score network where the student is judged (the paper's kappa2 = kappa3)", -4.0)
     kappa4: float = _kappa("the teacher. 1.5 gave the best FID, 2 to 4.5 follow the prompt more closely")
     generator_rate: float = _rate("student", "glr", "generator")
     fake_rate: float = _rate("fake score network; as high as the student's or higher", "lr", "fake score network")
@@ -112,6 +113,16 @@ class SidOptions:
 
 @dataclass(frozen=True)
 class SidExtras:
-    """What came later: a node's inputs behind its ``quality``."""
+    """What came later, behind all other inputs. As they are, they change nothing."""
 
+    variety: str = option(
+        OFF, choices="variety",
+        node={
+            "optional": True,
+            "help": "Keeps the student's pictures as various as the teacher's; SiD alone narrows them. anchor: its first step is "
+            "drawn towards what the teacher makes of the same noise (two to three times as long). consistency: it is kept on the "
+            "teacher's way from noise to picture (a third longer).",
+        },
+        command={"help": "Beside SiD's loss, against its narrowing: off, anchor (two to three times as long), consistency."},
+    )  # fmt: skip
     optimiser: str = optimiser_option("its steps about as large and its average longer.")

@@ -526,7 +526,7 @@ def test_the_preset_is_a_socket() -> None:
     """A widget would take the text that saved workflows hold behind the others: what the node said of its run."""
     from comfyui_apprentice.nodes.finetune import ApprenticeRewardFinetune
 
-    *_, preset, quality = ApprenticeRewardFinetune.define_schema().inputs
+    *_, preset, quality, optimiser = ApprenticeRewardFinetune.define_schema().inputs
     assert preset.id == "preset" and preset.force_input
     # The one widget behind it takes any text for "as set".
     assert quality.id == "quality" and ApprenticeRewardFinetune.validate_inputs(quality="Saved my model.safetensors.") is True

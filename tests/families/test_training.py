@@ -91,6 +91,22 @@ def test_computing_blocks_again_changes_no_gradient(name: str, folder: Path) -> 
     assert ups and all(torch.allclose(tensors[0][key], tensors[1][key], atol=2e-5) for key in ups)
 
 
+@pytest.mark.parametrize(
+    ("name", "variety"), [("sdxl", "consistency"), ("flux", "anchor"), ("zimage", "anchor"), ("qwen", "consistency")]
+)
+def test_a_student_that_keeps_its_variety_learns_something_else_and_its_lora_is_the_stock_loader_s(
+    name: str, variety: str, folder: Path
+) -> None:
+    import comfy.utils
+
+    model, tensors = tiny.model(name), []
+    for kind in ("off", variety):
+        made, _curve, _samples, file = training.distil(model, name, kind, steps=2, variety=kind).result
+        tensors.append(comfy.utils.load_torch_file(str(folder / "loras" / file)))
+    assert training.lora_wrong(model, made, name, folder / "loras" / file) == ""
+    assert any(not torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
+
+
 def test_two_lengths_of_text_make_two_calls_and_equal_ones_one() -> None:
     model = tiny.model("zimage")
     texts = [tiny.text("zimage", 1, tokens, seed=tokens) for tokens in (5, 8)]

@@ -20,6 +20,7 @@ from comfyui_apprentice.training.distill import Settings, Task, distil
 from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, build_network, fit_settings, sample
 from comfyui_apprentice.training.loop import Schedule, Watch
 from comfyui_apprentice.training.run_folder import RunFolder
+from comfyui_apprentice.training.variety import ANCHOR, CONSISTENCY, OFF
 from comfyui_apprentice.weights.checkpoints import read_metadata, sha256
 from comfyui_apprentice.weights.edm_pickle import read_edm
 from PIL import Image
@@ -88,6 +89,24 @@ def test_a_resumed_distillation_is_one_never_stopped_to_the_bit(tmp_path: Path) 
     assert_same(whole.shadow, resumed.shadow)
     assert_same(saved(RunFolder(tmp_path / "whole")), saved(RunFolder(tmp_path / "part")))
     assert any(not torch.equal(value.float(), TINY[1][key].float()) for key, value in whole.shadow.items())
+
+
+@pytest.mark.parametrize("kind", [ANCHOR, CONSISTENCY])
+def test_a_run_that_keeps_its_variety_resumes_to_the_bit_and_its_parts_change_nothing(kind: str, tmp_path: Path) -> None:
+    settings = replace(SHORT, pictures=12, augment=0.0, variety=kind)
+    whole = distil(edm_task.edm_task(TINY, dropout=0.0), settings, RunFolder(tmp_path / "whole"))
+    stopped = Watch(interrupted=stop_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        distil(edm_task.edm_task(TINY, dropout=0.0), settings, RunFolder(tmp_path / "part"), watch=stopped)
+    assert_same(whole.shadow, distil(edm_task.edm_task(TINY, dropout=0.0), settings, RunFolder(tmp_path / "part")).shadow)
+    assert_same(saved(RunFolder(tmp_path / "whole")), saved(RunFolder(tmp_path / "part")))
+    parts = distil(edm_task.edm_task(TINY, dropout=0.0), replace(settings, part=2), RunFolder(tmp_path / "parts"))
+    off = distil(edm_task.edm_task(TINY, dropout=0.0), replace(settings, variety=OFF), RunFolder(tmp_path / "off"))
+    assert _apart(whole.shadow, parts.shadow) < 0.1 * _apart(whole.shadow, off.shadow)
+
+
+def _apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return sum(float((a[key] - b[key]).square().sum()) for key in a if not key.endswith("qkv.bias")) ** 0.5
 
 
 def test_a_run_stopped_while_it_counts_its_parts_has_changed_nothing_of_that_iteration(tmp_path: Path) -> None:
@@ -460,6 +479,7 @@ def test_a_digits_teacher_distilled_in_seconds_draws_in_one_step_at_a_fraction_o
     from comfyui_apprentice.benchmarks import digits
 
     teacher = read_edm(digits.TEACHER_FILE)
-    found = digits.measure(teacher, digits.distil_digits(teacher, RunFolder(tmp_path / "a"), DIGITS_ITERATIONS), many=False)
+    settings = digits.settings_of(DIGITS_ITERATIONS, batch=64, alpha=1.0)
+    found = digits.measure(teacher, digits.distil_digits(teacher, RunFolder(tmp_path / "a"), settings), drawn=2000)
     assert found.undistilled == pytest.approx(3.40, abs=0.05)
     assert found.factor > DIGITS_FACTOR

@@ -1,0 +1,47 @@
+"""SiD on the tiny world, as the benchmarks distil: from a student that is there, by prompts alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..networks.preconditioning import karras_sigmas
+from ..networks.tiny_unet import TinyUNet
+from ..samplers.schedules import tiny_world_sigmas
+from ..training.distill import Settings, Task
+from ..training.sid import EdmLevels
+from ..training.sid_iteration import Players
+from ..world.recipe.concepts import training_prompts
+from ..world.recipe.sampling import World
+from ..world.recipe.sid import denoiser
+from ..world.weights import load_unet
+from .control_world import SHAPE
+
+GUIDANCE = 1.5  # of the teacher in SiD
+LOWEST = 0.03  # where the teacher's way ends, before the last step to 0
+SETTINGS = Settings(
+    batch=32, generator_rate=3e-5, fake_rate=3e-4, alpha=1.0, kappa4=GUIDANCE, steps=2, generator_scale=1.0, ema_half_life=1500,
+    ema_rampup=0.3, warmup=0.05, delay=0.12,
+)  # fmt: skip
+
+
+def student_task(world: World, teacher: TinyUNet, start: str, prompts: int = 512) -> Task:
+    """Distil ``teacher`` into the student called ``start``, at all noise levels, on some of the training prompts."""
+    generator, fake = load_unet(f"student_{start}"), load_unet("teacher")
+    words = [p.text() for p in training_prompts(prompts, seed=4)]
+    with torch.no_grad():
+        contexts, empty = world.context(words), world.context([""])
+    for network in (generator, fake):
+        network.requires_grad_(True)
+    players = Players(
+        denoiser(teacher), denoiser(fake), denoiser(generator), list(fake.parameters()), list(generator.parameters())
+    )
+
+    def labels(rng: torch.Generator, batch: int) -> tuple[Any, Any]:
+        return contexts[torch.randint(len(words), (batch,), generator=rng)], empty.expand(batch, -1, -1)
+
+    return Task(
+        players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)),
+        EdmLevels(p_mean=-0.4, p_std=1.2), path=lambda first, steps: tuple(karras_sigmas(steps, LOWEST, first).tolist()),
+    )  # fmt: skip
