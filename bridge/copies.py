@@ -65,9 +65,8 @@ def _small_layers(network: nn.Module) -> list[Any]:
 
 def keeps_small(base: Any) -> bool:
     """Whether most of a BaseModel's weights are in 8 bits, and stay so in a frozen copy."""
-    small: int = sum(layer.weight.numel() for layer in _small_layers(base.diffusion_model))
-    whole: int = sum(parameter.numel() for parameter in base.diffusion_model.parameters())
-    return 2 * small > whole
+    sizes = [parameter.numel() for parameter in base.diffusion_model.parameters()]
+    return 2 * sum(int(layer.weight.numel()) for layer in _small_layers(base.diffusion_model)) > sum(sizes)
 
 
 def cast_each_time(network: Any) -> Any:
@@ -78,7 +77,7 @@ def cast_each_time(network: Any) -> Any:
     for layer in _small_layers(network):
         layer.comfy_cast_weights = True
         if isinstance(layer, nn.Linear) and getattr(layer, "scale_weight", None) is None:
-            layer.forward_comfy_cast_weights = MethodType(_linear, layer)
+            layer.forward_comfy_cast_weights = MethodType(_linear, layer)  # type: ignore[assignment]
     return network
 
 

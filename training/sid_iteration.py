@@ -261,6 +261,7 @@ def iterate(
     """
     batch, cancelled = batch or len(for_generator), False
 
+    generator_optimiser.zero_grad(set_to_none=True)
     _learn(players.fake_parameters, players.generator_parameters)
     loss = partial(fake_score_objective, players, objective)
     try:
@@ -268,7 +269,7 @@ def iterate(
     except cancelled_by as error:
         raise Interrupted from error
     _update(fake_optimiser, players.fake_parameters, reduce)
-    fake_optimiser.zero_grad(set_to_none=True)  # or they would lie there while the generator learns
+    fake_optimiser.zero_grad(set_to_none=True)  # neither's gradients lie there while the other learns
 
     _learn(players.generator_parameters, players.fake_parameters)
     loss = partial(generator_objective, players, objective)
@@ -278,7 +279,6 @@ def iterate(
         cancelled = True
         score_loss, dropped = _accumulate(generator_optimiser, loss, for_generator, batch, part)
     _update(generator_optimiser, players.generator_parameters, reduce)
-    generator_optimiser.zero_grad(set_to_none=True)
     return Iteration(fake_loss, score_loss, fake_dropped + dropped, cancelled)
 
 

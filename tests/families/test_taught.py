@@ -528,7 +528,8 @@ def test_the_preset_is_a_socket() -> None:
 
     *_, preset, quality, optimiser = ApprenticeRewardFinetune.define_schema().inputs
     assert preset.id == "preset" and preset.force_input
-    # The one widget behind it takes any text for "as set".
+    # The widgets behind it take any text for "as set", and for "adam".
+    assert optimiser.id == "optimiser" and ApprenticeRewardFinetune.validate_inputs(optimiser="Saved my model.") is True
     assert quality.id == "quality" and ApprenticeRewardFinetune.validate_inputs(quality="Saved my model.safetensors.") is True
     assert "preset is 'magic'" in ApprenticeRewardFinetune.validate_inputs(preset="magic")
 
