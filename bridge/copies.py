@@ -59,8 +59,8 @@ def _cast(value: Tensor, dtype: torch.dtype, keep: bool, device: str) -> Tensor:
 
 def _small_layers(network: nn.Module) -> list[Any]:
     """The layers whose weights ComfyUI keeps in 8 bits, and casts each time."""
-    return [m for m in network.modules() if hasattr(m, "comfy_cast_weights") and getattr(m, "weight", None) is not None
-            and m.weight.ndim > 1 and m.weight.dtype in FP8]  # fmt: skip
+    layers: list[Any] = [m for m in network.modules() if hasattr(m, "comfy_cast_weights")]
+    return [m for m in layers if getattr(m, "weight", None) is not None and m.weight.ndim > 1 and m.weight.dtype in FP8]
 
 
 def keeps_small(base: Any) -> bool:

@@ -276,6 +276,13 @@ def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Wri
 
 
 @bench.command()
+def memory(quick: Quick = False, json: Json = None, threads: Threads = None) -> None:
+    """What a training's memory is accounted for beside what it takes, in a ComfyUI in $COMFYUI_PATH."""
+    benchmark = _benchmark("memory", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
+
+
+@bench.command()
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     _report(_benchmark("startup").run, json)
