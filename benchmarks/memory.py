@@ -24,7 +24,7 @@ from .startup import comfyui_home
 
 MIB = 2**20
 WIDER: dict[str, dict[str, Any]] = {  # of tiny families, so that activations are what is measured
-    "sdxl": {"model_channels": 128, "context_dim": 256, "transformer_depth": [1, 2], "transformer_depth_output": [1, 1, 2, 2]},
+    "sdxl": {"model_channels": 128, "transformer_depth": [1, 2], "transformer_depth_output": [1, 1, 2, 2]},
     "sd3": {"depth": 4},
     "flux": {"hidden_size": 256, "num_heads": 2, "axes_dim": [16, 56, 56], "depth": 2, "depth_single_blocks": 3},
     "zimage": {"n_layers": 4},
@@ -32,7 +32,7 @@ WIDER: dict[str, dict[str, Any]] = {  # of tiny families, so that activations ar
     "wan21": {"dim": 256, "ffn_dim": 1024, "num_layers": 4},
 }
 SIDES = {"sdxl": 256, "sd3": 384, "flux": 384, "zimage": 384, "qwen": 384, "wan21": 384}
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "all kept": {"checkpointing": False}, "blocks again": {"checkpointing": True},
     "pass by pass": {"checkpointing": True, "apart": True},
 }  # fmt: skip
@@ -61,45 +61,55 @@ def wider(name: str) -> Any:
         tiny.FAMILIES[name] = before
 
 
-def iteration(name: str, way: dict[str, bool], part: int, rank: int, side: int) -> tuple[int, int]:
-    """Accounted and measured bytes of the second iteration, gradients included."""
-    from ..bridge import training as bridge
-    from ..bridge.account import NetworkSketch
+def node_run(model: Any, job: Job, texts: list[Any], name: str) -> Any:
+    """SiD Distill's own run of this job, with its networks made and placed. Inside of ``bridge.training.training``."""
     from ..nodes.distill import _Run
+    from ..training.sid_options import SidExtras, SidOptions
+
+    options = SidOptions(
+        name=name, rank=job.rank, batch=job.part, width=job.width, height=job.height, precision=job.dtype,
+        gradient_checkpointing=job.checkpointing,
+    )  # fmt: skip
+    run = _Run(model, None, None, options, SidExtras(optimiser=job.optimiser), {})
+    run.job = job
+    run.prepare(texts)
+    return run
+
+
+def stepper(run: Any, job: Job) -> Callable[[], None]:
+    """One iteration of a run, with optimisers of its own, and no gradient left after it."""
     from ..training.distill import draws
     from ..training.optimisers import make_optimiser
     from ..training.sid_iteration import iterate
-    from ..training.sid_options import SidExtras, SidOptions
 
-    model = wider(name)
-    job = Job(SID_LORA, side, side, part, rank, way["checkpointing"], way.get("apart", False), dtype="fp32")
-    texts = [tiny.text(name, 1, 12, seed) for seed in range(3)]
-    options = SidOptions(
-        name=name, rank=rank, batch=part, width=side, height=side, precision="fp32",
-        gradient_checkpointing=job.checkpointing,
-    )  # fmt: skip
+    task, settings = run.task, run.settings
+    objective = task.objective(settings, 1)
+    fake, generator = (
+        make_optimiser(settings.optimiser, parameters, 1e-5, (0.0, 0.999))
+        for parameters in (task.players.fake_parameters, task.players.generator_parameters)
+    )
+
+    def once() -> None:
+        rng = torch.Generator().manual_seed(1)
+        halves = [draws(task, objective, rng, job.part, half).to(task.device) for half in (True, False)]
+        iterate(task.players, fake, generator, objective, *halves, part=job.part)
+        generator.zero_grad(set_to_none=True)
+
+    return once
+
+
+def iteration(model: Any, job: Job, texts: list[Any], name: str) -> tuple[int, int]:
+    """Accounted and measured bytes of the second iteration, gradients included."""
+    from ..bridge import training as bridge
+    from ..bridge.account import NetworkSketch
+
     with training.folders(), bridge.training():
-        run = _Run(model, None, None, options, SidExtras(), {})
-        run.job = job
-        run.prepare(texts)
-        task, settings = run.task, run.settings
-        objective = task.objective(settings, 1)
-        fake, generator = (
-            make_optimiser(settings.optimiser, parameters, 1e-5, (0.0, 0.999))
-            for parameters in (task.players.fake_parameters, task.players.generator_parameters)
-        )
-
-        def once() -> None:
-            rng = torch.Generator().manual_seed(1)
-            halves = [draws(task, objective, rng, part, half) for half in (True, False)]
-            iterate(task.players, fake, generator, objective, *halves, part=part)
-            generator.zero_grad(set_to_none=True)
-
+        run = node_run(model, job, texts, name)
+        once = stepper(run, job)
         once()
         measured = peak(once)
-        sketch = NetworkSketch(model.model, texts[0])
-        gradients = 4 * sum(parameter.numel() for parameter in task.players.fake_parameters)
-        return sid_activations(sketch, job) + gradients, measured
+        gradients = 4 * sum(parameter.numel() for parameter in run.task.players.fake_parameters)
+        return sid_activations(NetworkSketch(model.model, texts[0]), job) + gradients, measured
 
 
 def run(quick: bool, say: Callable[[str], None], names: Sequence[str] = ()) -> Figures:
@@ -116,7 +126,9 @@ def run(quick: bool, say: Callable[[str], None], names: Sequence[str] = ()) -> F
     for name in names:
         for label, way in WAYS.items():
             for part in (1,) if quick else (1, 2):
-                accounted, measured = iteration(name, way, part, 8, SIDES[name])
+                job = Job(SID_LORA, SIDES[name], SIDES[name], part, 8, dtype="fp32", **way)
+                texts = [tiny.text(name, 1, 12, seed) for seed in range(3)]
+                accounted, measured = iteration(wider(name), job, texts, name)
                 ratios.append(accounted / measured)
                 figures.rows.append(
                     {"network": name, "activations": label, "at once": part, "accounted, MiB": round(accounted / MIB, 2),

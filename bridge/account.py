@@ -15,6 +15,7 @@ from ..precision import DTYPES
 from ..training.account import SID_FULL, Job
 from ..training.lora import Adapters, checkpoint_blocks, switched
 from ..training.metering import OnCard, Pass, measured
+from ..training.recompute import apart
 from .copies import FP8, around_copy, cast_each_time, copied
 from .latents import pixels_per_latent
 from .rows import Conditioning
@@ -52,7 +53,7 @@ class NetworkSketch:
 
     def passed(self, job: Job, rows: int, learns: bool) -> Pass:
         """See ``Sketch``."""
-        key = rows, learns, replace(job, part=1, apart=False, optimiser="", guided=(True, True, True))
+        key = rows, learns, replace(job, part=1, optimiser="", guided=(True, True, True))
         if key not in self._passes:
             self._passes[key] = self._measure(job, rows, learns)
         return self._passes[key]
@@ -75,6 +76,8 @@ class NetworkSketch:
         denoise = denoiser(twin, dtype, Conditions(self.base, [self.conditioning], shape), **OPTIONS)
         if adapters is not None:
             denoise = switched(denoise, adapters, "one")
+        if job.apart:
+            denoise = apart(denoise)
         x, sigma = torch.empty(rows, *shape, device="meta"), torch.empty(rows, *[1] * len(shape), device="meta")
         labels = torch.zeros(rows, dtype=torch.long)
         with card:

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 
-def enter(home: Path, *flags: str) -> None:
-    """Import the ComfyUI in ``home`` for the CPU; where it is imported already, this does nothing.
+def enter(home: Path, *flags: str, cpu: bool = True) -> None:
+    """Import the ComfyUI in ``home``; where it is imported already, this does nothing.
 
     Args:
         flags: Of ComfyUI's command line.
+        cpu: For the CPU, or for whatever there is.
 
     Raises:
         FileNotFoundError: There is no ComfyUI.
@@ -19,7 +20,7 @@ def enter(home: Path, *flags: str) -> None:
         return
     if not (home / "comfy").is_dir():
         raise FileNotFoundError(f"There is no ComfyUI in {home or 'the current folder'}: give its folder with --comfyui.")
-    argv, sys.argv = sys.argv, [sys.argv[0], "--cpu", *flags]
+    argv, sys.argv = sys.argv, [sys.argv[0], *(["--cpu"] if cpu else []), *flags]
     sys.path.insert(0, str(home.resolve()))
     try:
         import comfy.options

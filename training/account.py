@@ -113,7 +113,8 @@ def sid_activations(sketch: Sketch, job: Job) -> int:
     through them, last first; guidance doubles a pass's pictures. Pass by pass, one picture's pass is there at a time.
     """
     if job.apart:
-        return sketch.passed(job, 1, True).peak
+        rows = job.part * (3 + job.guided[1] + job.guided[2])
+        return sketch.passed(job, 1, True).peak + 2 * rows * job.width * job.height  # latents: 64 bytes for 8 x 8 pixels
     own, judging, teaching = (job.part * (2 if guided else 1) for guided in job.guided)
     generator = sketch.passed(job, job.part, True)
     fake, teacher = sketch.passed(job, judging, False), sketch.passed(job, teaching, False)

@@ -17,14 +17,20 @@ Denoise = Callable[..., Tensor]
 
 
 def apart(denoise: Denoise) -> Denoise:
-    """``denoise`` (x [B, ...], sigma [B, ...], labels [B]), whose passes with gradients are made picture by picture, and again
-    in the backward pass. The same to rounding; a forward pass more each.
+    """``denoise`` (x [B, ...], sigma [B, ...], labels [B]), which goes through the network picture by picture.
+
+    With gradients each picture's pass is made again in the backward pass. The same to rounding; a forward pass more for each
+    that is learned from.
     """
 
-    def one_by_one(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
+    def one(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
         if not torch.is_grad_enabled():
             return denoise(x, sigma, labels)
+        again: Tensor = checkpoint(denoise, x, sigma, labels, use_reentrant=False)
+        return again
+
+    def one_by_one(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
         rows = [slice(row, row + 1) for row in range(len(x))]
-        return torch.cat([checkpoint(denoise, x[row], sigma[row], labels[row], use_reentrant=False) for row in rows])
+        return torch.cat([one(x[row], sigma[row], labels[row]) for row in rows])
 
     return one_by_one
