@@ -65,7 +65,7 @@ class NodeRun:
             return job
         if steps:
             raise ValueError(verdict(steps, free))
-        self.accounted = f"{found}, of {free / GIB:.1f} GiB that are free"
+        self.accounted = f"{found}{', pass by pass' if job.apart else ''}, of {free / GIB:.1f} GiB that are free"
         if found.total > free:
             self.accounted += ": that is close, so it may fail for want of memory"
         show_text(f"Memory: {self.accounted}.")

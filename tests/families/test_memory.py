@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-SKETCHED = [name for name in tiny.FAMILIES if name not in ("pixart", "hidream")]  # see the last test of this part
+FAMILIES = [name for name in tiny.FAMILIES if name not in ("sdxl-v", "schnell", "wan22")]  # which are as their neighbours
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +41,23 @@ def side_of(name: str, model: Any) -> int:
 # ---------------------------------------------------------------------------------------------- account and measure
 
 
-@pytest.mark.parametrize(("name", "way"), [("flux", "blocks again"), ("qwen", "pass by pass"), ("zimage", "all kept")])
+@pytest.mark.parametrize(("name", "way"), [("flux", "blocks again"), ("qwen", "pass by pass")])
 def test_an_iteration_holds_what_is_accounted(name: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the allocator's own report; ``apprentice bench memory`` does it for more networks."""
     import comfy.ldm.modules.attention as attention
 
-    for module in ("flux.math", "qwen_image.model", "lumina.model"):
+    for module in ("flux.math", "qwen_image.model"):
         found = __import__(f"comfy.ldm.{module}", fromlist=["x"])
         for at in ("optimized_attention", "optimized_attention_masked"):
             if hasattr(found, at):
                 monkeypatch.setattr(found, at, attention.attention_pytorch)
-    job = Job(width=192, height=192, part=1, rank=4, dtype="fp32", **memory.WAYS[way])
+    job = Job(width=160, height=160, part=1, rank=4, dtype="fp32", **memory.WAYS[way])
     texts = [tiny.text(name, 1, 12, seed) for seed in range(2)]
     accounted, measured = memory.iteration(memory.wider(name), job, texts, "it")
     assert 0.85 < accounted / measured < 1.15
 
 
-@pytest.mark.parametrize("name", SKETCHED)
+@pytest.mark.parametrize("name", ["sdxl", "flux", "zimage", "qwen", "wan21"])
 def test_every_family_can_be_accounted(name: str) -> None:
     model = tiny.model(name)
     side = side_of(name, model)
@@ -104,7 +104,7 @@ def gradients(base: Any, name: str) -> list[Tensor]:
     return [x.grad, *(p.grad for p in adapters.of["one"].parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("name", SKETCHED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_base_of_8_bits_stays_so_and_has_the_gradients_of_the_one_that_is_cast(name: str) -> None:
     model = in_8_bits(name)
     with bridge.training():
@@ -138,7 +138,7 @@ def test_sid_of_a_base_of_8_bits_makes_a_lora_that_the_stock_loader_takes(folder
 # ---------------------------------------------------------------------------------------------- one base, put away
 
 
-@pytest.mark.parametrize("name", SKETCHED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_teacher_student_and_fake_score_share_one_frozen_base(name: str) -> None:
     model = tiny.model(name)
     side = side_of(name, model)
@@ -154,9 +154,9 @@ def test_teacher_student_and_fake_score_share_one_frozen_base(name: str) -> None
                 module.register_forward_pre_hook(lambda m, _, seen=seen: seen.update(p.data_ptr() for p in m.parameters(False)))
                 for module in network.modules()
             ]
-            shape = (1, *run.shape)
+            x, level = torch.zeros(1, *run.shape), torch.ones(1, *[1] * len(run.shape))
             with torch.no_grad():
-                getattr(run.task.players, player)(torch.zeros(shape), torch.ones(1, *[1] * (len(shape) - 1)), torch.ones(1).long())
+                getattr(run.task.players, player)(x, level, torch.ones(1).long())
             for hook in hooks:
                 hook.remove()
         assert used["teacher"] and used["teacher"] == used["fake"] == used["generator"]
@@ -228,7 +228,7 @@ def test_a_full_copy_is_accounted_too() -> None:
 
 
 def test_what_can_t_be_accounted_is_trained_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks that look at values, as HiDream's experts do, don't run without them."""
+    """Networks that look at values, as HiDream's experts do, don't run without any."""
     monkeypatch.setattr(runs, "room", lambda: 64 * GIB)
     file = training.distil(tiny.model("hidream"), "hidream").result[3]
     assert (folder / "loras" / file).exists()
@@ -265,7 +265,7 @@ def test_texts_are_as_wide_as_the_network_reads_them() -> None:
 
 def test_the_command_says_what_a_file_takes_and_what_to_turn_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of true size, all of zeros, of which the disk has next to nothing."""
-    file = sparse(true_sizes.base_of("Flux dev", num_layers=1, depth=1, depth_single_blocks=1), folder / "flux.safetensors")
+    file = sparse(true_sizes.base_of("Flux dev", depth=1, depth_single_blocks=1), folder / "flux.safetensors")
     asked = ["plan", str(file), "--width", "256", "--height", "256", "--rank", "16", "--at-once", "2"]
     done = CliRunner().invoke(app, [*asked, "--card", "2.5", "--json"])
     assert done.exit_code == 0, done.output
