@@ -148,7 +148,7 @@ def run(quick: bool, say: Callable[[str], None]) -> Figures:
         claims[f"taste_gain_{count}"] = mean_claim(np.mean([p[1] for p in parts], 0))
     print_table(rows)
     say("LoRAs from clicks alone")
-    loras, gains = taste_lora.run(quick, say)
+    loras, gains = taste_lora.run(quick, say, taste_lora.ARTISTS[: 1 if quick else None])
     claims |= gains
     print_table(loras)
     print_claims(claims)

@@ -74,9 +74,9 @@ def sheet(tuned: Tuned, name: str | None, prompts: list[str], seed: int) -> Shee
             drawn.append(rollout(process, denoise, start, lambda: torch.zeros(0))[-1])
         latents = torch.cat(drawn)
         pictures = tuned.world.pictures(latents)
-        scores = [o.score(pictures, words).double().numpy() for o in (tuned.world.oracle, tuned.world.judge)]
+        published, judge = (o.score(pictures, words).double().numpy() for o in (tuned.world.oracle, tuned.world.judge))
         features = tuned.world.features(pictures).double().numpy().reshape(len(prompts), SEEDS, -1)
-    return Sheet(words, noise, latents.clone(), pictures.clone(), *scores, features)
+    return Sheet(words, noise, latents.clone(), pictures.clone(), published, judge, features)
 
 
 def clicks_on(taste: Array, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -167,7 +167,9 @@ def run(
     rows, claims = [], dict[str, Claim]()
     for who in only:
         lesson = Lesson.of(who, count, held)
-        settings = replace(SETTINGS[who], **{"updates": 4} if quick else {}, **(changes or {}))
+        settings = replace(SETTINGS[who], **(changes or {}))
+        if quick:
+            settings = replace(settings, updates=4)
         for own in noises:
             after, noise = dict[str, Sheet](), "each picture's own" if own else "fresh"
             for number, artist in enumerate(artists):

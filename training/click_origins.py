@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 MOST_BYTES = 600_000  # of a picture's latents: a line of the file holds them, and the small picture
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -58,3 +60,11 @@ def decoded(content: Any) -> Origin | None:
     if not (seed is None or whole) or not isinstance(place, int) or not 0 <= place < 4096:
         raise ValueError("no seed and place")
     return Origin(latents, seed, place)
+
+
+def stock_noise(shape: tuple[int, ...], seed: int, place: int) -> Tensor:
+    """The unit noise that ComfyUI draws for the picture at this place of a batch (its ``prepare_noise``)."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(place + 1):
+        noise = torch.randn(1, *shape, generator=generator)
+    return noise[0]

@@ -27,7 +27,7 @@ class PreferenceOptions:
     width: int = option(0, "Width of the pictures; 0 as most of the clicked ones are.", least=0, most=16384, step=8, command=None)
     height: int = option(0, "Height of them; 0 likewise.", least=0, most=16384, step=8, command=None)
     steps: int = option(
-        20, least=1, most=1000, command={"help": "Noise levels that are learned at."},
+        20, least=1, most=1000, command={"least": 4, "help": "Noise levels that are learned at."},
         node={"help": "Noise levels that are learned at, by scheduler. 1 for a one-step student: at the level of its preset."},
     )  # fmt: skip
     scheduler: str = option("karras", "ComfyUI's noise schedule.", choices="scheduler", command=None)

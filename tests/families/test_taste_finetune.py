@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import family_training as training
 from comfyui_apprentice.benchmarks import tiny_families as tiny
-from comfyui_apprentice.training.click_origins import Origin
+from comfyui_apprentice.training.click_origins import Origin, stock_noise
 from comfyui_apprentice.training.clicks import ClickedPicture
 from torch import Tensor
 
@@ -86,6 +86,7 @@ def test_seed_and_place_name_the_noise_that_the_stock_sampler_drew_from(name: st
     given = preferences_of(model, None, clicks, shape, training.LINES)
     assert shape == tuple(latent["samples"].shape[1:])
     torch.testing.assert_close(given.noise, batch_noise(latent, 11).float())
+    assert all(torch.equal(stock_noise(shape, 11, i), given.noise[i]) for i in range(8)), "as the command draws it"
     inside = model.model.process_latent_in(latent["samples"] + 0.5)
     torch.testing.assert_close(given.pictures, inside.float(), atol=1e-2, rtol=1e-2)
     assert given.rows.tolist() == [0, 1] * 4 and given.pairs[0] == (0, 1)
