@@ -17,6 +17,12 @@ from torch import nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+
+def name_of(dtype: torch.dtype) -> str:
+    """"bf16" or the like."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
 _X86 = ("x86_64", "amd64")
 _X86_INSTRUCTIONS = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16", "avx_ne_convert"), torch.float16: ("avx512_fp16", "amx_fp16"),

@@ -61,7 +61,7 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
-        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 960, 2880, 3, 10, 2, 1000)
+        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 960, 1440, 3, 10, 2, 1000)
 
 
 @dataclass(frozen=True, eq=False)

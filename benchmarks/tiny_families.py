@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,23 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..bridge.entering import enter
 
-def start() -> None:
-    """Import ComfyUI for the CPU; a second call does nothing."""
-    if "comfy.model_management" in sys.modules:
-        return
-    home = str(Path(os.environ["COMFYUI_PATH"]).resolve())
-    argv, sys.argv = sys.argv, [sys.argv[0], "--cpu"]
-    sys.path.insert(0, home)
-    try:
-        import comfy.options
 
-        comfy.options.enable_args_parsing()
-        import comfy.cli_args
-        import utils.install_util  # noqa: F401 - before nodes.py, which would let comfy/utils.py take the name
-    finally:
-        sys.argv = argv
-    import comfy.model_management
+def start(*flags: str) -> None:
+    """Import ComfyUI for the CPU, with ``flags`` of its command line; a second call does nothing."""
+    enter(Path(os.environ["COMFYUI_PATH"]), *flags)
 
 
 def _newer() -> bool:

@@ -19,6 +19,16 @@ def prefers_half(network: nn.Module) -> bool:
     return bool(comfy.model_management.should_use_fp16(device, model_params=size))
 
 
+def room() -> int | None:
+    """Bytes that are free on the computing device once nothing of ComfyUI's is left there; None on a CPU."""
+    device = comfy.model_management.get_torch_device()
+    if comfy.model_management.is_device_cpu(device):
+        return None
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    return int(comfy.model_management.get_free_memory(device))
+
+
 class WholePatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher that is on one device whole, or refused: plain torch layers can't be split between devices."""
 

@@ -6,7 +6,6 @@ outside of it, with the MODEL's LoRAs already in the weights.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +25,9 @@ from ..precision import DTYPES, native_bfloat16, warning
 from ..samplers.schedules import sampling_kind
 from ..training.lora import checkpoint_blocks, out_of_place, untrained
 from ..training.progress import Screen
+from .copies import another as another
+from .copies import copied, twin_of
+from .copies import copy_network as copy_network
 from .latents import pixels_per_latent
 from .memory import WholePatcher, patchers_of
 from .progress import show_text
@@ -33,44 +35,6 @@ from .rows import Conditioning
 
 Cancelled = comfy.model_management.InterruptProcessingException
 PRECISIONS = ("auto", *DTYPES)
-
-
-def copy_network(model: comfy.model_patcher.ModelPatcher, dtype: torch.dtype) -> Any:
-    """``model``'s BaseModel with a diffusion network of its own, frozen, on the CPU, in ``dtype``.
-
-    LoRAs and other patches of ``model`` are in the copy's weights. Call outside of inference mode.
-    """
-    comfy.model_management.load_models_gpu([model], force_full_load=True)
-    network = _copy(model.model.diffusion_model, dtype)
-    network.dtype = dtype
-    twin = _around(model.model, network)
-    twin.manual_cast_dtype = None
-    return twin.train(False)
-
-
-def _copy(network: Any, dtype: torch.dtype) -> Any:
-    """A frozen copy of a network on the CPU, in ``dtype``: no device holds it twice meanwhile, and it can be differentiated."""
-    values = (*network.parameters(), *network.buffers())
-    cast = {id(v): v.detach().to("cpu", dtype if v.is_floating_point() else v.dtype, copy=True) for v in values}
-    parameters = {id(p): nn.Parameter(cast[id(p)], requires_grad=False) for p in network.parameters()}
-    return copy.deepcopy(network, cast | parameters)
-
-
-def another(base: Any) -> Any:
-    """``base`` once more: around a copy of its network, all else shared."""
-    return _around(base, copy.deepcopy(base.diffusion_model))
-
-
-def _around(base: Any, network: nn.Module) -> Any:
-    """A BaseModel like ``base`` around another diffusion network; all else is shared."""
-    twin = copy.copy(base)
-    twin.__dict__ = {**base.__dict__, "_modules": dict(base._modules)}
-    twin.current_patcher = None
-    # What ModelPatchers note of the weights that they have loaded, which are not these.
-    twin.device, twin.model_loaded_weight_memory, twin.lowvram_patch_counter = torch.device("cpu"), 0, 0
-    twin.model_lowvram, twin.current_weight_patches_uuid = False, None
-    twin.diffusion_model = network
-    return twin
 
 
 def place(networks: Sequence[Any]) -> tuple[torch.device, list[comfy.model_patcher.ModelPatcher]]:
@@ -230,19 +194,24 @@ def _form(value: Any) -> Any:
     return tuple(map(_form, value)) if isinstance(value, list) else repr(value)
 
 
-def denoiser(base: Any, dtype: torch.dtype, conditions: Conditions) -> Callable[[Tensor, Tensor, Any], Tensor]:
+def denoiser(
+    base: Any, dtype: torch.dtype, conditions: Conditions, **more: Any
+) -> Callable[[Tensor, Tensor, Any], Tensor]:
     """D(x, sigma [B, ...], numbers of prompts [B]) as the MODEL's own sampling computes it, in ``dtype``'s autocast.
 
-    Prompts whose texts differ in length go through the network apart, each as it is.
+    Prompts whose texts differ in length go through the network apart, each as it is. The meta device knows no autocast.
+
+    Args:
+        **more: Of ComfyUI's ``transformer_options``.
     """
 
     def together(x: Tensor, sigma: Tensor, numbers: list[int]) -> Tensor:
-        options = {"sigmas": sigma, "cond_or_uncond": [0]}
+        options = {"sigmas": sigma, "cond_or_uncond": [0], **more}
         denoised: Tensor = base.apply_model(x, sigma, transformer_options=options, **conditions.of(numbers))
         return denoised.float()
 
     def denoise(x: Tensor, sigma: Tensor, prompts: Tensor) -> Tensor:
-        mixed = torch.autocast(x.device.type, dtype) if dtype != torch.float32 else nullcontext()
+        mixed = nullcontext() if dtype == torch.float32 or x.is_meta else torch.autocast(x.device.type, dtype)
         numbers, sigma = prompts.tolist(), sigma.flatten()
         places = conditions.groups(numbers)
         with mixed, out_of_place():
@@ -351,7 +320,7 @@ def with_weights(model: comfy.model_patcher.ModelPatcher, network: nn.Module) ->
 
     What training put on the network is taken off.
     """
-    twin = _around(model.model, untrained(network))
+    twin = twin_of(model.model, untrained(network))
     cast: list[Any] = [m for m in network.modules() if hasattr(m, "comfy_cast_weights")]
     if cast:
         possible, size = twin.model_config.supported_inference_dtypes, sum(p.numel() for p in network.parameters())
@@ -378,7 +347,7 @@ class Decoder:
         device = comfy.model_management.get_torch_device()
         half = device.type != "cpu" and native_bfloat16(str(device))
         self.model, self.vae, self.dtype = model, vae, torch.bfloat16 if half else torch.float32
-        self.network = _copy(vae.first_stage_model, self.dtype).train(False)
+        self.network = copied(vae.first_stage_model, self.dtype).train(False)
         if getattr(vae, "latent_dim", 2) == 2:
             checkpoint_blocks(self.network, smallest=True)
 

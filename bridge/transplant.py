@@ -56,6 +56,11 @@ def without_patches(model: ModelPatcher) -> ModelPatcher:
     return bare
 
 
+def _same(first: ModelPatcher, second: ModelPatcher) -> bool:
+    """Whether both are one network with one set of patches."""
+    return first.model is second.model and first.patches_uuid == second.patches_uuid
+
+
 # ------------------------------------------------------------------------------------------------------- the start
 
 
@@ -202,6 +207,11 @@ class Models:
             raise ValueError(f"made_for '{STUDENT}' is a LoRA for the connected student: connect one, or choose another.")
         if self.student is None and self.base is not None:
             raise ValueError("base is what the connected student was made of: connect a student too, or disconnect base.")
+        if self.student is not None and made_for == STUDENT and set(_shapes(self.teacher)) - set(_shapes(self.student)):
+            raise ValueError(
+                f"The student lacks layers of the model, so a LoRA on it can't be all that is learned: set made_for to '{BASE}' "
+                f"or '{TEACHER}'."
+            )
 
     def transplant(self) -> Transplant | None:
         """For a LoRA that begins at another student than the teacher.
@@ -209,7 +219,7 @@ class Models:
         Raises:
             ValueError: The models don't fit together.
         """
-        if self.student is None or self.student is self.teacher:
+        if self.student is None or _same(self.student, self.teacher):
             return None
         return Transplant.of(self.teacher, self.student, self.base)
 

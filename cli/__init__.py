@@ -15,6 +15,7 @@ from .distill import distill
 from .finetune import finetune
 from .inspect import inspect
 from .models import models
+from .plan import plan_memory
 from .prefer import prefer
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
 
@@ -26,6 +27,7 @@ app.add_typer(models, name="models")
 app.command()(calibrate)
 app.command()(convert)
 app.command()(inspect)
+app.command("plan")(plan_memory)
 app.command(cls=Finite)(finetune)
 app.command(cls=Finite)(prefer)
 
@@ -290,6 +292,33 @@ def families(
 def decoder_memory(json: Annotated[Path | None, typer.Option("--json", help="Write the table here.")] = None) -> None:
     """What Reward Finetune holds in memory for its way back through SDXL's VAE; needs a ComfyUI in $COMFYUI_PATH."""
     _report(_benchmark("decoder_memory").run, json)
+
+
+@bench.command()
+def memory(
+    quick: Quick = False,
+    json: Json = None,
+    sizes: Annotated[bool, typer.Option("--sizes", help="Account for published networks at their true size instead.")] = False,
+    threads: Threads = None,
+) -> None:
+    """What a training's memory is accounted for beside what it takes, in a ComfyUI in $COMFYUI_PATH."""
+    benchmark = _benchmark("memory_targets" if sizes else "memory", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
+
+
+@bench.command()
+def gpu_memory(
+    network: Annotated[list[str] | None, typer.Argument(help="SDXL, Z-Image, 'Flux dev', Qwen-Image; all of them.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="A layer or two, on whatever device there is, to try it.")] = False,
+    json: Json = None,
+    threads: Threads = None,
+) -> None:
+    """Iterations of SiD Distill on random weights of the true size: peak memory and seconds on this GPU, beside the account."""
+    benchmark = _benchmark("memory_targets", threads)
+    unknown = set(network or ()) - set(benchmark.CARDS)
+    if unknown:
+        raise typer.BadParameter(f"There is no network '{min(unknown)}'; there are {', '.join(benchmark.CARDS)}.")
+    _report(lambda: benchmark.run_on_gpu(small, _say, network or ()), json)
 
 
 @bench.command()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..training.optimisers import check_optimiser
 from ..training.options import COMMAND, chosen, given
 from ..training.sid_options import SidExtras, SidOptions
 from .options import with_options
@@ -85,6 +86,7 @@ def _settings(options: SidOptions, extras: SidExtras) -> tuple[Settings, bool]:
     if options.preset is not None and options.preset not in EDM_PRESETS:
         raise ValueError(f"There is no preset '{options.preset}' for EDM networks; there are {', '.join(EDM_PRESETS)}.")
     base = Settings(augment=0.12) if options.preset is None else EDM_PRESETS[options.preset].settings
+    check_optimiser(extras.optimiser)
     wanted = given(options, COMMAND, Settings) | given(extras, COMMAND, Settings)
     if options.real and options.adversarial is None:
         wanted["adversarial"] = 0.01
@@ -114,7 +116,6 @@ def _task(
 def _facts(task: Task, settings: Settings, options: SidOptions, fingerprint: str) -> dict[str, Any]:
     """What the run is made of."""
     from ..training.critic import digest
-    from ..training.distill import facts_of
     from ..weights.checkpoints import sha256
 
     real = getattr(task.real, "files", ())
@@ -123,7 +124,7 @@ def _facts(task: Task, settings: Settings, options: SidOptions, fingerprint: str
         more["student"] = sha256(options.student)
     if real:
         more["pictures_of"] = digest([f"{file.name} {file.stat().st_size}" for file in real])
-    return {**facts_of(settings), **more}
+    return {**asdict(settings), **more}
 
 
 def _run(

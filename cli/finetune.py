@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..training.finetune_options import FinetuneOptions
+from ..training.finetune_options import FinetuneExtras, FinetuneOptions
+from ..training.optimisers import check_optimiser
 from ..training.options import COMMAND, given
 from .options import with_options
 from .running import CommandRun, RunOptions, check_suffix, launched, pick_device, read_lines, set_threads, told_in_words
@@ -30,6 +31,7 @@ def finetune(
     prompts: Annotated[Path, typer.Option(help="A text file: what each class shall show, a line a class.")],
     out: Annotated[Path, typer.Option(help="The tuned network (.safetensors); Load EDM Network draws with it.")],
     options: FinetuneOptions,
+    extras: FinetuneExtras,
     flags: RunOptions,
 ) -> None:
     """Tune a network by an oracle, at a price for every change. Ctrl-C saves; the same command goes on from there.
@@ -40,8 +42,10 @@ def finetune(
 
     with told_in_words(), launched() as processes:
         check_suffix(out)
-        settings = Settings(**given(options, COMMAND, Settings), pool=options.base_draws)
+        learns = given(extras, COMMAND, Settings)
+        settings = Settings(**given(options, COMMAND, Settings), **learns, pool=options.base_draws)
         settings.check()
+        check_optimiser(settings.optimiser)
         judge = _oracle(oracle, options.small_clip)
         _tune(network, judge, read_lines(prompts), settings, options, out, flags, processes)
 

@@ -53,8 +53,17 @@ class Variety(str, Enum):
     CONSISTENCY = "consistency"
 
 
+class Optimiser(str, Enum):
+    """What learns."""
+
+    ADAM = "adam"
+    ADAM_8BIT = "adam8bit"
+    ADAFACTOR = "adafactor"
+
+
 _CHOICES: dict[str, type[Enum]] = {
     "device": Device, "precision": Precision, "critic_target": Target, "critic_start": Start, "variety": Variety,
+    "optimiser": Optimiser,
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..bridge import training as bridge
+from ..bridge.account import NetworkSketch, longest
+from ..bridge.copies import keeps_small
 from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
@@ -20,14 +23,18 @@ from ..bridge.tilt import Pleased, check_oracle
 from ..bridge.transplant import Models, levels_of, load_onto, made_lora, named
 from ..charts.losses import loss_chart
 from ..oracles.base import Oracle as OracleBase
+from ..precision import name_of
 from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
-from ..training.distill import Settings, Task, card, distil, facts_of
+from ..training.account import SID_FULL, SID_LORA, Job
+from ..training.distill import Settings, Task, card, distil
 from ..training.forecast import Forecast, held, learning, looking, sid_passes, variety_passes
 from ..training.lora import Adapters, checkpoint_blocks, in_half, switched
+from ..training.optimisers import check_optimiser
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
+from ..training.recompute import apart
 from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.sid_iteration import Players
 from ..training.sid_options import LORA, SidExtras, SidOptions
@@ -122,6 +129,7 @@ class ApprenticeSiDDistill(io.ComfyNode):
         run = _Run(Models(model, student, base), vae, options, extras, texts, oracle)
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
+            run.take_account(model.model, encoded)
             run.prepare(encoded)
             run.foresee(run.forecast())
             average = run.train(options.save_every)
@@ -148,6 +156,7 @@ class _Run(NodeRun):
         self.settings = settings = Settings(
             **given(options, NODE, Settings), **given(extras, NODE, Settings), generator_scale=1.0, eps=eps
         )
+        check_optimiser(settings.optimiser)
         models.check(options.method == LORA, extras.made_for)
         self.warm = models.transplant() if options.method == LORA else None
         self.dtype = bridge.training_dtype(options.precision)
@@ -157,17 +166,28 @@ class _Run(NodeRun):
         self._sigmas(settings.steps)
         self.models = model_fingerprint(self.teacher), model_fingerprint(self.start)
         names = "name", "method", "rank", "precision", "gradient_checkpointing", "init_timestep", "init_sigma"
-        facts = {**chosen(options, *names), "size": size, **facts_of(settings), "models": self.models, **texts}
-        facts |= self.warm.facts() if self.warm else {}
+        facts = {**chosen(options, *names), "size": size, **asdict(settings), "models": self.models, **texts}
+        facts |= self._pleasing() | (self.warm.facts() if self.warm else {})
         kind = "loras" if options.method == LORA else "diffusion_models"
         # Rates are constant, so that a run may be made longer.
-        super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"), self._pleasing())
+        super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"))
 
     def _pleasing(self) -> dict[str, Any]:
         """What the student shall please, as facts."""
         if self.oracle is None:
             return {"oracle": None, "vae": None, "price": None}
         return {"oracle": self.oracle.fingerprint(), "vae": part_fingerprint(self.vae), "price": self.extras.price}
+
+    def take_account(self, base: Any, encoded: list[Any]) -> None:
+        """Whether the run fits the card, and how; see ``fitting``."""
+        options, settings = self.options, self.settings
+        method = SID_LORA if options.method == LORA else SID_FULL
+        guided = settings.kappa1 != 1, settings.kappa2 != 1, settings.kappa4 != 1
+        job = Job(
+            method, options.width, options.height, settings.part or settings.batch, options.rank,
+            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
+        )  # fmt: skip
+        self.job = self.fitting(NetworkSketch(base, longest(encoded)), job)
 
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""
@@ -176,7 +196,7 @@ class _Run(NodeRun):
     # ------------------------------------------------------------------------------------------------ networks
 
     def _task(self, encoded: list[Any]) -> tuple[Any, Adapters | None, Task]:
-        base = bridge.copy_network(self.teacher, self.dtype)
+        base = bridge.copy_network(self.teacher, self.dtype, frozen=self.options.method == LORA)
         prompts = bridge.Conditions(base, encoded, self.shape)
         judge = self.oracle
         self.pleased = None if judge is None else Pleased(self.teacher, self.vae, judge, self.lines, self.extras.price)
@@ -191,6 +211,8 @@ class _Run(NodeRun):
             generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
+            if self.job.apart:
+                denoisers = [apart(denoise) for denoise in denoisers]
             return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)
         student_base, fake_base = bridge.copy_network(self.start, torch.float32), bridge.another(base)
         fake_base.diffusion_model.to(torch.float32).dtype = torch.float32

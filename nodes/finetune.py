@@ -12,6 +12,8 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..bridge import training as bridge
+from ..bridge.account import NetworkSketch, longest
+from ..bridge.copies import keeps_small
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.levels import Level, levels_of, one_step, student_level
@@ -19,10 +21,12 @@ from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
 from ..oracles.base import Oracle as OracleBase
+from ..precision import name_of
+from ..training.account import REWARD, Job
 from ..training.album import Album
 from ..training.baseline import Baseline
 from ..training.finetune import card, check, finetune
-from ..training.finetune_options import FinetuneOptions
+from ..training.finetune_options import FinetuneExtras, FinetuneOptions
 from ..training.finetune_task import ONE_STEP, Settings, Task
 from ..training.forecast import Forecast, finetune_passes, held, learning, looking
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
@@ -72,6 +76,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                 ),
                 *inputs_of(FinetuneOptions),
                 quality(),
+                *inputs_of(FinetuneExtras),
             ],
             outputs=[
                 io.Model.Output("tuned_model", display_name="tuned", tooltip="The model with the LoRA at strength 1."),
@@ -84,9 +89,9 @@ class ApprenticeRewardFinetune(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, prompts: Any = None, name: Any = None, algorithm: Any = None, divergence: Any = None, strength: Any = None,
-        precision: Any = None, scheduler: Any = None, preset: Any = None, quality: Any = None,
+        precision: Any = None, scheduler: Any = None, preset: Any = None, quality: Any = None, optimiser: Any = None,
     ) -> bool | str:  # fmt: skip
-        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
+        """Combos of V3 nodes are not checked by ComfyUI; of quality and optimiser anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "model", prompts)
         return wrong or types.check_combos(
             algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler,
@@ -97,12 +102,13 @@ class ApprenticeRewardFinetune(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, vae: Any, oracle: OracleBase, prompts: str, text: str, **widgets: Any
     ) -> io.NodeOutput:
-        options = read(FinetuneOptions, widgets)
+        options, extras = read(FinetuneOptions, widgets), read(FinetuneExtras, widgets)
         lines = gather_prompts(prompts, text, options.max_prompts)
         parts = {"clip": part_fingerprint(clip), "vae": part_fingerprint(vae)}
-        run = _Run(model, oracle, lines, options, parts)
+        run = _Run(model, oracle, lines, options, extras, parts)
         encoded = encode_each(clip, lines)
         with bridge.training():
+            run.take_account(model.model, encoded, vae)
             run.prepare(encoded, vae)
             run.foresee(run.forecast())
             return run.finish(*run.tune(options.save_every))
@@ -112,8 +118,9 @@ class _Run(NodeRun):
     """One fine-tuning of a ComfyUI model."""
 
     def __init__(
-        self, model: Any, oracle: OracleBase, lines: list[str], options: FinetuneOptions, parts: dict[str, str]
-    ) -> None:
+        self, model: Any, oracle: OracleBase, lines: list[str], options: FinetuneOptions, extras: FinetuneExtras,
+        parts: dict[str, str],
+    ) -> None:  # fmt: skip
         """What can be refused before anything is computed or written.
 
         Raises:
@@ -122,7 +129,8 @@ class _Run(NodeRun):
         self.model, self.oracle, self.lines, self.options = model, oracle, lines, options
         last = max(options.count // 3, 1)
         direct = options.algorithm == "direct" or (options.algorithm in ONE_STEP and options.steps == 1)
-        self.settings = Settings(**given(options, NODE, Settings), last=last, pool=options.base_draws)
+        learns = given(extras, NODE, Settings)
+        self.settings = Settings(**given(options, NODE, Settings), **learns, last=last, pool=options.base_draws)
         self.card = {key: value for key, value in model.attachments.get(CARD, {}).items() if key in ("preset", "sigmas")}
         check(self.settings, 1 if direct else options.steps, oracle.differentiable)
         self.drawn = student_level(model, options) if direct else Level(model)
@@ -140,9 +148,18 @@ class _Run(NodeRun):
             self.card |= {"preset": self.drawn.preset} if self.drawn.preset else {}
         super().__init__(options.name, "model", "loras", facts, ("part", "gradient_checkpointing"))
 
+    def take_account(self, base: Any, encoded: list[Any], vae: Any) -> None:
+        """Whether the run fits the card; see ``fitting``."""
+        options, settings = self.options, self.settings
+        job = Job(
+            REWARD, options.width, options.height, settings.part or settings.batch, options.rank,
+            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype),
+        )  # fmt: skip
+        self.fitting(NetworkSketch(base, longest(encoded), vae, held([self.oracle.network], [])), job)
+
     def prepare(self, encoded: list[Any], vae: Any) -> None:
         """Make the network that learns; ``encoded`` are the prompts' conditionings."""
-        base, decode = bridge.copy_network(self.drawn.model, self.dtype), bridge.Decoder(self.model, vae)
+        base, decode = bridge.copy_network(self.drawn.model, self.dtype, True), bridge.Decoder(self.model, vae)
         conditions = bridge.Conditions(base, encoded, self.shape)
         device, self.patchers = bridge.place([base, decode.network, self.oracle.network])
         adapters = Adapters(base.diffusion_model, (TUNED,), self.options.rank, self.settings.seed)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from ..bridge import training as bridge
+from ..bridge.memory import room
 from ..bridge.progress import show_text
 from ..files import save_safetensors_atomically
+from ..training.account import GIB, REWARD, SLACK, Job, Sketch, account, plan, verdict
 from ..training.forecast import Forecast
 from ..training.progress import Progress
 from ..training.target import Target
@@ -26,27 +30,50 @@ class NodeRun:
         kind: Of models, in ComfyUI's words: where the file goes.
         facts: What the run is made of.
         free: What changes memory and not the result, or may change while a run goes on.
-        later: Facts of settings that came later, None where they aren't used: runs of before go on, and their files are theirs.
 
     Raises:
         ValueError: The name can't be a file's; another run, or a file that this run did not make, has it.
     """
 
-    def __init__(
-        self, name: str, what: str, kind: str, facts: dict[str, Any], free: tuple[str, ...] = (),
-        later: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        later = later or {}
-        self.name, self.kind, self.facts, self.free = folders.check_name(name, what), kind, {**facts, **later}, free
+    accounted, job = "", Job()
+
+    def __init__(self, name: str, what: str, kind: str, facts: dict[str, Any], free: tuple[str, ...] = ()) -> None:
+        self.name, self.kind, self.facts, self.free = folders.check_name(name, what), kind, facts, free
         self.folder = folders.run_folder(self.name)
-        self.folder.check(self.facts, free)
-        used = {key: value for key, value in later.items() if value is not None}
-        self.target = Target.of(folders.made_file(kind, self.name, what), {**facts, **used}, free)
+        self.folder.check(facts, free)
+        self.target = Target.of(folders.made_file(kind, self.name, what), facts, free)
         self.check_target()
+
+    def fitting(self, sketch: Sketch, job: Job) -> Job:
+        """``job`` as it fits the card, before anything is copied there: pass by pass where it must be.
+
+        Told is the account, by ``foresee`` too. On a CPU, and of networks that don't run without values, there is none.
+
+        Raises:
+            ValueError: It can't fit; the sentence says what to turn down.
+        """
+        if (free := room()) is None:
+            return job
+        try:
+            found = account(sketch, job)
+            if found.total > free and job.checkpointing and job.method != REWARD:
+                job = replace(job, apart=True)
+                found = account(sketch, job)
+            steps = plan(job, lambda turned: account(sketch, turned), free) if found.total * SLACK > free else []
+        except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
+            logging.info("Apprentice: this network's memory can't be accounted without computing: %s", error)
+            return job
+        if steps:
+            raise ValueError(verdict(steps, free))
+        self.accounted = f"{found}{', pass by pass' if job.apart else ''}, of {free / GIB:.1f} GiB that are free"
+        if found.total > free:
+            self.accounted += ": that is close, so it may fail for want of memory"
+        show_text(f"Memory: {self.accounted}.")
+        return job
 
     def foresee(self, forecast: Forecast) -> None:
         """Tell on the node what the run will take, before it starts; ``foreseen`` says it once more beside the result."""
-        self.foreseen = f"Foreseen: {forecast}."
+        self.foreseen = f"Foreseen: {forecast}." + (f" Memory: {self.accounted}." if self.accounted else "")
         show_text(self.foreseen)
 
     def follow(self, work: Callable[[Progress], T], total: int, report_every: int, **more: Any) -> T:

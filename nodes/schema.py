@@ -28,8 +28,14 @@ def before(place: str, inputs: list[Any], socket: Any) -> list[Any]:
 
 def read(options: type[T], inputs: Mapping[str, Any]) -> T:
     """The options of a node that was given these ``inputs``, of which ``quality`` may set others."""
-    values = {field: inputs.get(name, offer.default) for field, name, offer in offers(options, NODE)}
+    values = {field: _value(inputs.get(name, offer.default), offer) for field, name, offer in offers(options, NODE)}
     return options(**{**values, **settings_of(options, inputs.get("quality"))})
+
+
+def _value(given: Any, offer: Offer) -> Any:
+    """As given; of an optional choice what is no choice is the default: see ``qualities.settings_of``."""
+    stray = offer.choices and offer.optional and given not in types.choices(offer.choices)
+    return offer.default if stray else given
 
 
 def quality(words: str = "quality", more: str = "") -> io.Combo.Input:

@@ -21,6 +21,7 @@ from ..samplers.explore import BUDGET, PRICE
 from ..samplers.presets import AUTO, CUSTOM, PRESETS
 from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
+from ..training.optimisers import OPTIMISERS
 from ..training.promptkd_runs import STARTS, TARGETS
 from ..training.qualities import QUALITIES, SID_QUALITIES
 from ..training.sid_options import FULL, LORA, MADE_FOR
@@ -61,6 +62,7 @@ COMBOS: dict[str, list[str]] = {
     "made_for": list(MADE_FOR),
     "spend": [BUDGET, PRICE],
     "variety": list(VARIETIES),
+    "optimiser": list(OPTIMISERS),
 }
 
 

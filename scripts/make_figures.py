@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,25 @@ def explore_figures(results: dict[str, Any]) -> str:
     for name, words in EXPLORE_WORDS.items():
         claim = results["claims"][name]
         lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {claim['lo']:.2f} to {claim['hi']:.2f} |")
+    return "\n".join(lines)
+
+
+STYLE_WORDS = {
+    "style_kept": "the look, SiD from the published student in two steps over the slow model",
+    "style_judge_difference": "judge's score, that minus the slow model with the LoRA",
+    "style_judge_over_habit": "judge's score, that minus the LoRA put on the student",
+    "warm_start_ratio": "pictures until 0.9 of the look is kept and the judge is as content as with the slow model, warm to cold",
+}
+
+
+def style_figures(results: dict[str, Any]) -> str:
+    """Ways to draw a look fast, and the claims; one seed's have no interval."""
+    lines = _table(results["rows"], "---")
+    lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    for name, words in STYLE_WORDS.items():
+        claim = results["claims"][name]
+        within = "one seed" if math.isnan(claim["lo"]) else f"{claim['lo']:.2f} to {claim['hi']:.2f}"
+        lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {within} |")
     return "\n".join(lines)
 
 
@@ -292,6 +312,7 @@ _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "cascade": (cascade_figures, ("cascade",)),
     "picture-oracles": (picture_figures, ("picture-oracles",)),
     "sid": (sid_figures, ("sid", "sid-speed")),
+    "style": (style_figures, ("style",)),
     "students": (student_figures, ("students",)),
     "promptkd": (promptkd_figures, ("promptkd",)),
     "control": (control_figures, ("control", "control-toy", "control-memory")),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .augment import AugmentDraws
 from .loop import Ema, Learner, Means, Schedule, Watch, run
+from .optimisers import ADAM, make_optimiser
 from .processes import Processes
 from .run_folder import RunFolder
 from .sid import EdmLevels, Labels, TimestepLevels, add_noise, edm_weight, generate
@@ -49,6 +50,7 @@ class Settings:
         augment: Probability of EDM's augmentations in the fake score's half; pixel networks only.
         seed: Of all randomness.
         variety: What keeps it beside SiD's loss: "off", "anchor" or "consistency" (see ``variety``).
+        optimiser: Of both networks, one of ``OPTIMISERS``.
     """
 
     pictures: int = 20_000
@@ -74,6 +76,7 @@ class Settings:
     augment: float = 0.0
     seed: int = 0
     variety: str = OFF
+    optimiser: str = ADAM
 
     def __post_init__(self) -> None:
         for name in ("pictures", "batch", "steps", "generator_rate", "fake_rate", "alpha"):
@@ -86,15 +89,6 @@ class Settings:
     def schedule(self) -> Schedule:
         """Steps and learning rates over the run."""
         return Schedule(self.pictures, self.batch, 1.0, self.warmup, self.decay)
-
-
-LATER = ("variety",)  # settings that runs of earlier versions know nothing of
-
-
-def facts_of(settings: Settings) -> dict[str, Any]:
-    """Settings as a run's record holds them. What came later is left out as it comes, so that runs from before go on."""
-    defaults = Settings()
-    return {k: v for k, v in asdict(settings).items() if k not in LATER or v != getattr(defaults, k)}
 
 
 @dataclass(frozen=True)
@@ -201,9 +195,9 @@ def distil(
     if settings.adversarial and (task.real is None or task.players.fake_features is None):
         raise ValueError("The adversarial loss needs real pictures and a pixel network; set adversarial to 0.")
     learners = {
-        "fake": Learner(task.fake, _adam(task.players.fake_parameters, 0.0, settings.eps), settings.fake_rate),
+        "fake": Learner(task.fake, _optimiser(task.players.fake_parameters, 0.0, settings), settings.fake_rate),
         "generator": Learner(
-            task.generator, _adam(task.players.generator_parameters, settings.generator_beta1, settings.eps),
+            task.generator, _optimiser(task.players.generator_parameters, settings.generator_beta1, settings),
             settings.generator_rate, settings.delay,
         ),
     }  # fmt: skip
@@ -272,8 +266,8 @@ def drop_rows(values: Tensor, empty: Tensor, dropped: Tensor) -> Tensor:
     return torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), empty, values)
 
 
-def _adam(parameters: Any, beta1: float, eps: float) -> torch.optim.Adam:
-    return torch.optim.Adam(parameters, lr=0.0, betas=(beta1, 0.999), eps=eps)
+def _optimiser(parameters: Any, beta1: float, settings: Settings) -> torch.optim.Optimizer:
+    return make_optimiser(settings.optimiser, parameters, 0.0, (beta1, 0.999), settings.eps)
 
 
 def card(settings: Settings, teacher: str, teacher_fingerprint: str, **more: Any) -> dict[str, str]:
@@ -295,7 +289,7 @@ def card(settings: Settings, teacher: str, teacher_fingerprint: str, **more: Any
         "images_seen": str(settings.schedule.steps * settings.batch),
         "steps": str(settings.steps),
         "kappas": json.dumps([settings.kappa1, settings.kappa2, settings.kappa2, settings.kappa4]),
-        "settings": json.dumps(facts_of(settings)),
+        "settings": json.dumps(asdict(settings)),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }

@@ -14,6 +14,7 @@ from .control import Problem, Report
 from .diffusion_nft import ForwardProcess
 from .finetune_task import BLACK_BOX, ONE_STEP, Settings, Task
 from .loop import Ema, Interrupted, Learner, Means, Watch, run
+from .optimisers import check_optimiser, make_optimiser
 from .processes import Processes
 from .rounds import Rounds
 from .run_folder import RunFolder
@@ -26,6 +27,7 @@ def check(settings: Settings, steps: int, differentiable: bool) -> None:
         ValueError: They don't.
     """
     settings.check()
+    check_optimiser(settings.optimiser)
     if not differentiable and settings.algorithm not in BLACK_BOX:
         raise ValueError("This oracle has no gradient; choose the algorithm 'diffusion_nft' or 'weighted_regression'.")
     if settings.algorithm == "diffusion_nft" and settings.divergence not in ("kl", "forward_kl"):
@@ -64,7 +66,8 @@ def finetune(
     watch = processes.watch(watch or Watch())
     base = baseline(base_rewards(task, settings, folder.base_rewards, watch.interrupted, drawing), settings)
     parameters = list(task.learned.parameters())
-    optimiser, ema = torch.optim.Adam(parameters, settings.learning_rate, (0.9, 0.95)), Ema(task.learned, settings.ema_half_life)
+    optimiser = make_optimiser(settings.optimiser, parameters, settings.learning_rate, (0.9, 0.95))
+    ema = Ema(task.learned, settings.ema_half_life)
     own: Rounds | ForwardProcess | None = None
     if settings.algorithm == "weighted_regression":
         own = Rounds(task, settings, base, folder, processes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..samplers.presets import AUTO
-from .options import checkpointing_option, option, precision_option, rate_option, seed_option, side_option
+from .options import checkpointing_option, optimiser_option, option, precision_option, rate_option, seed_option, side_option
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,10 @@ class FinetuneOptions:
         "tuned at. Left out (auto): what the model's card says, where Apprentice made or loaded it. custom: the scheduler's "
         "highest level.",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FinetuneExtras:
+    """What came later: a node's inputs behind its ``quality``."""
+
+    optimiser: str = optimiser_option("without Adam's momentum, so the curve is rougher.")

@@ -15,6 +15,7 @@ from . import control
 from .control import Problem, Process
 from .fdivergence import divergence
 from .loop import Schedule
+from .optimisers import ADAM
 
 ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview", "direct", "diffusion_nft")
 BLACK_BOX = ("weighted_regression", "diffusion_nft")  # which ask an oracle for scores alone
@@ -43,6 +44,7 @@ class Settings:
         clip: Largest norm of a step's gradient.
         base_draws: Pictures of the base for each prompt, whose rewards give lambda and the strength.
         rounds: Of weighted regression: each draws ``pool`` pictures for each prompt.
+        optimiser: One of ``OPTIMISERS``.
     """
 
     algorithm: str = "adjoint_matching"
@@ -61,6 +63,7 @@ class Settings:
     pool: int = 64
     ema_half_life: float = 500.0
     seed: int = 0
+    optimiser: str = ADAM
 
     def check(self) -> None:
         """Whether the choices exist.

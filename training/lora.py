@@ -42,8 +42,11 @@ class Lora(nn.Module):
             outputs, inputs, *kernel = layer.weight.shape
             size = min(rank, outputs, inputs * math.prod(kernel))
             bound = 1 / math.sqrt(inputs * math.prod(kernel))
-            down = (torch.rand(size, inputs, *kernel, generator=generator) * 2 - 1) * bound
             device = layer.weight.device
+            if layer.weight.is_meta:  # sizes alone are wanted
+                down = torch.empty(size, inputs, *kernel, device=device)
+            else:
+                down = (torch.rand(size, inputs, *kernel, generator=generator) * 2 - 1) * bound
             self.down.append(nn.Parameter(down.to(device)))
             self.up.append(nn.Parameter(torch.zeros(outputs, size, *(1 for _ in kernel), device=device)))
 
@@ -223,13 +226,14 @@ class _Recomputed:
         if not torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
         adapters = self.adapters
-        active = adapters.active if adapters is not None else None
+        active, names, count = adapters.active if adapters is not None else None, tuple(kwargs), len(args)
 
-        def again(*args: Any, **kwargs: Any) -> Any:
+        def again(*given: Any) -> Any:
             with out_of_place(), adapters.on(active) if adapters is not None else nullcontext():
-                return self.forward(*args, **kwargs)
+                return self.forward(*given[:count], **dict(zip(names, given[count:], strict=True)))
 
-        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+        # By place alone: tensors that are given by name are held even where a pass around this block is made again (``apart``).
+        return checkpoint(again, *args, *kwargs.values(), use_reentrant=False)
 
 
 def untrained(network: nn.Module) -> nn.Module:

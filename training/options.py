@@ -102,6 +102,15 @@ def checkpointing_option() -> Any:
     return option(True, "Computes a third more and needs far less memory.", command=None)
 
 
+def optimiser_option(how: str) -> Any:
+    """What learns; ``how`` the method's own differs."""
+    return option(
+        "adam", choices="optimiser", optional=True,
+        help=f"adam: 8 bytes beside every number that learns. adam8bit: 2 (needs bitsandbytes or torchao). adafactor: next to "
+        f"none, {how}",
+    )  # fmt: skip
+
+
 def side_option(which: str) -> Any:
     """Width or height of what a node draws."""
     return option(512, which, least=16, most=16384, step=8, command=None)

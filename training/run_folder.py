@@ -18,6 +18,11 @@ from ..weights.torch_archive import read_tree
 RECORD = "run.json"
 VERSION = "apprentice_run"
 """Of the record: without it, it is of a time when settings were missing that are checked today."""
+LATER: dict[str, Any] = {
+    "variety": "off", "optimiser": "adam", "begins_at": None, "base": None, "oracle": None, "vae": None, "price": None,
+    "student": None,
+}  # fmt: skip
+"""Settings that came when there were runs already, and what those were made with; where they say that, no record has them."""
 _SHORT = 40  # letters of a setting that is told whole
 
 
@@ -94,7 +99,8 @@ class RunFolder:
         record = self._record()
         if record is None:
             return
-        now = {key: value for key, value in _as_json(facts, free).items() if key in record or VERSION in record}
+        record, made_of = {**LATER, **record}, {**LATER, **_as_json(facts, free)}
+        now = {key: value for key, value in made_of.items() if key in record or VERSION in record}
         other = {key: (record.get(key), value) for key, value in now.items() if record.get(key) != value}
         if not other:
             return
@@ -201,6 +207,12 @@ def read_lines(path: Path, *numbers: str) -> list[dict[str, Any]]:
     return entries
 
 
+def recorded(facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
+    """The settings by which a run is known: without those that are free, and without later ones that change nothing."""
+    return {key: value for key, value in facts.items() if key not in free and not (key in LATER and value == LATER[key])}
+
+
 def _as_json(facts: Mapping[str, Any], free: tuple[str, ...]) -> dict[str, Any]:
-    """Settings as JSON gives them back, without those that are free."""
-    return {key: value for key, value in json.loads(json.dumps(facts)).items() if key not in free}
+    """``recorded`` as JSON gives it back."""
+    made: dict[str, Any] = json.loads(json.dumps(recorded(facts, free)))
+    return made

@@ -268,6 +268,7 @@ def iterate(
     """
     batch, cancelled = batch or len(for_generator), False
 
+    generator_optimiser.zero_grad(set_to_none=True)
     _learn(players.fake_parameters, players.generator_parameters)
     loss = partial(fake_score_objective, players, objective)
     try:
@@ -275,6 +276,7 @@ def iterate(
     except cancelled_by as error:
         raise Interrupted from error
     _update(fake_optimiser, players.fake_parameters, reduce)
+    fake_optimiser.zero_grad(set_to_none=True)  # neither's gradients lie there while the other learns
 
     _learn(players.generator_parameters, players.fake_parameters)
     loss = partial(generator_objective, players, objective)

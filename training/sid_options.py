@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP
-from .options import checkpointing_option, option, precision_option, seed_option, side_option
+from .options import checkpointing_option, optimiser_option, option, precision_option, seed_option, side_option
 from .variety import OFF
 
 LORA, FULL = "LoRA", "full copy"
@@ -141,3 +141,4 @@ class SidExtras:
             "as the oracle likes, with less variety. Begin with the spread of the teacher's scores for one prompt.",
         },
     )  # fmt: skip
+    optimiser: str = optimiser_option("its steps about as large and its average longer.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..weights.checkpoints import read_metadata
+from .run_folder import recorded
 
 RUN = "apprentice_run"  # key in a file's metadata: the fingerprint of the settings of the run that made it
 
@@ -29,8 +30,7 @@ class Target:
     @classmethod
     def of(cls, file: Path, facts: Mapping[str, Any], free: tuple[str, ...] = ()) -> Target:
         """The target of a run that is made of ``facts``, as its folder records them; ``free`` may change while it goes on."""
-        kept = {key: value for key, value in facts.items() if key not in free}
-        return cls(file, hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16])
+        return cls(file, hashlib.sha256(json.dumps(recorded(facts, free), sort_keys=True).encode()).hexdigest()[:16])
 
     @property
     def about(self) -> dict[str, str]:

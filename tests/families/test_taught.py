@@ -430,11 +430,11 @@ def test_what_was_made_in_inference_mode_can_teach_once_it_is_placed() -> None:
 
 def test_the_copy_that_learns_is_made_weight_by_weight() -> None:
     """Straight to the CPU, so that no device holds the network twice while it is copied."""
-    from comfyui_apprentice.bridge.training import _copy
+    from comfyui_apprentice.bridge.copies import copied
 
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     network.tied = network[0]
-    made = _copy(network, torch.bfloat16)
+    made = copied(network, torch.bfloat16)
     assert made.tied is made[0] and made[0].weight.dtype == torch.bfloat16 and made[1].num_batches_tracked.dtype == torch.long
     assert not any(p.requires_grad for p in made.parameters())
     assert not {p.data_ptr() for p in network.parameters()} & {p.data_ptr() for p in made.parameters()}
@@ -526,9 +526,10 @@ def test_the_preset_is_a_socket() -> None:
     """A widget would take the text that saved workflows hold behind the others: what the node said of its run."""
     from comfyui_apprentice.nodes.finetune import ApprenticeRewardFinetune
 
-    *_, preset, quality = ApprenticeRewardFinetune.define_schema().inputs
+    *_, preset, quality, optimiser = ApprenticeRewardFinetune.define_schema().inputs
     assert preset.id == "preset" and preset.force_input
-    # The one widget behind it takes any text for "as set".
+    # The widgets behind it take any text for "as set", and for "adam".
+    assert optimiser.id == "optimiser" and ApprenticeRewardFinetune.validate_inputs(optimiser="Saved my model.") is True
     assert quality.id == "quality" and ApprenticeRewardFinetune.validate_inputs(quality="Saved my model.safetensors.") is True
     assert "preset is 'magic'" in ApprenticeRewardFinetune.validate_inputs(preset="magic")
 

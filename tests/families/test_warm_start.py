@@ -12,7 +12,15 @@ from comfyui_apprentice.benchmarks import family_training as training
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.bridge import training as bridge
 from comfyui_apprentice.bridge.info import CARD
-from comfyui_apprentice.bridge.transplant import Transplant, levels_of, named, patched_parameters, weights, without_patches
+from comfyui_apprentice.bridge.transplant import (
+    Models,
+    Transplant,
+    levels_of,
+    named,
+    patched_parameters,
+    weights,
+    without_patches,
+)
 from comfyui_apprentice.training.lora import Adapters, adaptable, lora_state_dict, switched
 from torch import Tensor
 
@@ -204,6 +212,27 @@ def test_what_does_not_go_together_is_refused(
         elif socket in inputs:
             inputs[socket] = tiny.model(inputs[socket], seed=2)
     refused(lambda: training.distil(tiny.model(family), family, **inputs), words, folder, monkeypatch)
+
+
+def test_schnell_can_begin_a_lora_on_dev_and_not_carry_one_that_dev_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lacks the layers in which dev is told its guidance."""
+    dev, schnell = tiny.model("flux"), tiny.model("schnell", seed=3)
+    begun = Transplant.of(dev, schnell, None)
+    missing = set(adaptable(dev.model.diffusion_model)) - set(adaptable(schnell.model.diffusion_model))
+    assert missing and all(name.startswith("guidance_in") for name in missing)
+    with bridge.training(), torch.no_grad():
+        lora = Adapters(bridge.copy_network(dev, torch.float32).diffusion_model, ("generator",), 2).of["generator"]
+        assert 0 < begun.begin(lora) < 1
+    assert all(bool(up.any()) == (name not in missing) for name, up in zip(lora.names, lora.up, strict=True))
+    refused(
+        lambda: training.distil(dev, "flux", student=schnell, made_for="student"), "The student lacks layers", folder, monkeypatch
+    )
+
+
+def test_the_same_model_as_student_and_teacher_is_no_student() -> None:
+    model = tiny.model("sdxl")
+    styled = loaded(model, lora(model, 1))
+    assert Models(styled, styled.clone()).transplant() is None and Models(styled, model).transplant() is not None
 
 
 def test_a_student_with_other_layers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_tiny_world_s_lora_goes_through_the_stock_lora_loader(comfy: Comfy, unma
 def test_an_oracle_is_pleased_while_a_student_is_distilled(comfy: Comfy, unmatched: Any) -> None:
     g = Graph()
     world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
-    learned = {"generator_rate": 3e-3, "vae": world[3]}
+    learned = {"generator_rate": 5e-4, "pictures": 24, "vae": world[3]}
     for name, pleased in (("unpleased", {}), ("pleased", {"oracle": world[4], "price": 1e-5})):
         widgets = {**SETTINGS, **learned, "name": name, **pleased}
         made = g.add("ApprenticeSiDDistill", name, model=world[0], clip=world[2], **widgets)
@@ -97,7 +97,7 @@ def test_an_oracle_is_pleased_while_a_student_is_distilled(comfy: Comfy, unmatch
     assert unmatched() == []
     oracle, prompts = load_oracle("oracle"), SETTINGS["text"].splitlines()
     scores = [oracle.score(comfy.tensors(name)["image"][..., :3], prompts).mean() for name in ("unpleased", "pleased")]
-    assert scores[1] > scores[0]
+    assert scores[1] > scores[0] + 0.1
 
 
 def test_an_oracle_without_a_vae_is_refused_in_a_sentence(comfy: Comfy) -> None:

@@ -95,14 +95,29 @@ def test_tuning_is_measured_along_its_way_and_goes_on_where_it_was(tmp_path: Pat
         bench.tune(Tuned(World(), 4, 0, True), "a way", replace(settings, updates=3), tmp_path, said.append, 3, 2)
 
 
-def test_students_towards_the_tilted_teacher_are_measured_and_go_on_where_they_were(tmp_path: Path) -> None:
-    said: list[str] = []
-    first = tilted.run(True, tmp_path / "plot.png", lambda _text: None, tmp_path / "runs")
-    again = tilted.run(True, tmp_path / "plot.png", said.append, tmp_path / "runs")
-    assert again.claims == first.claims and not [line for line in said if line.startswith(("tilted", "plain", "fake"))]
-    assert [row["law"] for row in first.rows][:2] == [tilted.PLAIN, "tilted, price 0.5"]
-    assert {"tilted_student_gain", "tilted_student_variety", "loop_quality_gain"} <= first.claims.keys()
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+def test_a_student_towards_the_tilted_teacher_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
+    plan, said = tilted.Plan(4, 2, 2, 3, 2, 2, 4), list[str]()
+    first = tilted.student(world, plan, "tilted", 0.5, tmp_path, lambda _text: None)
+    again = tilted.student(world, plan, "tilted", 0.5, tmp_path, said.append)
+    assert said == [] and all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    moved = [not torch.equal(a, b) for a, b in zip(first.parameters(), world.student().network.parameters(), strict=True)]
+    assert any(moved)
+    with pytest.raises(ValueError, match="another price"):
+        tilted.student(world, plan, "tilted", 0.1, tmp_path, said.append)
+
+
+def test_the_claims_of_the_tilted_student_are_against_plain_sid_and_the_teacher() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((6, 3, 4))
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    base = Measured(rng.standard_normal((6, 3)), rng.standard_normal((6, 3)), features, torch.zeros(0))
+    better = replace(base, oracle=base.oracle + 2, judge=base.judge + 1)
+    found = {tilted.PLAIN: base, tilted.TEACHER: replace(base, judge=base.judge + 3), tilted.THEN: better}
+    claims = tilted.claims_of({**found, tilted.name_of(tilted.PRICES[0]): better})
+    expected = {"gain": 1, "gain_over_teacher": -2, "gain_over_tuned": 0, "reward_gain": 2, "variety": 1}
+    assert {name: claim.value for name, claim in claims.items()} == pytest.approx(
+        {f"tilted_student_{name}": value for name, value in expected.items()}, abs=1e-9
+    )
 
 
 def test_the_mixture_s_exact_fake_score_is_the_law_s_own() -> None:

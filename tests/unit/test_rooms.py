@@ -21,7 +21,9 @@ ROOMS = {
     "world": ("oracles", "networks", "base"),
     "bridge": ("training", "world", "gate", "samplers", "oracles", "weights", "networks", "base"),
     "nodes": ("bridge", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
-    "cli": ("training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
+    "cli": ("plan", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
+    # apprentice plan asks ComfyUI's own classes, which the bridge enters.
+    "plan": ("cli", "bridge", "training", "oracles", "weights", "networks", "base"),
     "recipe": ("training", "world", "samplers", "oracles", "weights", "networks", "base"),  # of the tiny world; not shipped
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server"}
@@ -30,6 +32,8 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 def room_of(module: tuple[str, ...]) -> str:
     if module[:2] == ("world", "recipe"):
         return "recipe"
+    if module[:2] == ("cli", "plan"):
+        return "plan"
     return "base" if module[0] in ("files", "precision") else module[0]
 
 
