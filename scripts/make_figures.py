@@ -269,6 +269,7 @@ CONTROL_WORDS = {
     "blackbox_reward_gain": "an oracle that only scores (DiffusionNFT): gain with the oracle that tuned",
     "blackbox_unseen_gain": "likewise, with the judge that nobody was tuned by",
     "blackbox_diversity_ratio": "likewise, variety over before",
+    "blackbox_toy_w1": "1-D mixture, from scores alone, alpha 0.5: distance W1 to forward KL's exact law",
     "blackbox_over_path_kl": "likewise, its gain over path KL's, at equal evaluations",
 }
 TILTED_WORDS = {

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomically
-from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
+from .fdivergence import (
+    DualSolution,
+    NoOptimumError,
+    alpha_for_kl,
+    alpha_for_reward,
+    divergence,
+    kl_to_base,
+    solve_dual,
+    surrogate_reward,
+)
 from .finetune_task import Settings, Task
 from .loop import step_generator
 
@@ -115,4 +124,15 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
         alpha = alpha_for_kl(rewards, settings.value, settings.priced)
     elif settings.strength == "target reward gain":
         alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, settings.priced)
-    return Baseline(rewards, alpha, [solve_dual(row, alpha, settings.priced) for row in rewards], settings.priced)
+    try:
+        return Baseline(rewards, alpha, _solutions(rewards, alpha, settings.priced), settings.priced)
+    except NoOptimumError:
+        if settings.algorithm != "diffusion_nft":
+            raise
+        # Few pictures can hold no optimum of forward KL though the law has one. Only the report follows from it: it tells of KL.
+        return Baseline(rewards, alpha, _solutions(rewards, alpha, "kl"), "kl")
+
+
+def _solutions(rewards: Tensor, alpha: float, name: str) -> list[DualSolution]:
+    """Of each prompt."""
+    return [solve_dual(row, alpha, name) for row in rewards]

@@ -175,3 +175,12 @@ def test_targets_are_told_in_its_own_price(tmp_path: Path) -> None:
     assert base.summary()["target_reward"] == pytest.approx(float(base.rewards.mean()) + 0.1, abs=1e-5)
     with pytest.raises(ValueError, match="its price is forward_kl"):
         finetune(task(False), replace(settings, divergence="js2"), RunFolder(tmp_path / "other"))
+
+
+def test_few_base_pictures_without_an_optimum_of_their_own_hold_nothing_up(tmp_path: Path) -> None:
+    """Of eight pictures the best one may be above alpha from all others: no law of theirs is optimal, but the model's is."""
+    settings = replace(NFT, updates=1, value=1e-3)
+    with pytest.raises(ValueError, match="No density is optimal for forward_kl"):
+        finetune(task(), replace(settings, algorithm="adjoint_matching", divergence="forward_kl"), RunFolder(tmp_path / "other"))
+    _ema, base = finetune(task(False), settings, RunFolder(tmp_path / "nft"))
+    assert base.name == "kl" and base.alpha == 1e-3
