@@ -38,7 +38,7 @@ from ..training.recompute import apart
 from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.sid_iteration import Players
 from ..training.sid_options import LORA, SidExtras, SidOptions
-from ..training.variety import karras_path
+from ..training.variety import OFF, karras_path
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
@@ -185,7 +185,7 @@ class _Run(NodeRun):
         guided = settings.kappa1 != 1, settings.kappa2 != 1, settings.kappa4 != 1
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
-            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
+            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided, settings.variety != OFF,
         )  # fmt: skip
         self.job = self.fitting(NetworkSketch(base, longest(encoded)), job)
 

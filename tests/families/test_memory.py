@@ -209,14 +209,16 @@ def test_a_run_that_fits_pass_by_pass_goes_so_and_says_its_account(folder: Path,
     sketch = NetworkSketch(model.model, tiny.text("qwen", 1, 30))
     whole, apart = (account(sketch, Job(**{**vars(job), "apart": way})).total for way in (False, True))
     assert apart < whole
-    plain = training.distil(model, "qwen", "plain").result[3]
+    plain = training.distil(model, "qwen", "plain", pictures=2).result[3]
     monkeypatch.setattr(runs, "room", lambda: (whole + apart) // 2)
-    made = training.distil(tiny.model("qwen"), "qwen", "apart")
+    made = training.distil(tiny.model("qwen"), "qwen", "apart", pictures=2)
     assert "pass by pass" in str(made.ui) and "that are free" in str(made.ui)
     import comfy.utils
 
     tensors = [comfy.utils.load_torch_file(str(folder / "loras" / file)) for file in (plain, made.result[3])]
-    assert all(torch.allclose(tensors[0][key], tensors[1][key], atol=2e-5) for key in tensors[0])
+    ups = [torch.cat([value.flatten() for key, value in file.items() if "lora_up" in key]) for file in tensors]
+    near = (ups[0] - ups[1]).abs() < 2e-5  # one step of Adam is the gradient's sign, which is rounding's where it is 0
+    assert near.float().mean() > 0.99 and ups[0].abs().max() > 1e-4
 
 
 def test_a_full_copy_is_accounted_too() -> None:
@@ -267,7 +269,7 @@ def test_the_command_says_what_a_file_takes_and_what_to_turn_down(folder: Path, 
     """Of true size, all of zeros, of which the disk has next to nothing."""
     file = sparse(true_sizes.base_of("Flux dev", depth=1, depth_single_blocks=1), folder / "flux.safetensors")
     asked = ["plan", str(file), "--width", "256", "--height", "256", "--rank", "16", "--at-once", "2"]
-    done = CliRunner().invoke(app, [*asked, "--card", "2.5", "--json"])
+    done = CliRunner().invoke(app, [*asked, "--card", "1.5", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["steps"][0]["parts"]["base (bf16, frozen)"] == pytest.approx(file.stat().st_size, rel=1e-3)

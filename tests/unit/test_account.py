@@ -166,6 +166,7 @@ def test_passes_that_are_there_together_are_added() -> None:
     assert sid_activations(Sketch(), plain) == 3 * GIB  # generator, fake score, teacher
     assert sid_activations(Sketch(), replace(plain, guided=(True, True, True))) == 5 * GIB
     assert sid_activations(Sketch(), replace(plain, guided=(True, True, True), part=2)) == 10 * GIB
+    assert sid_activations(Sketch(), replace(plain, varied=True)) == 4 * GIB
     assert sid_activations(Sketch(), Job(guided=(False, False, False))) == GIB // 4 + GIB // 4 + GIB
     one = sid_activations(Sketch(), Job(apart=True, part=4))
     assert GIB < one < 1.1 * GIB, "one picture's, and latents"
