@@ -61,7 +61,7 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
-        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 960, 1440, 3, 10, 2, 1000)
+        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 1440, 1440, 3, 10, 2, 1000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +261,7 @@ def summary(
         "style_kept": bootstrap(lambda i: scale.look.kept(last.features, i), len(last.scores)),
         "style_judge_difference": minus(last, scale.styled),
         "style_judge_over_habit": minus(last, habit),
+        "style_judge_over_cold": minus(last, drawn["SiD from the teacher"][0]),
         "warm_start_ratio": ratio(warm, cold, judge),
     }
     figures.findings = {

@@ -148,6 +148,7 @@ STYLE_WORDS = {
     "style_kept": "the look, SiD from the published student in two steps over the slow model",
     "style_judge_difference": "judge's score, that minus the slow model with the LoRA",
     "style_judge_over_habit": "judge's score, that minus the LoRA put on the student",
+    "style_judge_over_cold": "judge's score, that minus SiD from the teacher",
     "warm_start_ratio": "pictures until 0.9 of the look is kept and the judge is as content as with the slow model, warm to cold",
 }
 
