@@ -11,16 +11,7 @@ import torch
 from torch import Tensor
 
 from ..files import write_atomically
-from .fdivergence import (
-    DualSolution,
-    NoOptimumError,
-    alpha_for_kl,
-    alpha_for_reward,
-    divergence,
-    kl_to_base,
-    solve_dual,
-    surrogate_reward,
-)
+from .fdivergence import DualSolution, alpha_for_kl, alpha_for_reward, divergence, kl_to_base, solve_dual, surrogate_reward
 from .finetune_task import Settings, Task
 from .loop import step_generator
 
@@ -119,20 +110,20 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
             f"The oracle has no score for {broken} of {rewards.numel()} pictures of the model as it was; choose another "
             "precision, oracle or VAE, and another name for the run."
         )
-    alpha = settings.value
-    if settings.strength == "target KL":
-        alpha = alpha_for_kl(rewards, settings.value, settings.priced)
-    elif settings.strength == "target reward gain":
-        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, settings.priced)
     try:
-        return Baseline(rewards, alpha, _solutions(rewards, alpha, settings.priced), settings.priced)
-    except NoOptimumError:
+        return _priced(rewards, settings, settings.priced)
+    except ValueError:
         if settings.algorithm != "diffusion_nft":
             raise
-        # Few pictures can hold no optimum of forward KL though the law has one. Only the report follows from it: it tells of KL.
-        return Baseline(rewards, alpha, _solutions(rewards, alpha, "kl"), "kl")
+        # Few pictures can hold no law of forward KL's where the model has one. Targets are met, and told, in KL then.
+        return _priced(rewards, settings, "kl")
 
 
-def _solutions(rewards: Tensor, alpha: float, name: str) -> list[DualSolution]:
-    """Of each prompt."""
-    return [solve_dual(row, alpha, name) for row in rewards]
+def _priced(rewards: Tensor, settings: Settings, name: str) -> Baseline:
+    """``baseline`` where a change is paid for in this divergence."""
+    alpha = settings.value
+    if settings.strength == "target KL":
+        alpha = alpha_for_kl(rewards, settings.value, name)
+    elif settings.strength == "target reward gain":
+        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, name)
+    return Baseline(rewards, alpha, [solve_dual(row, alpha, name) for row in rewards], name)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.training import diffusion_nft
-from comfyui_apprentice.training.baseline import Baseline
+from comfyui_apprentice.training.baseline import Baseline, baseline
 from comfyui_apprentice.training.control import Process
 from comfyui_apprentice.training.diffusion_nft import CLIP, ForwardProcess, advantages, nft_loss
 from comfyui_apprentice.training.fdivergence import solve_dual
@@ -184,3 +184,7 @@ def test_few_base_pictures_without_an_optimum_of_their_own_hold_nothing_up(tmp_p
         finetune(task(), replace(settings, algorithm="adjoint_matching", divergence="forward_kl"), RunFolder(tmp_path / "other"))
     _ema, base = finetune(task(False), settings, RunFolder(tmp_path / "nft"))
     assert base.name == "kl" and base.alpha == 1e-3
+    asked = replace(settings, strength="target KL", value=1.0)
+    assert baseline(base.rewards, asked).summary()["target_kl"] == pytest.approx(1.0, abs=1e-4)
+    with pytest.raises(ValueError, match="can.t be seen on 8 samples"):
+        baseline(base.rewards, replace(asked, value=99.0))
