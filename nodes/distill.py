@@ -159,7 +159,8 @@ class _Run(NodeRun):
         guided = settings.kappa1 != 1, settings.kappa2 != 1, settings.kappa4 != 1
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
-            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided, settings.variety != OFF,
+            options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
+            settings.variety != OFF,
         )  # fmt: skip
         self.job = self.fitting(NetworkSketch(base, longest(encoded)), job)
 
