@@ -212,8 +212,6 @@ class _Run(NodeRun):
             generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
-            if self.job.apart:
-                denoisers = [apart(denoise) for denoise in denoisers]
             return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)
         student_base, fake_base = bridge.copy_network(self.start, torch.float32), bridge.another(base)
         fake_base.diffusion_model.to(torch.float32).dtype = torch.float32
@@ -229,6 +227,8 @@ class _Run(NodeRun):
         self, base: Any, count: int, denoisers: list[Any], generator: Any, fake: Any, device: torch.device
     ) -> Task:
         """The task for ``count`` prompts, numbered from 1; 0 is the empty one."""
+        if self.job.apart:
+            denoisers = [apart(denoise) for denoise in denoisers]
         players = Players(denoisers[0], denoisers[1], denoisers[2], list(fake.parameters()), list(generator.parameters()))
         guided = {self.settings.kappa1, self.settings.kappa2, self.settings.kappa4} != {1.0}
 
