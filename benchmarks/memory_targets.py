@@ -53,6 +53,29 @@ def run(quick: bool, say: Callable[[str], None], names: Sequence[str] = ()) -> F
     return figures
 
 
+def table(findings: dict[str, Any]) -> str:
+    """Parts of the plans' last steps as Markdown, GiB."""
+    lasts = {name: steps[-1] for name, steps in findings.items()}
+    lines = ["| GiB | " + " | ".join(lasts) + " |", "| --- |" + " ---: |" * len(lasts)]
+    names = [[part.partition(" (")[0].partition(", rank")[0] for part in last["parts"]] for last in lasts.values()]
+    for number, name in enumerate(names[0]):
+        sizes = [list(last["parts"].values())[number] / GIB for last in lasts.values()]
+        lines.append(f"| {name} | " + " | ".join(f"{size:.2f}" for size in sizes) + " |")
+    lines.append("| in all | " + " | ".join(f"{last['bytes'] / GIB:.2f}" for last in lasts.values()) + " |")
+    lines.append("| of a card of | " + " | ".join(str(CARDS[name]) for name in lasts) + " |")
+    jobs = [last["job"] for last in lasts.values()]
+    lines.append("| rank, optimiser | " + " | ".join(f"{job['rank']}, {job['optimiser']}" for job in jobs) + " |")
+    return "\n".join(lines)
+
+
+def steps_table(findings: dict[str, Any]) -> str:
+    """What each change leaves, from the job as asked on."""
+    lines = ["| network | change | GiB |", "| --- | --- | ---: |"]
+    for name, steps in findings.items():
+        lines += [f"| {name} | {step['change'].partition(' (')[0]} | {step['bytes'] / GIB:.2f} |" for step in steps]
+    return "\n".join(lines)
+
+
 def run_on_gpu(small: bool, say: Callable[[str], None], names: Sequence[str] = (), iterations: int = 3) -> Figures:
     """Iterations of SiD Distill's own run on random weights of the true size: peak and seconds beside the account.
 

@@ -61,7 +61,7 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
-        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 960, 1440, 3, 10, 2, 1000)
+        return cls(640, 96, 160, 1, 2, 1, 16) if quick else cls(16_000, 1440, 1440, 3, 10, 2, 1000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +148,11 @@ class Run:
     points: list[dict[str, float]]
     end: Measured
 
+    @property
+    def pictures(self) -> int:
+        """That the run has drawn: more than asked for, where it was longer before."""
+        return int(self.points[-1]["pictures"])
+
     def reached(self, judge: float) -> float | None:
         """After how many pictures ``KEPT`` of the look are kept at that score of the judge; None if never."""
         wanted = (point["pictures"] for point in self.points if point["kept"] >= KEPT and point["judge"] >= judge - TOLERANCE)
@@ -179,7 +184,7 @@ def ratio(warm: list[Run], cold: list[Run], judge: float) -> Claim:
     values = []
     for first, second in zip(warm, cold, strict=True):
         there, then = first.reached(judge), second.reached(judge)
-        values.append(float("inf") if there is None else max(there, 1.0) / (then or second.points[-1]["pictures"]))
+        values.append(float("inf") if there is None else max(there, 1.0) / (then or second.pictures))
     return mean_of_seeds(values) if np.isfinite(values).all() else Claim(float("inf"), float("nan"), float("nan"))
 
 
@@ -227,8 +232,8 @@ def run(
         "the slow model in two steps": (scale.student(styled), FAST_STEPS, 0),
         "the LoRA put on the student (today's habit)": (scale.student(habit), FAST_STEPS, 0),
         "consistency distillation (LCM)": (scale.student(lcm), FAST_STEPS, plan.warm),
-        "SiD from the teacher": (together([r.end for r in cold]), FAST_STEPS, plan.cold),
-        "SiD from the student": (together([r.end for r in warm]), FAST_STEPS, plan.warm),
+        "SiD from the teacher": (together([r.end for r in cold]), FAST_STEPS, cold[0].pictures),
+        "SiD from the student": (together([r.end for r in warm]), FAST_STEPS, warm[0].pictures),
     }  # fmt: skip
     figures = summary(plan, scale, drawn, warm, cold)
     print_table(figures.rows)
@@ -261,6 +266,7 @@ def summary(
         "style_kept": bootstrap(lambda i: scale.look.kept(last.features, i), len(last.scores)),
         "style_judge_difference": minus(last, scale.styled),
         "style_judge_over_habit": minus(last, habit),
+        "style_judge_over_cold": minus(last, drawn["SiD from the teacher"][0]),
         "warm_start_ratio": ratio(warm, cold, judge),
     }
     figures.findings = {

@@ -172,7 +172,7 @@ class Way:
 def sid_settings(way: Way) -> SidSettings:
     """The same for every start."""
     return SidSettings(
-        pictures=way.pictures, batch=STUDENT_BATCH, generator_rate=1e-4, fake_rate=1e-3, alpha=1.0, kappa4=GUIDANCE, steps=STEPS,
+        pictures=way.pictures, batch=STUDENT_BATCH, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=GUIDANCE, steps=STEPS,
         generator_scale=1.0, ema_half_life=500, ema_rampup=0.3, seed=way.seed,
     )  # fmt: skip
 

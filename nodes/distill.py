@@ -38,7 +38,7 @@ from ..training.recompute import apart
 from ..training.sid import EdmLevels, TimestepLevels, add_noise, edm_weight, epsilon_weight
 from ..training.sid_iteration import Players
 from ..training.sid_options import LORA, SidExtras, SidOptions
-from ..training.variety import karras_path
+from ..training.variety import OFF, karras_path
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
@@ -186,6 +186,7 @@ class _Run(NodeRun):
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
             options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
+            settings.variety != OFF,
         )  # fmt: skip
         self.job = self.fitting(NetworkSketch(base, longest(encoded)), job)
 
@@ -211,8 +212,6 @@ class _Run(NodeRun):
             generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
-            if self.job.apart:
-                denoisers = [apart(denoise) for denoise in denoisers]
             return base, adapters, self._assemble(base, len(prompts) - 1, denoisers, generator, fake, device)
         student_base, fake_base = bridge.copy_network(self.start, torch.float32), bridge.another(base)
         fake_base.diffusion_model.to(torch.float32).dtype = torch.float32
@@ -228,6 +227,8 @@ class _Run(NodeRun):
         self, base: Any, count: int, denoisers: list[Any], generator: Any, fake: Any, device: torch.device
     ) -> Task:
         """The task for ``count`` prompts, numbered from 1; 0 is the empty one."""
+        if self.job.apart:
+            denoisers = [apart(denoise) for denoise in denoisers]
         players = Players(denoisers[0], denoisers[1], denoisers[2], list(fake.parameters()), list(generator.parameters()))
         guided = {self.settings.kappa1, self.settings.kappa2, self.settings.kappa4} != {1.0}
 

@@ -60,7 +60,7 @@ class NodeRun:
                 job = replace(job, apart=True)
                 found = account(sketch, job)
             steps = plan(job, lambda turned: account(sketch, turned), free) if found.total * SLACK > free else []
-        except (RuntimeError, NotImplementedError, TypeError, KeyError) as error:
+        except (RuntimeError, TypeError, LookupError, AttributeError, AssertionError) as error:
             logging.info("Apprentice: this network's memory can't be accounted without computing: %s", error)
             return job
         if steps:

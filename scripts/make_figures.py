@@ -148,6 +148,7 @@ STYLE_WORDS = {
     "style_kept": "the look, SiD from the published student in two steps over the slow model",
     "style_judge_difference": "judge's score, that minus the slow model with the LoRA",
     "style_judge_over_habit": "judge's score, that minus the LoRA put on the student",
+    "style_judge_over_cold": "judge's score, that minus SiD from the teacher",
     "warm_start_ratio": "pictures until 0.9 of the look is kept and the judge is as content as with the slow model, warm to cold",
 }
 
@@ -272,6 +273,18 @@ CONTROL_WORDS = {
     "blackbox_toy_w1": "1-D mixture, from scores alone, alpha 0.5: distance W1 to forward KL's exact law",
     "blackbox_over_path_kl": "likewise, its gain over path KL's, at equal evaluations",
 }
+TILTED_WORDS = {
+    "tilted_student_gain": "SiD towards the tilted teacher: score of the judge that nobody was tuned by, minus plain SiD",
+    "tilted_student_gain_over_teacher": "the same minus the teacher, guided, at 24 evaluations",
+    "tilted_student_gain_over_tuned": "the same minus the shipped student tuned directly, at equal pictures",
+    "tilted_student_reward_gain": "score of the oracle that tuned, minus plain SiD",
+    "tilted_student_variety": "its diversity, over plain SiD",
+    "loop_quality_gain": "judge's score of adaptive collaboration at equal evaluations, tilted student minus shipped",
+    "loop_reject_share_change": "part of the drafts below the shipped student's median, tilted minus shipped",
+    "tilted_toy_w1": "1-D mixture, price 0.5: distance W1 of the tilted student to the exact law",
+    "tilted_toy_std": "its standard deviation in the mode that the reward prefers",
+}
+"""Of ``bench control --tilted``, without and with ``--toy``, as far as they have been run."""
 
 
 def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[str, Any]) -> str:
@@ -291,7 +304,23 @@ def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[s
         if (claim := claims.get(name)) is None:  # results of before there was this way
             continue
         lines.append(f"| {words} (`{name}`) | {claim['value']:.3f} | {claim['lo']:.3f} to {claim['hi']:.3f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_tilted_figures()])
+
+
+def _tilted_figures() -> list[str]:
+    captions = {
+        "control-tilted": "SiD towards the tilted teacher, gains and ratios against plain SiD at equal pictures:",
+        "control-tilted-toy": "The 1-D mixture by SiD towards the tilted teacher, price 0.5:",
+    }
+    found = {name: _read(name) for name in captions if (ROOT / "benchmarks" / "results" / f"{name}.json").exists()}
+    lines = [line for name, result in found.items() for line in ("", captions[name], "", *_table(result["rows"]))]
+    claims = {name: claim for result in found.values() for name, claim in result["claims"].items()}
+    if claims:
+        lines += ["", "| figure, of `bench control --tilted` | value | 95 % interval |", "| --- | ---: | --- |"]
+    return lines + [
+        f"| {TILTED_WORDS[name]} (`{name}`) | {claim['value']:.3f} | {claim['lo']:.3f} to {claim['hi']:.3f} |"
+        for name, claim in claims.items()
+    ]
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Job:
         optimiser: See ``optimisers``.
         dtype: What networks compute in, "bf16" or the like.
         guided: Whether the fake score in its training, the same where it judges, and the teacher have guidance.
+        varied: Whether a loss that keeps the variety is beside SiD's, with a pass of the generator more.
     """
 
     method: str = SID_LORA
@@ -44,6 +45,7 @@ class Job:
     optimiser: str = ADAM
     dtype: str = "bf16"
     guided: tuple[bool, bool, bool] = (True, True, True)
+    varied: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,9 @@ def sid_activations(sketch: Sketch, job: Job) -> int:
     own, judging, teaching = (job.part * (2 if guided else 1) for guided in job.guided)
     generator = sketch.passed(job, job.part, True)
     fake, teacher = sketch.passed(job, judging, False), sketch.passed(job, teaching, False)
-    backwards = (generator.peak, generator.kept + fake.peak, generator.kept + fake.kept + teacher.peak)
+    backwards = [generator.peak, generator.kept + fake.peak, generator.kept + fake.kept + teacher.peak]
+    if job.varied:
+        backwards.append(generator.kept + fake.kept + teacher.kept + generator.peak)
     return max(sketch.passed(job, own, True).peak, *backwards)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from comfyui_apprentice.bridge.account import NetworkSketch
 from comfyui_apprentice.bridge.copies import FP8, copy_network
 from comfyui_apprentice.bridge.sketches import conditioning_of, header, sketched
 from comfyui_apprentice.cli import app
-from comfyui_apprentice.nodes import runs
-from comfyui_apprentice.training.account import GIB, SID_FULL, Job, account
+from comfyui_apprentice.nodes import distill, runs
+from comfyui_apprentice.training.account import GIB, SID_FULL, SID_LORA, Job, account
 from comfyui_apprentice.training.lora import Adapters, adaptable, switched
+from comfyui_apprentice.training.recompute import apart
 from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -202,21 +204,29 @@ def test_a_run_that_can_t_fit_is_refused_with_what_to_turn_down_before_anything_
     assert not (folder / "apprentice").exists()
 
 
-def test_a_run_that_fits_pass_by_pass_goes_so_and_says_its_account(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.model("qwen")
-    side = side_of("qwen", model)
-    job = Job(width=side, height=side, part=2, rank=2, dtype="fp32")
-    sketch = NetworkSketch(model.model, tiny.text("qwen", 1, 30))
-    whole, apart = (account(sketch, Job(**{**vars(job), "apart": way})).total for way in (False, True))
-    assert apart < whole
-    plain = training.distil(model, "qwen", "plain").result[3]
-    monkeypatch.setattr(runs, "room", lambda: (whole + apart) // 2)
-    made = training.distil(tiny.model("qwen"), "qwen", "apart")
-    assert "pass by pass" in str(made.ui) and "that are free" in str(made.ui)
+@pytest.mark.parametrize(("method", "kind"), [("LoRA", "loras"), ("full copy", "diffusion_models")])
+def test_a_run_that_fits_pass_by_pass_goes_so_and_says_its_account(
+    method: str, kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import comfy.utils
 
-    tensors = [comfy.utils.load_torch_file(str(folder / "loras" / file)) for file in (plain, made.result[3])]
-    assert all(torch.allclose(tensors[0][key], tensors[1][key], atol=2e-5) for key in tensors[0])
+    model = tiny.model("qwen")
+    side = side_of("qwen", model)
+    kept = "adam" if method == "LoRA" else "adafactor"  # Adam's own work on a whole copy is more than this network's passes
+    job = Job(SID_LORA if method == "LoRA" else SID_FULL, side, side, part=2, rank=2, dtype="fp32", optimiser=kept)
+    sketch = NetworkSketch(model.model, tiny.text("qwen", 1, 30))
+    whole, less = (account(sketch, replace(job, apart=way)).total for way in (False, True))
+    assert less < whole
+    plain = training.distil(model, "qwen", "plain", pictures=2, method=method, optimiser=kept).result[3]
+    passes: list[int] = []
+    monkeypatch.setattr(distill, "apart", lambda denoise: lambda *given: passes.append(1) or apart(denoise)(*given))
+    monkeypatch.setattr(runs, "room", lambda: (whole + less) // 2)
+    made = training.distil(tiny.model("qwen"), "qwen", "apart", pictures=2, method=method, optimiser=kept)
+    assert "pass by pass" in str(made.ui) and "that are free" in str(made.ui) and passes
+    tensors = [comfy.utils.load_torch_file(str(folder / kind / file)) for file in (plain, made.result[3])]
+    learned = [torch.cat([v.float().flatten() for k, v in file.items() if "lora_up" in k or kind != "loras"]) for file in tensors]
+    near = (learned[0] - learned[1]).abs() < 2e-5  # one step of Adam is the gradient's sign, which is rounding's where it is 0
+    assert near.float().mean() > 0.95 and learned[0].abs().max() > 1e-4
 
 
 def test_a_full_copy_is_accounted_too() -> None:
@@ -267,7 +277,7 @@ def test_the_command_says_what_a_file_takes_and_what_to_turn_down(folder: Path, 
     """Of true size, all of zeros, of which the disk has next to nothing."""
     file = sparse(true_sizes.base_of("Flux dev", depth=1, depth_single_blocks=1), folder / "flux.safetensors")
     asked = ["plan", str(file), "--width", "256", "--height", "256", "--rank", "16", "--at-once", "2"]
-    done = CliRunner().invoke(app, [*asked, "--card", "2.5", "--json"])
+    done = CliRunner().invoke(app, [*asked, "--card", "1.5", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["steps"][0]["parts"]["base (bf16, frozen)"] == pytest.approx(file.stat().st_size, rel=1e-3)

@@ -82,8 +82,7 @@ def test_without_an_oracle_the_price_changes_nothing_and_a_run_of_before_goes_on
     training.distil(model, "flux")
     file = folder / "apprentice" / "training" / "student" / "run.json"
     record = json.loads(file.read_text(encoding="utf-8"))
-    assert {key: record.pop(key) for key in ("oracle", "vae", "price")} == {"oracle": None, "vae": None, "price": None}
-    file.write_text(json.dumps(record), encoding="utf-8")  # as it was written before there was an oracle
+    assert not {"oracle", "vae", "price"} & record.keys(), "as it was written before there was an oracle"
     training.distil(model, "flux", pictures=6, price=0.3)
     with pytest.raises(ValueError, match="begun with another oracle"):
         training.distil(model, "flux", **pleasing("flux"))

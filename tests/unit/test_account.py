@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from comfyui_apprentice.benchmarks.control_memory import Held
+from comfyui_apprentice.benchmarks.memory_targets import CARDS, steps_table, table
 from comfyui_apprentice.training.account import (
     CONTEXT,
     GIB,
@@ -166,6 +169,7 @@ def test_passes_that_are_there_together_are_added() -> None:
     assert sid_activations(Sketch(), plain) == 3 * GIB  # generator, fake score, teacher
     assert sid_activations(Sketch(), replace(plain, guided=(True, True, True))) == 5 * GIB
     assert sid_activations(Sketch(), replace(plain, guided=(True, True, True), part=2)) == 10 * GIB
+    assert sid_activations(Sketch(), replace(plain, varied=True)) == 4 * GIB
     assert sid_activations(Sketch(), Job(guided=(False, False, False))) == GIB // 4 + GIB // 4 + GIB
     one = sid_activations(Sketch(), Job(apart=True, part=4))
     assert GIB < one < 1.1 * GIB, "one picture's, and latents"
@@ -212,3 +216,14 @@ def test_a_plan_stops_where_it_fits_and_says_so() -> None:
 
 def test_an_account_in_words_leaves_out_what_is_next_to_nothing() -> None:
     assert str(Account({"base": 2 * GIB, "crumbs": 1000})) == "2.0 GiB (base 2.0)"
+
+
+def test_the_page_on_memory_has_the_accounted_tables_and_each_fits_its_card() -> None:
+    root = Path(__file__).parents[2]
+    results = json.loads((root / "benchmarks" / "results" / "memory-targets.json").read_text(encoding="utf-8"))
+    text = (root / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert table(results["findings"]) in text and steps_table(results["findings"]) in text
+    for name, card in CARDS.items():
+        last = results["findings"][name][-1]
+        assert last["bytes"] <= card * GIB and last["job"]["width"] == last["job"]["height"] == 1024
+    assert CARDS == {"SDXL": 12, "Z-Image": 16, "Flux dev": 24, "Qwen-Image": 24}

@@ -186,5 +186,5 @@ def test_few_base_pictures_without_an_optimum_of_their_own_hold_nothing_up(tmp_p
     assert base.name == "kl" and base.alpha == 1e-3
     asked = replace(settings, strength="target KL", value=1.0)
     assert baseline(base.rewards, asked).summary()["target_kl"] == pytest.approx(1.0, abs=1e-4)
-    with pytest.raises(ValueError, match="can.t be seen on 8 samples"):
+    with pytest.raises(ValueError, match=r"can.t be seen on 8 samples"):
         baseline(base.rewards, replace(asked, value=99.0))
