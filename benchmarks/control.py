@@ -159,9 +159,7 @@ def ways(plan: Plan) -> dict[str, Settings]:
         f"path KL, alpha {4 * ALPHA:g}": replace(path, value=4 * ALPHA),
         "path KL, no price, twice the rate": replace(path, value=1e-3, learning_rate=2 * path.learning_rate),
         "weighted regression, gain 1": weighted,
-        BLACK_BOX: replace(
-            adjoint, algorithm="diffusion_nft", updates=plan.scored, batch=4 * plan.batch, count=2, learning_rate=5e-4
-        ),
+        BLACK_BOX: replace(adjoint, algorithm="diffusion_nft", updates=plan.scored, batch=4 * plan.batch, count=2),
     }
 
 
