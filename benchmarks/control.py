@@ -29,13 +29,28 @@ from ..world.weights import DEFAULT_STUDENT, load_unet
 from . import control_toy as toy
 from .control_loop import loop, redistil
 from .control_start import start_laws
-from .control_world import TUNED, Tuned, against, drawn_by, exact_laws, kept_run, measure, point_of, row_of
+from .control_world import (
+    TUNED,
+    Measured,
+    Tuned,
+    against,
+    black_box_claims,
+    drawn_by,
+    evaluations,
+    exact_laws,
+    kept_run,
+    measure,
+    point_of,
+    row_of,
+)
 from .figures import Figures, mean_of_seeds, print_claims, print_table
 
 matplotlib.use("Agg")
 
 ALPHA = 0.5  # of the toy, and of the tiny world's main run
+BLACK_BOX = f"DiffusionNFT, scores alone, alpha {ALPHA:g}"
 PATH = f"path KL, alpha {ALPHA:g}"  # whose teacher the student is distilled from again
+SCORES = "forward_kl, from scores alone"
 DIVERGENCES = ("kl", "half_chi2", "forward_kl", "js2", "jeffreys")
 DASHES = ("solid", "dotted", "dashed", "dashdot", (0, (6, 1)))  # of their lines
 Say = Callable[[str], None]
@@ -46,6 +61,7 @@ class Plan:
     """How much is measured."""
 
     updates: int  # of adjoint matching, and of weighted regression
+    scored: int  # of DiffusionNFT: as many evaluations as path_kl takes, see ``evaluations``
     others: int  # updates of path_kl with all its prices, which learns faster in each, and of the student
     batch: int
     trained: int  # prompts that are tuned on
@@ -60,32 +76,38 @@ class Plan:
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a few minutes of it."""
         if quick:
-            return cls(4, 4, 4, 16, 4, 64, 12, 2, 8, 24)
-        return cls(200, 160, 12, 256, 16, 8000, 120, 4, 64, 480)
+            return cls(4, 4, 4, 4, 16, 4, 64, 12, 2, 8, 24)
+        return cls(200, 168, 160, 12, 256, 16, 8000, 120, 4, 64, 480)
 
 
 # ------------------------------------------------------------------------------------------------------------- toy
 
 
 def run_toy(quick: bool, plot: Path, say: Say) -> Figures:
-    """Adjoint Matching on the mixture against the exact law; the plot shows exact laws of all divergences."""
+    """Adjoint Matching, and DiffusionNFT, on the mixture against the exact law; the plot shows exact laws of all divergences."""
     seeds, updates = (1, 300) if quick else (3, 2000)
     figures = Figures("control-toy", {"alpha": ALPHA, "seeds": seeds, "updates": updates})
-    for name in ("kl", "half_chi2"):
+    for name in ("kl", "half_chi2", SCORES):
         measures: dict[str, list[float]] = {"W1": [], "P(x>0)": [], "E r": [], "CPU seconds": []}
+        law = "forward_kl" if name == SCORES else name
         for seed in range(seeds):
-            outcome = toy.solve(ALPHA, name, updates=updates, seed=seed)
+            if name == SCORES:
+                outcome = toy.solve_by_scores(ALPHA, updates=updates * 3 // 5, seed=seed)
+            else:
+                outcome = toy.solve(ALPHA, name, updates=updates, seed=seed)
             x = outcome.samples
-            values = (toy.wasserstein(x, ALPHA, name), float((x > 0).float().mean()), float(toy.reward(x[:, None]).mean()))
+            values = (toy.wasserstein(x, ALPHA, law), float((x > 0).float().mean()), float(toy.reward(x[:, None]).mean()))
             for key, value in zip(measures, (*values, outcome.seconds), strict=True):
                 measures[key].append(value)
             say(f"toy, {name}, seed {seed}: W1 {values[0]:.4f} in {outcome.seconds:.0f} CPU seconds")
-        exact = toy.exact_quantiles(ALPHA, name, 50_000).float()
+        exact = toy.exact_quantiles(ALPHA, law, 50_000).float()
         truth = {"P(x>0)": float((exact > 0).float().mean()), "E r": float(toy.reward(exact[:, None]).mean())}
         row: dict[str, Any] = {"divergence": name, "seeds": seeds}
         for key, values_of in measures.items():
             row[key] = str(mean_of_seeds(values_of)) + (f" (exact {truth[key]:.3f})" if key in truth else "")
         figures.rows.append(row)
+        if name == SCORES:
+            figures.claims["blackbox_toy_w1"] = mean_of_seeds(measures["W1"])
         if name == "kl":
             figures.claims["toy_w1"], figures.claims["toy_cpu_seconds"] = (
                 mean_of_seeds(measures[key]) for key in ("W1", "CPU seconds")
@@ -137,6 +159,9 @@ def ways(plan: Plan) -> dict[str, Settings]:
         f"path KL, alpha {4 * ALPHA:g}": replace(path, value=4 * ALPHA),
         "path KL, no price, twice the rate": replace(path, value=1e-3, learning_rate=2 * path.learning_rate),
         "weighted regression, gain 1": weighted,
+        BLACK_BOX: replace(
+            adjoint, algorithm="diffusion_nft", updates=plan.scored, batch=4 * plan.batch, count=2, learning_rate=5e-4
+        ),
     }
 
 
@@ -239,22 +264,23 @@ def optimal(world: World, plan: Plan, say: Say) -> dict[str, Any]:
 
 def tune_all(figures: Figures, plan: Plan, of_student: bool, wanted: str, folder: Path, say: Say) -> TinyUNet:
     """Tune the teacher or the student in every way; rows, findings, claims of the first way. The network of ``wanted``."""
-    network, before, prefix = None, None, "student_" if of_student else ""
+    network, found, prefix = None, dict[str, Measured](), "student_" if of_student else ""
     for name, settings in (student_ways if of_student else ways)(plan).items():
         tuned = Tuned(World(), 16, 0, of_student)
-        first = before is None
-        if before is None:
+        if not found:
             before = measure(tuned.world, drawn_by(tuned, None), plan.prompts, plan.seeds)
-            same = against(before, before)
-            figures.rows.append(row_of("the student, one step" if of_student else "the teacher", before, same))
+            same = row_of("the student, one step" if of_student else "the teacher", before, against(before, before))
+            figures.rows.append({**same, "evaluations": 0})
         figures.findings[f"along {name}"] = tune(tuned, name, settings, folder, say, plan.trained, plan.prompts // 3)
-        after = measure(tuned.world, drawn_by(tuned, TUNED), plan.prompts, plan.seeds)
-        changed = against(before, after)
-        figures.rows.append(row_of(name, after, changed))
-        if first:
+        found[name] = after = measure(tuned.world, drawn_by(tuned, TUNED), plan.prompts, plan.seeds)
+        changed, spent = against(before, after), evaluations(settings, plan.trained, tuned.process.steps)
+        figures.rows.append({**row_of(name, after, changed), "evaluations": spent})
+        if len(found) == 1:
             figures.claims |= {prefix + claim: value for claim, value in changed.items()}
         if name == wanted:
             network = merged(tuned, of_student)
+    if BLACK_BOX in found:
+        figures.claims |= black_box_claims(before, found[PATH], found[BLACK_BOX])
     assert network is not None
     return network
 

@@ -67,6 +67,8 @@ def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: 
 def loop(world: World, taught: dict[str, TinyUNet], prompts: int) -> tuple[list[dict[str, Any]], dict[str, Claim]]:
     """Adaptive collaboration with the old student and the taught ones: the same threshold, then the same cost.
 
+    The threshold is the median of the old student's drafts of these prompts, so that it rejects half of them.
+
     Returns:
         A row for each student, and the claims, which are about the first of the taught.
     """

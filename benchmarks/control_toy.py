@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from torch import Tensor, nn
 from ..training.control import Problem, Process, chosen_steps
 from ..training.control_losses import draw_targets, regress
 from ..training.fdivergence import solve_dual, surrogate_reward
+from ..training.finetune import finetune
+from ..training.finetune_task import Settings, Task
+from ..training.run_folder import RunFolder
 
 WEIGHTS, MEANS, STDS = torch.tensor([0.7, 0.3]), torch.tensor([-2.0, 2.0]), torch.tensor([0.6, 0.5])
 SIGMA_MAX, SIGMA_MIN, SPREAD = 60.0, 0.02, 1.5
@@ -137,3 +142,22 @@ def solve(
     adjoint_matching(problem, list(control.parameters()), updates, batch, rate, rng, passes=passes, averaged=0.3)
     seconds = time.process_time() - started
     return Outcome(problem.draw(torch.Generator().manual_seed(seed + 1), draws)[-1][:, 0], seconds)
+
+
+def solve_by_scores(alpha: float, *, steps: int = 20, updates: int = 1200, batch: int = 256, seed: int = 0) -> Outcome:
+    """Tune by DiffusionNFT, which asks for scores alone and comes to rest at forward KL's law; and draw."""
+    started, control = time.process_time(), Control(seed)
+    task = Task(
+        denoise, control, control, lambda x, _rows: reward(x).detach(), lambda rows: rows, 1, levels(steps), (1,),
+        differentiable=False, drawn_at_once=4096,
+    )  # fmt: skip
+    settings = Settings(
+        algorithm="diffusion_nft", value=alpha, updates=updates, batch=batch, count=6, learning_rate=1e-2, base_draws=8,
+        ema_half_life=20_000, seed=seed,
+    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        ema, _base = finetune(task, settings, RunFolder(Path(folder)), save_every=updates)
+    control.load_state_dict(ema.shadow)
+    seconds = time.process_time() - started
+    drawn = task.draw(torch.zeros(100_000, dtype=torch.long), torch.Generator().manual_seed(seed + 1))
+    return Outcome(drawn[:, 0], seconds)

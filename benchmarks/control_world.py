@@ -18,7 +18,7 @@ from ..precision import autocast
 from ..samplers.schedules import tiny_world_sigmas
 from ..training.control import Process, rollout
 from ..training.fdivergence import NoOptimumError, alpha_for_reward, solve_dual
-from ..training.finetune_task import Task
+from ..training.finetune_task import Settings, Task
 from ..training.lora import Adapters
 from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts
@@ -119,6 +119,32 @@ def against(before: Measured, after: Measured) -> dict[str, Claim]:
         "unseen_judge_gain": mean_by_prompt(after.judge - before.judge),
         "diversity_ratio": bootstrap(lambda i: after.diversity(i) / before.diversity(i), len(before.oracle), 400),
     }
+
+
+def black_box_claims(before: Measured, path: Measured, black_box: Measured) -> dict[str, Claim]:
+    """What an oracle teaches that only scores, and which part that is of what path KL gains by its gradient."""
+    changed, rise = against(before, black_box), (path.oracle - before.oracle).mean(1)
+    gain = (black_box.oracle - before.oracle).mean(1)
+    return {
+        "blackbox_reward_gain": changed["reward_gain"], "blackbox_unseen_gain": changed["unseen_judge_gain"],
+        "blackbox_diversity_ratio": changed["diversity_ratio"],
+        "blackbox_over_path_kl": bootstrap(lambda i: float(gain[i].mean() / rise[i].mean()), len(gain)),
+    }  # fmt: skip
+
+
+def evaluations(settings: Settings, prompts: int, steps: int) -> int:
+    """Passes of the network in a whole run, forward ones; a pass backward counts two. Draws and base rewards are among them.
+
+    Of each picture: its draw; what is computed again on the way back; base and tuned network at each step that is learned from.
+    """
+    noisy, count = steps - 1, min(settings.count or steps - 1, max(steps - 1, 1))
+    forward, backward = {
+        "adjoint_matching": (steps + noisy + 2 * count, noisy + count), "path_kl": (2 * (steps + noisy), steps + noisy),
+        "weighted_regression": (2, 1), "preview": (steps, 1), "direct": (2, 1),
+        "diffusion_nft": (steps + 2 * count, count) if steps > 1 else (6, 2),
+    }[settings.algorithm]  # fmt: skip
+    pools = settings.rounds * settings.pool if settings.algorithm == "weighted_regression" else 0
+    return settings.updates * settings.batch * (forward + 2 * backward) + (pools + settings.draws) * prompts * steps
 
 
 def row_of(name: str, m: Measured, changed: dict[str, Claim]) -> dict[str, Any]:

@@ -77,10 +77,13 @@ class Decoder(nn.Module):
 
 
 def vae(name: str) -> Any:
-    """What Reward Finetune asks of a VAE; the stock ones have tests of their own."""
+    """What training by an oracle asks of a VAE; the stock ones have tests of their own."""
     family = tiny.FAMILIES[name]
     network = Decoder(family.channels)
-    return SimpleNamespace(first_stage_model=network, process_output=lambda x: x, latent_dim=3 if family.video else 2)
+    return SimpleNamespace(
+        first_stage_model=network, process_output=lambda x: x, latent_dim=3 if family.video else 2,
+        decode=lambda latents: network.decode(latents).movedim(1, -1),
+    )  # fmt: skip
 
 
 @contextmanager

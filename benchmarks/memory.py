@@ -66,6 +66,7 @@ def wider(name: str) -> Any:
 
 def node_run(model: Any, job: Job, texts: list[Any], name: str) -> Any:
     """SiD Distill's own run of this job, with its networks made and placed. Inside of ``bridge.training.training``."""
+    from ..bridge.transplant import Models
     from ..nodes.distill import _Run
     from ..training.sid_options import SidExtras, SidOptions
 
@@ -73,7 +74,7 @@ def node_run(model: Any, job: Job, texts: list[Any], name: str) -> Any:
         name=name, rank=job.rank, batch=job.part, width=job.width, height=job.height, precision=job.dtype,
         gradient_checkpointing=job.checkpointing,
     )  # fmt: skip
-    run = _Run(model, None, None, options, SidExtras(optimiser=job.optimiser), {})
+    run = _Run(Models(model), None, options, SidExtras(optimiser=job.optimiser), {"prompts": []})
     run.job = job
     run.prepare(texts)
     return run

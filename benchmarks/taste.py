@@ -16,18 +16,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..samplers.adaptive import is_better
 from ..training.taste import LEAST_CLICKS, Taste, learn
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import World, unit_noise
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from . import taste_lora
+from .artists import TEMPERATURE, tastes_of
+from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table
 
 COUNTS = (20, 50, 100, 200)
 STEPS, TEACHER_STEPS, ROLLBACK, SHARE = 1, 9, 0.7, 1 / 3
 DRAFTS = 2  # a prompt
-TEMPERATURE = 0.4  # of the clicks, in the same units: about one in five contradicts the taste
 
 
 @dataclass
@@ -57,20 +57,6 @@ def draw(world: World, prompts: list[str], seed: int) -> Pictures:
         features = torch.cat([world.oracle.features(part) for part in pictures.split(64)]).double().numpy()
     published = world.oracle.score(pictures, rows).double().numpy()
     return Pictures(rows, features, published, tastes_of(pictures, published))
-
-
-def tastes_of(pictures: Tensor, published: Array) -> dict[str, Array]:
-    """What each artist thinks of pictures [B, H, W, 3], in units of how much two pictures of one prompt differ (RMS)."""
-    flat = pictures.flatten(1, 2).double()
-    warm = (flat[..., 0] - flat[..., 2]).mean(1).numpy()
-    bold = flat.std(1).mean(1).numpy()
-    edges = (pictures.diff(dim=1).abs().mean((1, 2, 3)) + pictures.diff(dim=2).abs().mean((1, 2, 3))).double().numpy()
-
-    def scaled(values: Array) -> Array:
-        half = len(values) // 2
-        return (values - values.mean()) / np.sqrt(np.mean((values[:half] - values[half:]) ** 2))
-
-    return {"warm": scaled(warm), "bold": scaled(bold), "right and plain": scaled(scaled(published) - scaled(edges))}
 
 
 def clicks_of(pictures: Pictures, taste: Array, count: int, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -161,11 +147,16 @@ def run(quick: bool, say: Callable[[str], None]) -> Figures:
         claims[f"taste_accuracy_{count}"] = mean_claim(np.mean([p[0] for p in parts], 0))
         claims[f"taste_gain_{count}"] = mean_claim(np.mean([p[1] for p in parts], 0))
     print_table(rows)
-    for name, claim in claims.items():
-        print(f"{name}: {claim}")
+    say("LoRAs from clicks alone")
+    loras, gains = taste_lora.run(quick, say, taste_lora.ARTISTS[: 1 if quick else None])
+    claims |= gains
+    print_table(loras)
+    print_claims(claims)
     settings = {
         "prompts clicked": prompts, "held-out prompts": len(texts) - prompts, "drafts a prompt": DRAFTS, "share": SHARE,
         "sets of clicks": repeats, "temperature": TEMPERATURE, "student steps": STEPS, "teacher steps": TEACHER_STEPS,
         "rollback": ROLLBACK, "quick": quick,
     }  # fmt: skip
-    return Figures("taste", settings, rows, claims)
+    figures = Figures("taste", settings, rows, claims)
+    figures.findings["LoRAs from clicks alone"] = loras
+    return figures

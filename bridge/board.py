@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from ..gate.thresholds import Gate, quantile
 from ..gate.verdict import Verdict, summary
 from ..oracles.base import Oracle
 from ..oracles.cascade import Cascade
+from ..training.click_origins import Origin
 from .info import Info, info_of, mark_of
+from .origins import origins_of
 from .pixels import as_pictures
 from .progress import send
 from .rows import Latent
@@ -47,6 +49,7 @@ class Shown:
         score: The oracle's; NaN where it could not be told.
         oracle: That oracle's fingerprint.
         improved: Whether the teacher made it.
+        origin: Its latents, and what names its noise, where that is known.
     """
 
     picture: np.ndarray
@@ -54,6 +57,7 @@ class Shown:
     score: float
     oracle: str
     improved: bool = False
+    origin: Origin | None = None
 
 
 _SHOWN: OrderedDict[str, Shown] = OrderedDict()
@@ -153,6 +157,14 @@ class Board:
             _SHOWN.move_to_end(key)
         while len(_SHOWN) > _REMEMBERED:
             _SHOWN.popitem(last=False)
+
+    def remember_origins(self, keys: Sequence[str], latents: Iterable[Latent]) -> None:
+        """Keep the latents of pictures that were shown, and what names their noise; ``Taste Finetune`` learns from them."""
+        origins = [origin for latent in latents for origin in origins_of(latent)]
+        if len(origins) == len(keys):
+            for key, origin in zip(keys, origins, strict=True):
+                if origin is not None and key in _SHOWN:
+                    _SHOWN[key] = replace(_SHOWN[key], origin=origin)
 
     def whole(self, verdict: Verdict, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """All of it, as the node's result.

@@ -43,7 +43,8 @@ def draw_drafts(
         rows, drawing.first_noise(plan.latent), drawing.seed, positive, negative,
         callback or progress(plan.model, max(len(plan.sigmas) - 1, 1)),
     )  # fmt: skip
-    return with_info(plan.latent, samples, plan.info(tuple(nfe), drawing.seed))
+    plain = drawing.noise is None and plan.denoise == 1 and "noise_mask" not in latent and not bool(latent["samples"].any())
+    return with_info(plan.latent, samples, replace(plan.info(tuple(nfe), drawing.seed), plain_noise=plain))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Info:
         schedule: The student's noise levels and guidance in words; likewise.
         teacher: Fingerprint of the teacher that improved it; empty where none did.
         mark: ``mark_of`` the samples that all this is true of.
+        plain_noise: Whether each was drawn from noise alone, which seed and place name as ComfyUI's own nodes do.
     """
 
     nfe: tuple[float, ...]
@@ -42,6 +43,7 @@ class Info:
     schedule: str = ""
     teacher: str = ""
     mark: str = ""
+    plain_noise: bool = False
 
 
 def mark_of(samples: Tensor) -> str:

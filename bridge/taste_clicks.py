@@ -124,7 +124,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
 def _click(file: ClickFile, body: dict[str, Any]) -> web.StreamResponse:
     better, worse = str(body.get("better", "")), str(body.get("worse", ""))
     there = {key: shown(key) for key in (better, worse)}
-    pictures = {key: ClickedPicture(p.picture, p.prompt, p.improved) for key, p in there.items() if p is not None}
+    pictures = {key: ClickedPicture(p.picture, p.prompt, p.improved, p.origin) for key, p in there.items() if p is not None}
     return web.json_response(_counted(file.add(pictures, better, worse)))
 
 

@@ -16,6 +16,7 @@ from .finetune import finetune
 from .inspect import inspect
 from .models import models
 from .plan import plan_memory
+from .prefer import prefer
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
@@ -28,6 +29,7 @@ app.command()(convert)
 app.command()(inspect)
 app.command("plan")(plan_memory)
 app.command(cls=Finite)(finetune)
+app.command(cls=Finite)(prefer)
 
 
 @app.callback()
@@ -100,6 +102,20 @@ def explore(
     """Spending where it pays (Explore) beside best-of-N, adaptive collaboration and the teacher, at equal cost."""
     benchmark = _benchmark("explore", threads)
     _report(lambda: benchmark.run(quick, plot, _say, work), json)
+
+
+@bench.command()
+def style(
+    quick: Quick = False,
+    json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes.")] = Path("style.png"),
+    work: Annotated[Path | None, typer.Option(help="Keep what is learned here; a stopped benchmark goes on with it.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each way; 3, and 1 with --quick.")] = None,
+    threads: Threads = None,
+) -> None:
+    """A look of the slow model's in two steps: a warm start beside a cold one, LCM, and the LoRA put on the student."""
+    benchmark = _benchmark("style", threads)
+    _report(lambda: benchmark.run(quick, plot, _say, work, seeds), json)
 
 
 @bench.command()
@@ -214,10 +230,11 @@ def control(
     toy: Annotated[bool, typer.Option("--toy", help="A problem with one dimension and an exact answer instead.")] = False,
     memory: Annotated[bool, typer.Option("--memory", help="Measure what each algorithm holds in memory instead.")] = False,
     work: Annotated[Path | None, typer.Option(help="Keep the runs here; a stopped benchmark goes on with what is there.")] = None,
+    tilted: Annotated[bool, typer.Option("--tilted", help="Students by SiD towards the tilted teacher instead.")] = False,
     threads: Threads = None,
 ) -> None:
     """Fine-tuning by an oracle: the tiny world's teacher and its student, what it costs in variety, and the loop closed."""
-    benchmark = _benchmark("control_memory" if memory else "control", threads)
+    benchmark = _benchmark("control_memory" if memory else "control_tilted" if tilted else "control", threads)
     if memory:
         _report(lambda: benchmark.run(quick, _say), json)
     else:

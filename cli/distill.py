@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +67,8 @@ def sid(
             options = replace(options, precision=precision)
             config, weights = read_edm(teacher)
             set_threads(flags.threads, device, sum(weight.numel() for weight in weights.values()))
-            task, settings = _task((config, weights), teacher.name, settings, options, device)
+            start = None if options.student is None else read_edm(options.student)
+            task, settings = _task((config, weights), start, teacher.name, settings, options, device)
             if processes.main:
                 check_precision(precision, device)
             _run(task, settings, options, config, teacher.name, sha256(teacher), out, flags, processes)
@@ -95,7 +96,9 @@ def _settings(options: SidOptions, extras: SidExtras) -> tuple[Settings, bool]:
     return settings, base.eps == HALF_EPS
 
 
-def _task(teacher: Any, name: str, settings: Settings, options: SidOptions, device: str) -> tuple[Task, Settings]:
+def _task(
+    teacher: Any, start: Any, name: str, settings: Settings, options: SidOptions, device: str
+) -> tuple[Task, Settings]:
     """What is distilled, and the settings that suit it.
 
     Raises:
@@ -107,19 +110,21 @@ def _task(teacher: Any, name: str, settings: Settings, options: SidOptions, devi
     if options.augment and not fitted.augment:
         raise ValueError(f"{name} was trained without EDM's augmentation and can't be told of it: leave --augment out.")
     more = chosen(options, "precision", "dropout", "real")
-    return edm_task(teacher, name=name, device=device, **more), fitted
+    return edm_task(teacher, name=name, device=device, start=start, **more), fitted
 
 
 def _facts(task: Task, settings: Settings, options: SidOptions, fingerprint: str) -> dict[str, Any]:
     """What the run is made of."""
     from ..training.critic import digest
-    from ..training.distill import facts_of
+    from ..weights.checkpoints import sha256
 
     real = getattr(task.real, "files", ())
     more = {"teacher": fingerprint, "precision": options.precision, "dropout": options.dropout, "real": len(real)}
+    if options.student is not None:
+        more["student"] = sha256(options.student)
     if real:
         more["pictures_of"] = digest([f"{file.name} {file.stat().st_size}" for file in real])
-    return {**facts_of(settings), **more}
+    return {**asdict(settings), **more}
 
 
 def _run(

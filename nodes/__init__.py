@@ -23,6 +23,7 @@ from .split import ApprenticeMerge, ApprenticeSplit
 from .start import ApprenticeTiltedStart
 from .students import ApprenticeLoadStudent
 from .taste import ApprenticeLoadTaste, ApprenticeTaste
+from .taste_finetune import ApprenticeTasteFinetune
 from .world import ApprenticePrompts, ApprenticeTinyWorld
 
 NODES: list[type[io.ComfyNode]] = [
@@ -66,6 +67,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApprenticeSource,
     ApprenticePictureSource,
     ApprenticeCascadeOracle,
+    ApprenticeTasteFinetune,
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -16,17 +17,20 @@ from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.pixels import to_pixels
-from ..bridge.progress import shown
+from ..bridge.progress import show_text, shown
 from ..bridge.prompts import encode_each
+from ..bridge.tilt import Pleased, check_oracle
+from ..bridge.transplant import Models, levels_of, load_onto, made_lora, named
 from ..charts.losses import loss_chart
+from ..oracles.base import Oracle as OracleBase
 from ..precision import name_of
 from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.account import SID_FULL, SID_LORA, Job
-from ..training.distill import Settings, Task, card, distil, facts_of
+from ..training.distill import Settings, Task, card, distil
 from ..training.forecast import Forecast, held, learning, looking, sid_passes, variety_passes
-from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
+from ..training.lora import Adapters, checkpoint_blocks, in_half, switched
 from ..training.optimisers import check_optimiser
 from ..training.options import NODE, chosen, given
 from ..training.progress import Progress
@@ -38,8 +42,8 @@ from ..training.variety import OFF, karras_path
 from . import folders, types
 from .folders import gather_prompts
 from .runs import NodeRun
-from .schema import inputs_of, quality, read
-from .types import CATEGORY
+from .schema import before, inputs_of, quality, read
+from .types import CATEGORY, Oracle
 
 PANELS = {"generator": "generator's loss", "fake": "fake score network's loss"}
 PREVIEWED = 4  # pictures in a preview
@@ -76,12 +80,27 @@ class ApprenticeSiDDistill(io.ComfyNode):
                 *inputs_of(SidOptions),
                 io.Model.Input(
                     "student", optional=True,
-                    tooltip="For a full copy: a model of the same kind to begin with instead of the teacher, such as a "
-                    "consistency student. It saves most of the way.",
+                    tooltip="What to begin with instead of the teacher: a few-step model of the same kind (Turbo, Lightning, "
+                    "schnell, Z-Image-Turbo), or a checkpoint with a speed LoRA such as LCM's on it; without LoRAs of your own. "
+                    "It saves most of the way. A LoRA begins at what makes it fast, a full copy at its weights.",
                 ),  # fmt: skip
                 io.Vae.Input("vae", optional=True, tooltip="Decodes the samples; without it they are small previews."),
-                quality(),
-                *inputs_of(SidExtras),
+                quality(
+                    "sid_quality", " keep my look: with student connected, your checkpoint's look at that student's speed, in an "
+                    "evening: a LoRA of 4 steps from 6,000 pictures.",
+                ),
+                io.Model.Input(
+                    "base", optional=True,
+                    tooltip="For a LoRA: the plain model that student was made of, where that isn't the checkpoint of model "
+                    "(SDXL base beside an SDXL finetune of yours). Not needed where student is a checkpoint with a speed LoRA.",
+                ),
+                *before(
+                    "price", inputs_of(SidExtras),
+                    Oracle.Input(
+                        "oracle", optional=True,
+                        tooltip="What the student shall please while it learns, at the price below; needs a gradient, and vae.",
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output("distilled", display_name="student", tooltip="The student, for SiD Sampler or Student Sampler."),
@@ -94,18 +113,20 @@ class ApprenticeSiDDistill(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None,
-        variety: Any = None,
+        made_for: Any = None, variety: Any = None,
     ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "student", prompts)
-        return wrong or types.check_combos(method=method, training_precision=precision, variety=variety)
+        return wrong or types.check_combos(method=method, training_precision=precision, made_for=made_for, variety=variety)
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None, **widgets: Any
-    ) -> io.NodeOutput:
+        cls, model: Any, clip: Any, prompts: str, text: str, student: Any = None, vae: Any = None, base: Any = None,
+        oracle: OracleBase | None = None, **widgets: Any,
+    ) -> io.NodeOutput:  # fmt: skip
         options, extras, lines = read(SidOptions, widgets), read(SidExtras, widgets), gather_prompts(prompts, text, 0)
-        run = _Run(model, student, vae, options, extras, {"prompts": lines, "clip": part_fingerprint(clip)})
+        texts = {"prompts": lines, "clip": part_fingerprint(clip)}
+        run = _Run(Models(model, student, base), vae, options, extras, texts, oracle)
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
             run.take_account(model.model, encoded)
@@ -120,37 +141,42 @@ class _Run(NodeRun):
     """One distillation of ComfyUI models."""
 
     def __init__(
-        self, teacher: Any, student: Any, vae: Any, options: SidOptions, extras: SidExtras, texts: dict[str, Any]
-    ) -> None:
+        self, models: Models, vae: Any, options: SidOptions, extras: SidExtras, texts: dict[str, Any],
+        oracle: OracleBase | None = None,
+    ) -> None:  # fmt: skip
         """What can be refused before anything is computed or written.
 
         Raises:
-            ValueError: The model can't be distilled so, or another run has this name.
+            ValueError: The models can't be distilled so, or another run has this name.
         """
-        self.teacher, self.start, self.vae, self.options = teacher, student or teacher, vae, options
+        self.teacher, self.start, self.vae, self.options = models.teacher, models.start, vae, options
+        self.oracle, self.lines, self.extras = oracle, texts["prompts"], extras
+        check_oracle(oracle, vae)
         eps = 1e-6 if options.precision == "fp16" else 1e-8
         self.settings = settings = Settings(
             **given(options, NODE, Settings), **given(extras, NODE, Settings), generator_scale=1.0, eps=eps
         )
         check_optimiser(settings.optimiser)
-        if options.method == LORA and self.start is not self.teacher:
-            raise ValueError(
-                "A LoRA shares the teacher's weights, so it can't begin with another student; choose the method 'full copy', or "
-                "disconnect student."
-            )
-        if options.method == LORA:
-            adaptable(teacher.model.diffusion_model)
+        models.check(options.method == LORA, extras.made_for)
+        self.warm = models.transplant() if options.method == LORA else None
         self.dtype = bridge.training_dtype(options.precision)
-        self.noise_kind, self.levels = bridge.noise_levels(teacher)
+        self.noise_kind, self.levels = bridge.noise_levels(self.teacher)
         size = options.width, options.height
-        self.shape = bridge.latent_shape(teacher, size)
+        self.shape = bridge.latent_shape(self.teacher, size)
         self._sigmas(settings.steps)
-        self.models = model_fingerprint(teacher), model_fingerprint(self.start)
+        self.models = model_fingerprint(self.teacher), model_fingerprint(self.start)
         names = "name", "method", "rank", "precision", "gradient_checkpointing", "init_timestep", "init_sigma"
-        facts = {**chosen(options, *names), "size": size, **facts_of(settings), "models": self.models, **texts}
+        facts = {**chosen(options, *names), "size": size, **asdict(settings), "models": self.models, **texts}
+        facts |= self._pleasing() | (self.warm.facts() if self.warm else {})
         kind = "loras" if options.method == LORA else "diffusion_models"
         # Rates are constant, so that a run may be made longer.
         super().__init__(options.name, "student", kind, facts, ("part", "gradient_checkpointing", "pictures"))
+
+    def _pleasing(self) -> dict[str, Any]:
+        """What the student shall please, as facts."""
+        if self.oracle is None:
+            return {"oracle": None, "vae": None, "price": None}
+        return {"oracle": self.oracle.fingerprint(), "vae": part_fingerprint(self.vae), "price": self.extras.price}
 
     def take_account(self, base: Any, encoded: list[Any]) -> None:
         """Whether the run fits the card, and how; see ``fitting``."""
@@ -173,11 +199,16 @@ class _Run(NodeRun):
     def _task(self, encoded: list[Any]) -> tuple[Any, Adapters | None, Task]:
         base = bridge.copy_network(self.teacher, self.dtype, frozen=self.options.method == LORA)
         prompts = bridge.Conditions(base, encoded, self.shape)
+        judge = self.oracle
+        self.pleased = None if judge is None else Pleased(self.teacher, self.vae, judge, self.lines, self.extras.price)
+        judges = self.pleased.networks if self.pleased else []
         if self.options.method == LORA:
-            device, self.patchers = bridge.place([base])
+            device, self.patchers = bridge.place([base, *judges])
             adapters = Adapters(base.diffusion_model, ("generator", "fake"), self.options.rank, self.settings.seed)
             if self.options.gradient_checkpointing:
                 checkpoint_blocks(base.diffusion_model, adapters)
+            if self.warm and not self.folder.checkpoint.exists():
+                show_text(f"The rank holds {self.warm.begin(adapters.of['generator']):.0%} of what makes the student fast.")
             generator, fake = adapters.of["generator"], adapters.of["fake"]
             denoise = bridge.denoiser(base, self.dtype, prompts)
             denoisers = [switched(denoise, adapters, name) for name in (None, "fake", "generator")]
@@ -187,7 +218,7 @@ class _Run(NodeRun):
         for trained in (student_base, fake_base):
             if self.options.gradient_checkpointing:
                 checkpoint_blocks(trained.diffusion_model)
-        device, self.patchers = bridge.place([base, fake_base, student_base])
+        device, self.patchers = bridge.place([base, fake_base, student_base, *judges])
         denoisers = [bridge.denoiser(b, self.dtype, prompts) for b in (base, fake_base, student_base)]
         networks = student_base.diffusion_model, fake_base.diffusion_model
         return student_base, None, self._assemble(base, len(prompts) - 1, denoisers, *networks, device)
@@ -211,10 +242,13 @@ class _Run(NodeRun):
             levels=EdmLevels() if edm else TimestepLevels(self.levels, len(self.levels) // 50, len(self.levels) * 49 // 50),
             weight=edm_weight if edm else epsilon_weight,
             noising=bridge.mix(base) if self.noise_kind == "flow" else add_noise, device=device, path=self._path,
+            tilt=self.pleased.tilt if self.pleased else None,
         )  # fmt: skip
 
     def _sigmas(self, steps: int) -> tuple[float, ...]:
         """Where the student is called. Flow models, Cascade: from noise alone, in even steps of time (SiD has none for them)."""
+        if self.warm and self.warm.preset:
+            return levels_of(self.warm.preset, self.teacher, steps, (self.options.width, self.options.height))
         sampling = self.teacher.get_model_object("model_sampling")
         if self.noise_kind not in ("discrete", "edm"):
             return tuple(rollback_sigma(1 - i / steps, sampling) for i in range(steps))
@@ -239,6 +273,9 @@ class _Run(NodeRun):
         looks, learns = (sum(passes) for passes in zip(*kinds, strict=True))
         seconds, kept = learning(lambda x: players.generator(x, sigma, labels), z)
         seconds = learns * seconds + looks * looking(lambda: players.generator(z, sigma, labels))
+        if (pleased := self.pleased) is not None:
+            judging, more = learning(lambda latents: pleased.reward(latents, labels), z)
+            seconds, kept = seconds + judging, kept + more
         pictures = settings.schedule.steps * settings.batch
         learned = [*players.fake_parameters, *players.generator_parameters]
         return Forecast(pictures, seconds * pictures / count, held([p.model for p in self.patchers], learned) + kept)
@@ -279,9 +316,13 @@ class _Run(NodeRun):
             self.settings, model_name(self.teacher), self.models[0], preset=self._preset(), weights=self.options.method,
             rank=self.options.rank, starts_from=self.models[1], sigmas=json.dumps(self._sigmas(self.settings.steps)),
         )  # fmt: skip
+        if self.oracle is not None:
+            about |= {"oracle": self.oracle.name, "price": f"{self.extras.price:g}"}
         if self.adapters is not None:
-            tensors = lora_state_dict(in_half(average), self.adapters.of["generator"].names)
-            student = bridge.with_lora(self.teacher, dict(tensors))
+            names, extras = self.adapters.of["generator"].names, self.extras
+            onto, tensors = made_lora(extras.made_for, self.teacher, self.start, average, names, self.options.rank)
+            student = bridge.with_lora(onto, dict(tensors))
+            about |= load_onto(extras.made_for, self.teacher, self.start)
         else:
             network, half = self.generator_base.diffusion_model.requires_grad_(False), in_half(average)
             network.load_state_dict(half)  # rounded as in the file, so that both draw the same
@@ -294,6 +335,8 @@ class _Run(NodeRun):
 
     def _preset(self) -> str:
         """With which preset Student Sampler draws as the student was trained."""
+        if self.warm and self.warm.preset:
+            return named(self.warm.preset, self.settings.steps)
         if self.noise_kind == "discrete":
             return "sid-lsg" if self.options.init_timestep == INIT_TIMESTEP else CUSTOM
         return "sid-edm" if self.noise_kind == "edm" and self.options.init_sigma == INIT_SIGMA else CUSTOM

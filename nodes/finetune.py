@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-import comfy.samplers
 import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
@@ -16,23 +14,20 @@ from torch import Tensor
 from ..bridge import training as bridge
 from ..bridge.account import NetworkSketch, longest
 from ..bridge.copies import keeps_small
-from ..bridge.drafts import known_preset, student_schedule
-from ..bridge.drawing import Drawing
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
+from ..bridge.levels import Level, levels_of, one_step, student_level
 from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
 from ..charts.losses import loss_chart
 from ..oracles.base import Oracle as OracleBase
 from ..precision import name_of
-from ..samplers.presets import AUTO, initial_scale
 from ..training.account import REWARD, Job
 from ..training.album import Album
 from ..training.baseline import Baseline
-from ..training.control import Process
 from ..training.finetune import card, check, finetune
 from ..training.finetune_options import FinetuneExtras, FinetuneOptions
-from ..training.finetune_task import Settings, Task
+from ..training.finetune_task import ONE_STEP, Settings, Task
 from ..training.forecast import Forecast, finetune_passes, held, learning, looking
 from ..training.lora import Adapters, adaptable, checkpoint_blocks, in_half, lora_state_dict, switched
 from ..training.options import NODE, chosen, given
@@ -44,7 +39,6 @@ from .schema import inputs_of, quality, read
 from .types import CATEGORY, Oracle
 
 TUNED = "tuned"
-LEAST = 0.1  # noise to picture, below which the last step goes to the clean picture
 SHOWN, SEEDS = 2, 4  # prompts and pictures of each that are drawn along the run
 
 
@@ -71,7 +65,7 @@ class ApprenticeRewardFinetune(io.ComfyNode):
                 io.Vae.Input(
                     "vae", tooltip="Its VAE: the oracle looks at pictures. TAESD (in Load VAE) needs the least memory."
                 ),
-                Oracle.Input("oracle", tooltip="What judges. Without a gradient only weighted_regression can follow it."),
+                Oracle.Input("oracle", tooltip="What judges. One without a gradient teaches by diffusion_nft."),
                 io.Combo.Input(
                     "prompts", options=folders.prompt_files(), default=folders.BUNDLED,
                     tooltip="What is drawn while it learns: a .txt (one prompt a line) or .csv in ComfyUI's input folder, or "
@@ -133,7 +127,8 @@ class _Run(NodeRun):
             ValueError: Model, oracle and settings don't fit, or another run has this name.
         """
         self.model, self.oracle, self.lines, self.options = model, oracle, lines, options
-        last, direct = max(options.count // 3, 1), options.algorithm == "direct"
+        last = max(options.count // 3, 1)
+        direct = options.algorithm == "direct" or (options.algorithm in ONE_STEP and options.steps == 1)
         learns = given(extras, NODE, Settings)
         self.settings = Settings(**given(options, NODE, Settings), **learns, last=last, pool=options.base_draws)
         self.card = {key: value for key, value in model.attachments.get(CARD, {}).items() if key in ("preset", "sigmas")}
@@ -244,63 +239,6 @@ class _Run(NodeRun):
         text = report_text(base, self.folder.losses(), self.task)
         result = shown(f"Saved {self.target.file.name}. {self.foreseen}\n{text}")
         return io.NodeOutput(tuned, self.name, self.target.file.name, text, ui=result)
-
-
-@dataclass(frozen=True)
-class Level:
-    """Where a one-step student draws from.
-
-    Attributes:
-        model: As it is drawn with.
-        sigma: The noise level.
-        scale: Of the first noise, over ComfyUI's own.
-        preset: With which preset it draws; "" where that is not known.
-    """
-
-    model: Any
-    sigma: float = 0.0
-    scale: float = 1.0
-    preset: str = ""
-
-
-def student_level(model: Any, options: FinetuneOptions) -> Level:
-    """The first level of the student's schedule: as its card says, or by the preset.
-
-    Raises:
-        ValueError: The preset is "auto" and there is no card, or it does not fit the model.
-    """
-    card_of_model, preset = model.attachments.get(CARD, {}), options.preset
-    if preset == AUTO and (first := _first_level(card_of_model)):
-        return Level(model, first, preset=str(card_of_model.get("preset", "")))
-    preset = known_preset(model, preset)
-    drawn, _sampler, sigmas = student_schedule(model, preset, Drawing(1, 1.0, "euler", options.scheduler, 0))
-    first = float(sigmas[0])
-    return Level(drawn, first, initial_scale(preset, first), preset)
-
-
-def _first_level(card_of_model: dict[str, str]) -> float:
-    """The first of the levels in a card; 0 where it names none."""
-    try:
-        first = float(json.loads(card_of_model.get("sigmas", "[]"))[0])
-    except (ValueError, TypeError, LookupError):
-        return 0.0
-    return first if math.isfinite(first) and first > 0 else 0.0
-
-
-def one_step(model: Any, sigma: float) -> Process:
-    """From ``sigma`` to the picture at once."""
-    return _process(model, torch.tensor([sigma, 0.0], dtype=torch.float64))
-
-
-def levels_of(model: Any, options: FinetuneOptions) -> Process:
-    """The model's own noise levels by a stock scheduler, drawn through with fresh noise."""
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), options.scheduler, options.steps)
-    return _process(model, sigmas).ending_at(LEAST)
-
-
-def _process(model: Any, sigmas: Tensor) -> Process:
-    kind, _levels = bridge.noise_levels(model)
-    return Process.flow(sigmas.double()) if kind == "flow" else Process.edm(sigmas.double())
 
 
 def report_text(base: Baseline, log: list[dict[str, Any]], task: Task) -> str:

@@ -16,6 +16,7 @@ from ..bridge.info import info_of, join_info
 from ..bridge.latents import decode_rows, replace_rows
 from ..bridge.pixels import as_rgb
 from ..bridge.progress import shown
+from ..bridge.rows import take_latent
 from ..bridge.scoring import picture_keys
 from ..gate.controller import FileController
 from ..gate.decision import Situation, gate_scores, judge, keep_better, limits
@@ -118,6 +119,7 @@ class ApprenticeJudge(io.ComfyNode):
         scores, files = board.scores(
             oracle[0], images, prompts, keys, range(len(pictures)), lambda scores: limits(decided(scores), threshold[0])
         )
+        board.remember_origins(keys, drafts or [])
         gate = decided(scores, trial=False)
         if name:
             folders.written(folders.controller_file(name))
@@ -218,6 +220,7 @@ class ApprenticeKeepBetter(io.ComfyNode):
         if rows and not same and improved_images is None and vae is not None:
             improved_images = decode_rows(vae, improved["samples"], rows)
         board = ComparingBoard(verdict, draft_images)
+        board.remember_origins([j.key for j in verdict], [drafts])
         scores: dict[int, float] = {}
         if rows and same:
             scores, spent = dict.fromkeys(rows, math.nan), (0.0,) * len(verdict)
@@ -225,6 +228,7 @@ class ApprenticeKeepBetter(io.ComfyNode):
         elif rows and improved_images is not None:
             verdict.require_batch(len(improved_images), "improved_images")
             scores = board.compare(oracle, improved_images[rows])
+            board.remember_origins([board.rows[row]["improved_key"] for row in rows], [take_latent(improved, rows)])
             remark = remarks(oracle, as_rgb([improved_images[rows]]), [verdict.prompts[row] for row in rows])
             note += f" {remark}" * (remark not in verdict.note) + f" {board.note}" * bool(board.note)
         result = keep_better(

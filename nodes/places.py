@@ -92,6 +92,10 @@ PLACES: dict[str, Place] = {
         TEACH, ("train lora", "rlhf", "reward", "adjoint matching", "draft", "aesthetic", "imagereward", "hps"),
         ("prompts", "text", "name", "strength", "value", "width", "height", "quality"),
     ),
+    "ApprenticeTasteFinetune": Place(
+        TEACH, ("train lora", "preference", "dpo", "clicks", "my style", "own look"),
+        ("taste", "name", "beta", "updates", "steps"),
+    ),
     "ApprenticeSiDDistill": Place(
         DISTIL, ("train lora", "make turbo", "lcm", "one step", "distillation", "turbo"),
         ("prompts", "text", "name", "method", "width", "height", "quality"),

@@ -20,6 +20,12 @@ def inputs_of(options: type) -> list[Any]:
     return [_input(name, hints[field], offer) for field, name, offer in offers(options, NODE)]
 
 
+def before(place: str, inputs: list[Any], socket: Any) -> list[Any]:
+    """``inputs`` with a socket before the one called ``place``."""
+    at = [each.id for each in inputs].index(place)
+    return [*inputs[:at], socket, *inputs[at:]]
+
+
 def read(options: type[T], inputs: Mapping[str, Any]) -> T:
     """The options of a node that was given these ``inputs``, of which ``quality`` may set others."""
     values = {field: _value(inputs.get(name, offer.default), offer) for field, name, offer in offers(options, NODE)}
@@ -32,13 +38,18 @@ def _value(given: Any, offer: Offer) -> Any:
     return offer.default if stray else given
 
 
-def quality() -> io.Combo.Input:
-    """The one choice that sets the rest; the last widget of a training node."""
+def quality(words: str = "quality", more: str = "") -> io.Combo.Input:
+    """The one choice that sets the rest.
+
+    Args:
+        words: The name of the list of choices.
+        more: What is said of those that other nodes don't have.
+    """
     return io.Combo.Input(
-        "quality", options=types.choices("quality"), default=AS_SET, optional=True,
+        "quality", options=types.choices(words), default=AS_SET, optional=True,
         tooltip="quick: a first look. good: the numbers that the widgets come with, or more. paper: the published run's. These "
         "three set how long and how much is learned, whatever the widgets say; as set: the widgets count. Pictures, time and "
-        "memory are told before it starts.",
+        "memory are told before it starts." + more,
     )  # fmt: skip
 
 

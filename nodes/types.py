@@ -23,8 +23,8 @@ from ..training.fdivergence import DIVERGENCES
 from ..training.finetune_task import ALGORITHMS, STRENGTHS
 from ..training.optimisers import OPTIMISERS
 from ..training.promptkd_runs import STARTS, TARGETS
-from ..training.qualities import QUALITIES
-from ..training.sid_options import FULL, LORA
+from ..training.qualities import QUALITIES, SID_QUALITIES
+from ..training.sid_options import FULL, LORA, MADE_FOR
 from ..training.variety import VARIETIES
 
 CATEGORY = "Apprentice"
@@ -58,6 +58,8 @@ COMBOS: dict[str, list[str]] = {
     "divergence": list(DIVERGENCES),
     "strength": list(STRENGTHS),
     "quality": list(QUALITIES),
+    "sid_quality": list(SID_QUALITIES),
+    "made_for": list(MADE_FOR),
     "spend": [BUDGET, PRICE],
     "variety": list(VARIETIES),
     "optimiser": list(OPTIMISERS),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,26 @@ def explore_figures(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+STYLE_WORDS = {
+    "style_kept": "the look, SiD from the published student in two steps over the slow model",
+    "style_judge_difference": "judge's score, that minus the slow model with the LoRA",
+    "style_judge_over_habit": "judge's score, that minus the LoRA put on the student",
+    "style_judge_over_cold": "judge's score, that minus SiD from the teacher",
+    "warm_start_ratio": "pictures until 0.9 of the look is kept and the judge is as content as with the slow model, warm to cold",
+}
+
+
+def style_figures(results: dict[str, Any]) -> str:
+    """Ways to draw a look fast, and the claims; one seed's have no interval."""
+    lines = _table(results["rows"], "---")
+    lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    for name, words in STYLE_WORDS.items():
+        claim = results["claims"][name]
+        within = "one seed" if math.isnan(claim["lo"]) else f"{claim['lo']:.2f} to {claim['hi']:.2f}"
+        lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {within} |")
+    return "\n".join(lines)
+
+
 def student_figures(results: dict[str, Any]) -> str:
     """Each kind of student beside its teacher."""
     words = {"network": "student", "NFE": "evaluations", "one of each": "one of each, minus two of the better"}
@@ -163,7 +184,9 @@ def taste_figures(results: dict[str, Any]) -> str:
         both = [results["claims"][f"taste_{what}_{count}"] for what in ("accuracy", "gain")]
         shown = ["{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**claim) for claim in both]
         rows.append(dict(zip(rows[0], ("all", count, shown[0], "", shown[1], ""), strict=True)))
-    return "\n".join(_table(rows, "---"))
+    loras = results["findings"].get("LoRAs from clicks alone", [])
+    caption = "LoRAs from clicks alone, without an oracle (gain in the artist's unit):"
+    return "\n".join([*_table(rows, "---"), *(["", caption, "", *_table(loras, "---")] if loras else [])])
 
 
 def _table(rows: list[dict[str, Any]], rule: str = "---:") -> list[str]:
@@ -244,7 +267,24 @@ CONTROL_WORDS = {
     "loop_reject_share_change": "part of the drafts below the old median, new student minus old",
     "toy_w1": "1-D mixture, KL, alpha 0.5: distance W1 to the exact law",
     "toy_cpu_seconds": "CPU seconds of that",
+    "blackbox_reward_gain": "an oracle that only scores (DiffusionNFT): gain with the oracle that tuned",
+    "blackbox_unseen_gain": "likewise, with the judge that nobody was tuned by",
+    "blackbox_diversity_ratio": "likewise, variety over before",
+    "blackbox_toy_w1": "1-D mixture, from scores alone, alpha 0.5: distance W1 to forward KL's exact law",
+    "blackbox_over_path_kl": "likewise, its gain over path KL's, at equal evaluations",
 }
+TILTED_WORDS = {
+    "tilted_student_gain": "SiD towards the tilted teacher: score of the judge that nobody was tuned by, minus plain SiD",
+    "tilted_student_gain_over_teacher": "the same minus the teacher, guided, at 24 evaluations",
+    "tilted_student_gain_over_tuned": "the same minus the shipped student tuned directly, at equal pictures",
+    "tilted_student_reward_gain": "score of the oracle that tuned, minus plain SiD",
+    "tilted_student_variety": "its diversity, over plain SiD",
+    "loop_quality_gain": "judge's score of adaptive collaboration at equal evaluations, tilted student minus shipped",
+    "loop_reject_share_change": "part of the drafts below the shipped student's median, tilted minus shipped",
+    "tilted_toy_w1": "1-D mixture, price 0.5: distance W1 of the tilted student to the exact law",
+    "tilted_toy_std": "its standard deviation in the mode that the reward prefers",
+}
+"""Of ``bench control --tilted``, without and with ``--toy``, as far as they have been run."""
 
 
 def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[str, Any]) -> str:
@@ -259,10 +299,28 @@ def control_figures(results: dict[str, Any], toy: dict[str, Any], memory: dict[s
     }
     lines = [line for caption, rows in tables.items() for line in (caption, "", *_table(rows), "")][:-1]
     lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    claims = results["claims"] | toy["claims"]
     for name, words in CONTROL_WORDS.items():
-        claim = (results["claims"] | toy["claims"])[name]
+        if (claim := claims.get(name)) is None:  # results of before there was this way
+            continue
         lines.append(f"| {words} (`{name}`) | {claim['value']:.3f} | {claim['lo']:.3f} to {claim['hi']:.3f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_tilted_figures()])
+
+
+def _tilted_figures() -> list[str]:
+    captions = {
+        "control-tilted": "SiD towards the tilted teacher, gains and ratios against plain SiD at equal pictures:",
+        "control-tilted-toy": "The 1-D mixture by SiD towards the tilted teacher, price 0.5:",
+    }
+    found = {name: _read(name) for name in captions if (ROOT / "benchmarks" / "results" / f"{name}.json").exists()}
+    lines = [line for name, result in found.items() for line in ("", captions[name], "", *_table(result["rows"]))]
+    claims = {name: claim for result in found.values() for name, claim in result["claims"].items()}
+    if claims:
+        lines += ["", "| figure, of `bench control --tilted` | value | 95 % interval |", "| --- | ---: | --- |"]
+    return lines + [
+        f"| {TILTED_WORDS[name]} (`{name}`) | {claim['value']:.3f} | {claim['lo']:.3f} to {claim['hi']:.3f} |"
+        for name, claim in claims.items()
+    ]
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -283,6 +341,7 @@ _FIGURES: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "cascade": (cascade_figures, ("cascade",)),
     "picture-oracles": (picture_figures, ("picture-oracles",)),
     "sid": (sid_figures, ("sid", "sid-speed")),
+    "style": (style_figures, ("style",)),
     "students": (student_figures, ("students",)),
     "promptkd": (promptkd_figures, ("promptkd",)),
     "control": (control_figures, ("control", "control-toy", "control-memory")),

@@ -110,9 +110,20 @@ def baseline(rewards: Tensor, settings: Settings) -> Baseline:
             f"The oracle has no score for {broken} of {rewards.numel()} pictures of the model as it was; choose another "
             "precision, oracle or VAE, and another name for the run."
         )
+    try:
+        return _priced(rewards, settings, settings.priced)
+    except ValueError:
+        if settings.algorithm != "diffusion_nft":
+            raise
+        # Few pictures can hold no law of forward KL's where the model has one. Targets are met, and told, in KL then.
+        return _priced(rewards, settings, "kl")
+
+
+def _priced(rewards: Tensor, settings: Settings, name: str) -> Baseline:
+    """``baseline`` where a change is paid for in this divergence."""
     alpha = settings.value
     if settings.strength == "target KL":
-        alpha = alpha_for_kl(rewards, settings.value, settings.divergence)
+        alpha = alpha_for_kl(rewards, settings.value, name)
     elif settings.strength == "target reward gain":
-        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, settings.divergence)
-    return Baseline(rewards, alpha, [solve_dual(row, alpha, settings.divergence) for row in rewards], settings.divergence)
+        alpha = alpha_for_reward(rewards, float(rewards.double().mean()) + settings.value, name)
+    return Baseline(rewards, alpha, [solve_dual(row, alpha, name) for row in rewards], name)

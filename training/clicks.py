@@ -1,7 +1,7 @@
 """The clicks that teach a taste: one file of lines, which only grows, and which its owner can copy, share and delete.
 
-A line is a picture (its name, its prompt, and itself, small), a click (which of two is better), an undo, or features of a picture
-that some network has worked out.
+A line is a picture (its name, its prompt, itself, small, and where it came from), a click (which of two is better), an undo, or
+features of a picture that some network has worked out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ..files import UnreadableFile, locked
+from .click_origins import Origin, decoded
 
 SIDE = 256  # pixels of a kept picture's longer side
 _FILE_BYTES, _LINE_BYTES = 1 << 28, 1 << 20
@@ -40,11 +41,13 @@ class ClickedPicture:
         pixels: [h, w, 3] of uint8, at most ``SIDE`` pixels long.
         prompt: What it was asked to show.
         improved: Whether the teacher made it, from a draft.
+        origin: Its latents, and what names its noise; None of pictures kept before 0.6, of large ones, and without pixels.
     """
 
     pixels: Array
     prompt: str
     improved: bool = False
+    origin: Origin | None = None
 
 
 @dataclass
@@ -205,7 +208,9 @@ def _picture(content: dict[str, Any], pixels: bool) -> ClickedPicture:
         if max(picture.size) > SIDE:
             raise ValueError("larger than a kept picture")
         unpacked = np.asarray(picture.convert("RGB"))
-    return ClickedPicture(unpacked, str(content["prompt"])[:10_000], content.get("improved") is True)
+    return ClickedPicture(
+        unpacked, str(content["prompt"])[:10_000], content.get("improved") is True, decoded(content.get("origin"))
+    )
 
 
 def _picture_line(key: str, picture: ClickedPicture) -> dict[str, Any]:
@@ -214,7 +219,8 @@ def _picture_line(key: str, picture: ClickedPicture) -> dict[str, Any]:
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)
     png = base64.b64encode(buffer.getvalue()).decode()
-    return {"kind": "picture", "key": key, "prompt": picture.prompt, "improved": picture.improved, "png": png}
+    line = {"kind": "picture", "key": key, "prompt": picture.prompt, "improved": picture.improved, "png": png}
+    return line | {"origin": picture.origin.encoded()} if picture.origin and picture.origin.small else line
 
 
 def _encoded(row: Sequence[float] | Array) -> str:

@@ -18,6 +18,7 @@ from .processes import Processes
 from .run_folder import RunFolder
 from .sid import EdmLevels, Labels, TimestepLevels, add_noise, edm_weight, generate
 from .sid_iteration import Draws, Objective, Players, iterate
+from .tilted import Tilt
 from .variety import ANCHOR, OFF, VARIETIES, Variety, karras_path, variety_of
 
 
@@ -90,15 +91,6 @@ class Settings:
         return Schedule(self.pictures, self.batch, 1.0, self.warmup, self.decay)
 
 
-LATER = ("variety", "optimiser")  # settings that runs of earlier versions know nothing of
-
-
-def facts_of(settings: Settings) -> dict[str, Any]:
-    """Settings as a run's record holds them. What came later is left out as it comes, so that runs from before go on."""
-    defaults = Settings()
-    return {k: v for k, v in asdict(settings).items() if k not in LATER or v != getattr(defaults, k)}
-
-
 @dataclass(frozen=True)
 class Preset:
     """A published run: its settings, and the Frechet inception distance that its authors report."""
@@ -148,6 +140,7 @@ class Task:
         noising: How pictures and noise are mixed.
         device: Where the networks are.
         real: (random source, batch) -> real pictures, for the adversarial loss.
+        tilt: What the student shall please, and at what price; see ``tilted``.
     """
 
     players: Players
@@ -162,13 +155,14 @@ class Task:
     device: torch.device | str = "cpu"
     real: Callable[[torch.Generator, int], Tensor] | None = None
     path: Callable[[float, int], tuple[float, ...]] = karras_path
+    tilt: Tilt | None = None
 
     def objective(self, settings: Settings, steps: int) -> Objective:
         """What is minimised when the student takes ``steps`` steps."""
         return Objective(
             settings.alpha, self.sigmas(steps), self.levels, settings.kappa1, settings.kappa2, settings.kappa4, self.weight,
             self.noising, settings.fake_scale, settings.generator_scale, settings.adversarial,
-            augment=settings.augment, variety=self._variety(settings.variety, self.sigmas(steps)),
+            augment=settings.augment, variety=self._variety(settings.variety, self.sigmas(steps)), tilt=self.tilt,
         )  # fmt: skip
 
     def _variety(self, kind: str, sigmas: tuple[float, ...]) -> Variety | None:
@@ -228,7 +222,8 @@ def distil(
         means = processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
         lost = lost + 1 if means["dropped"] >= settings.batch else 0  # some may be, as in the official loop
         if lost and (settings.batch > 1 or lost > 1):
-            raise FloatingPointError("Nothing can be learned: the loss is no longer finite; lower the learning rates.")
+            scores = " Or the oracle scores none of the pictures (NaN): try it on such pictures." if task.tilt else ""
+            raise FloatingPointError(f"Nothing can be learned: the loss is no longer finite; lower the learning rates.{scores}")
         return means
 
     watched = replace(watch, interrupted=lambda: processes.any(cancelled or watch.interrupted()))
@@ -294,7 +289,7 @@ def card(settings: Settings, teacher: str, teacher_fingerprint: str, **more: Any
         "images_seen": str(settings.schedule.steps * settings.batch),
         "steps": str(settings.steps),
         "kappas": json.dumps([settings.kappa1, settings.kappa2, settings.kappa2, settings.kappa4]),
-        "settings": json.dumps(facts_of(settings)),
+        "settings": json.dumps(asdict(settings)),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }

@@ -72,7 +72,7 @@ def build_network(teacher: Snapshot, name: str = "This file", dropout: float | N
 
 def edm_task(
     teacher: Snapshot, *, name: str = "This file", device: torch.device | str = "cpu", precision: str = "fp32",
-    dropout: float | None = None, real: Path | None = None,
+    dropout: float | None = None, real: Path | None = None, start: Snapshot | None = None,
 ) -> Task:  # fmt: skip
     """What ``distil`` takes, for an EDM network: three copies of ``teacher``; classes, if any, are drawn evenly.
 
@@ -83,9 +83,10 @@ def edm_task(
         precision: ``fp32``; ``fp16``, of F alone as in the official runs and on NVIDIA GPUs; ``bf16``, by autocast.
         dropout: Of the two networks that learn; the configuration's if left out.
         real: A folder of real pictures, for the adversarial loss.
+        start: What the student begins as, if not as the teacher.
 
     Raises:
-        ValueError: It is no EDM network, or the options don't suit it or the device.
+        ValueError: It is no EDM network, the start is another kind of network, or the options don't suit it or the device.
     """
     device = torch.device(device)
     if precision not in PRECISIONS:
@@ -96,6 +97,8 @@ def edm_task(
     frozen.use_fp16 = precision == "fp16"
     frozen.model.label_dropout = 0.0
     fake, generator = copy.deepcopy(frozen), copy.deepcopy(frozen)
+    if start is not None:
+        begin_as(generator, start)
     for network in (fake, generator):
         drop_where_it_learns(network)
     players = edm_players(frozen, fake, generator)
@@ -105,6 +108,20 @@ def edm_task(
         lambda rng, batch: (draw_classes(rng, batch, classes), None), lambda steps: tuple(sid_edm_sigmas(steps)),
         device=device, real=None if real is None else RealPictures(real, channels, size, classes),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def begin_as(network: nn.Module, start: Snapshot) -> None:
+    """Give ``network`` the weights of another EDM network.
+
+    Raises:
+        ValueError: They don't fit it.
+    """
+    weights = build_network(start, "The student").state_dict()
+    shapes, theirs = ({key: value.shape for key, value in state.items()} for state in (network.state_dict(), weights))
+    if shapes != theirs:
+        raise ValueError("The student has other layers than the teacher: give one that was made from a network of the same kind.")
+    network.load_state_dict(weights)
 
 
 def draw_classes(rng: torch.Generator, batch: int, classes: int) -> Tensor | None:

@@ -11,7 +11,8 @@ from torch import nn
 from . import control, control_losses
 from .baseline import Baseline, Drawing, base_rewards, baseline
 from .control import Problem, Report
-from .finetune_task import Settings, Task
+from .diffusion_nft import ForwardProcess
+from .finetune_task import BLACK_BOX, ONE_STEP, Settings, Task
 from .loop import Ema, Interrupted, Learner, Means, Watch, run
 from .optimisers import check_optimiser, make_optimiser
 from .processes import Processes
@@ -27,16 +28,20 @@ def check(settings: Settings, steps: int, differentiable: bool) -> None:
     """
     settings.check()
     check_optimiser(settings.optimiser)
-    if not differentiable and settings.algorithm != "weighted_regression":
-        raise ValueError("This oracle has no gradient; choose the algorithm 'weighted_regression'.")
+    if not differentiable and settings.algorithm not in BLACK_BOX:
+        raise ValueError("This oracle has no gradient; choose the algorithm 'diffusion_nft' or 'weighted_regression'.")
+    if settings.algorithm == "diffusion_nft" and settings.divergence not in ("kl", "forward_kl"):
+        raise ValueError("'diffusion_nft' can't price a change as you choose: its price is forward_kl; set divergence to that.")
     if settings.algorithm in ("preview", "direct") and settings.divergence != "kl":
         raise ValueError(f"'{settings.algorithm}' has a price of its own, so there is no divergence to choose; set it to 'kl'.")
     if settings.algorithm == "direct" and settings.strength != "alpha":
         raise ValueError("'direct' pays picture by picture and reaches no tilted law, so only 'alpha' can be its strength.")
     if settings.algorithm == "direct" and steps != 1:
         raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
-    if settings.algorithm != "direct" and steps == 1:
+    if settings.algorithm not in ONE_STEP and steps == 1:
         raise ValueError("A one-step student has no path to pay for; choose 'direct', or tune its teacher and distil again.")
+    if settings.algorithm == "diffusion_nft" and steps == 1 and settings.strength != "alpha":
+        raise ValueError("'diffusion_nft' in one step pays picture by picture, so only 'alpha' can be its strength.")
 
 
 def finetune(
@@ -63,12 +68,16 @@ def finetune(
     parameters = list(task.learned.parameters())
     optimiser = make_optimiser(settings.optimiser, parameters, settings.learning_rate, (0.9, 0.95))
     ema = Ema(task.learned, settings.ema_half_life)
-    rounds = Rounds(task, settings, base, folder, processes) if settings.algorithm == "weighted_regression" else None
+    own: Rounds | ForwardProcess | None = None
+    if settings.algorithm == "weighted_regression":
+        own = Rounds(task, settings, base, folder, processes)
+    elif settings.algorithm == "diffusion_nft":
+        own = ForwardProcess(task, settings, base, processes, watch)
 
     def step(number: int, rng: torch.Generator) -> Means:
         optimiser.zero_grad(set_to_none=True)
         try:
-            report = rounds.step(number, rng) if rounds else _tilt(task, settings, base, rng, processes, watch)
+            report = own.step(number, rng) if own else _tilt(task, settings, base, rng, processes, watch)
         except watch.cancelled_by as cancelled:
             raise Interrupted from cancelled
         processes.add_gradients(parameters)

@@ -23,11 +23,13 @@ class FinetuneOptions:
         node={
             "choices": "algorithm",
             "help": "adjoint_matching: reaches the optimal law, memory of one picture's step. path_kl: the same law, straight "
-            "through the sampler. weighted_regression: for oracles without gradient. preview: last step only, a quick look that "
+            "through the sampler. diffusion_nft: for oracles that only score; also for one-step students. weighted_regression: "
+            "for them, too; slow. preview: last step only, a quick look that "
             "leads to no law. direct: for one-step students; each picture moves to a better one near.",
         },
         command={
-            "help": "adjoint_matching, path_kl, weighted_regression (for oracles without gradient), preview (leads to no law)."
+            "help": "adjoint_matching, path_kl, diffusion_nft (for oracles that only score), weighted_regression (likewise, "
+            "slow), preview (leads to no law)."
         },
     )  # fmt: skip
     divergence: str = option(
@@ -62,14 +64,16 @@ class FinetuneOptions:
     steps: int = option(
         20, least=4, command={"help": "Steps of a draw while it learns."},
         node={
-            "most": 1000,
-            "help": "Steps of a draw while it learns, always with fresh noise (eta 1), so that the start is forgotten.",
+            "least": 1, "most": 1000,
+            "help": "Steps of a draw while it learns, always with fresh noise (eta 1), so that the start is forgotten. 1, with "
+            "diffusion_nft, for a one-step student.",
         },
     )  # fmt: skip
     scheduler: str = option("karras", "ComfyUI's noise schedule.", choices="scheduler", command=None)
     count: int = option(
         8, least=0, most=1000, command=None, node={"name": "regressed_steps"},
-        help="adjoint_matching: steps of each draw that it learns from, a third of them the last; 0 for all.",
+        help="adjoint_matching: steps of each draw that it learns from, a third of them the last. diffusion_nft: noise levels "
+        "at which it learns from each picture. 0 for all.",
     )  # fmt: skip
     learning_rate: float = rate_option(0.0003, "Highest learning rate.", 1e-8, 1.0, command=1e-4)
     base_draws: int = option(

@@ -17,7 +17,9 @@ from .fdivergence import divergence
 from .loop import Schedule
 from .optimisers import ADAM
 
-ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview", "direct")
+ALGORITHMS = ("adjoint_matching", "path_kl", "weighted_regression", "preview", "direct", "diffusion_nft")
+BLACK_BOX = ("weighted_regression", "diffusion_nft")  # which ask an oracle for scores alone
+ONE_STEP = ("direct", "diffusion_nft")  # which tune one-step students
 STRENGTHS = ("alpha", "target KL", "target reward gain")
 _FEWEST = 64  # base rewards a prompt, below which lambda is a guess
 
@@ -32,7 +34,7 @@ class Settings:
 
     Attributes:
         algorithm: One of ``ALGORITHMS``.
-        divergence: See ``fdivergence.divergence``.
+        divergence: See ``fdivergence.divergence``; diffusion_nft's is always forward_kl, see ``priced``.
         strength: What ``value`` means, one of ``STRENGTHS``. alpha is in units of the reward and per picture.
         value: alpha; or nats a picture; or by how much the mean reward shall rise.
         updates: Optimiser steps.
@@ -76,6 +78,11 @@ class Settings:
         if not self.value > 0:
             raise ValueError(f"The strength's value is {self.value:g}; it must be above 0.")
         divergence(self.divergence)
+
+    @property
+    def priced(self) -> str:
+        """The divergence that a change is paid for in."""
+        return "forward_kl" if self.algorithm == "diffusion_nft" else self.divergence
 
     @property
     def draws(self) -> int:
@@ -166,13 +173,18 @@ class Task:
         Args:
             step: Told after every step of some of them how those look.
         """
-        seeds = torch.randint(2**62, (len(rows),), generator=generator)
-        drawn = []
+        return self.draw_from(rows, torch.randint(2**62, (len(rows),), generator=generator), tuned, step)
+
+    def draw_from(
+        self, rows: Tensor, seeds: Tensor, tuned: bool = True, step: Callable[[Tensor], None] | None = None
+    ) -> Tensor:
+        """``draw`` with the seeds [B] of all noise of each picture."""
+        drawn, unused = [], torch.Generator()
         for r, s in zip(rows.split(self.drawn_at_once), seeds.split(self.drawn_at_once), strict=True):
             problem = self.problem(r, 1.0, seeds=s)
             if step is not None:
                 problem = replace(problem, base=_telling(problem.base, step), tuned=_telling(problem.tuned, step))
-            drawn.append(problem.draw(generator, len(r), tuned)[-1])
+            drawn.append(problem.draw(unused, len(r), tuned)[-1])
         return torch.cat(drawn)
 
     @torch.no_grad()

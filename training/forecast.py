@@ -96,6 +96,7 @@ def finetune_passes(algorithm: str, steps: int, regressed: int) -> tuple[int, in
     return {
         "adjoint_matching": (steps + regressed, steps + regressed), "path_kl": (steps, steps),
         "weighted_regression": (regressed, regressed), "preview": (steps, 1), "direct": (1, 2),
+        "diffusion_nft": (steps + regressed, regressed) if steps > 1 else (4, 2),
     }[algorithm]  # fmt: skip
 
 

@@ -18,7 +18,10 @@ from ..weights.torch_archive import read_tree
 RECORD = "run.json"
 VERSION = "apprentice_run"
 """Of the record: without it, it is of a time when settings were missing that are checked today."""
-LATER: dict[str, Any] = {"variety": "off", "optimiser": "adam"}
+LATER: dict[str, Any] = {
+    "variety": "off", "optimiser": "adam", "begins_at": None, "base": None, "oracle": None, "vae": None, "price": None,
+    "student": None,
+}  # fmt: skip
 """Settings that came when there were runs already, and what those were made with; where they say that, no record has them."""
 _SHORT = 40  # letters of a setting that is told whole
 

@@ -131,7 +131,9 @@ def sid_weight(images: Tensor, y_real: Tensor) -> Tensor:
     return error.mean(tuple(range(1, error.ndim)), keepdim=True).clamp(min=LEAST_WEIGHT)
 
 
-def generator_loss(images: Tensor, y_real: Tensor, y_fake: Tensor, alpha: float = 1.2) -> Tensor:
+def generator_loss(
+    images: Tensor, y_real: Tensor, y_fake: Tensor, alpha: float = 1.2, weight: Tensor | None = None
+) -> Tensor:
     """The generator's loss, element by element: (y_real - y_fake) ((y_real - images) - alpha (y_real - y_fake)) / w.
 
     This is SiD eq. 23, L~_theta = (1 - alpha) omega / sigma^4 ||f_phi - f_psi||^2 + omega / sigma^4 (f_phi - f_psi)^T (f_psi -
@@ -145,6 +147,7 @@ def generator_loss(images: Tensor, y_real: Tensor, y_fake: Tensor, alpha: float 
         y_real: The teacher's denoised x_g + sigma n, with gradient to ``images``.
         y_fake: The fake score network's.
         alpha: 1.2 in most of the official runs, 1.0 in the rest.
+        weight: [B, 1, ...] in place of 1 / w, see ``tilted``.
 
     Returns:
         [B', C, H, W], B' <= B.
@@ -152,8 +155,10 @@ def generator_loss(images: Tensor, y_real: Tensor, y_fake: Tensor, alpha: float 
     keep = not_nan(images, y_real, y_fake)
     if not keep.all():
         images, y_real, y_fake = images[keep], y_real[keep], y_fake[keep]
+        weight = None if weight is None else weight[keep]
     difference = y_real - y_fake
-    return difference * ((y_real - images) - alpha * difference) / sid_weight(images, y_real)
+    loss = difference * ((y_real - images) - alpha * difference)
+    return loss / sid_weight(images, y_real) if weight is None else loss * weight
 
 
 def edm_weight(sigma: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from .sid import (
     not_nan,
     sid_weight,
 )
+from .tilted import Tilt, kl_weight, tilted_loss
 from .variety import Variety, variety_loss
 
 
@@ -72,6 +73,7 @@ class Objective:
         discriminator_scale: Factor of the discriminator's (``lsd``).
         augment: Probability of each of EDM's augmentations, where the draws hold any.
         variety: A loss beside the generator's that keeps its variety; none for SiD as published.
+        tilt: A reward and its price, towards which the generator is moved; see ``tilted``.
     """
 
     alpha: float = 1.2
@@ -88,6 +90,7 @@ class Objective:
     discriminator_scale: float = 1.0
     augment: float = 0.12
     variety: Variety | None = None
+    tilt: Tilt | None = None
 
     @property
     def caption_dropout(self) -> float:
@@ -199,7 +202,11 @@ def generator_objective(players: Players, objective: Objective, draws: Draws) ->
         y_fake = guided(players.fake, x, sigma, draws.labels, draws.empty, objective.kappa2)
     y_real = guided(players.teacher, x, sigma, draws.labels, draws.empty, objective.kappa4)
     y_fake, y_real = y_fake.to(images.dtype), y_real.to(images.dtype)
-    loss = generator_loss(images, y_real, y_fake, objective.alpha)
+    if objective.tilt is None:
+        loss = generator_loss(images, y_real, y_fake, objective.alpha)
+    else:
+        weight = kl_weight(objective.levels, objective.noising, draws.level)
+        loss = tilted_loss(objective.tilt, images, y_real, y_fake, draws.labels, weight, objective.alpha)
     total, dropped = loss.sum() * objective.generator_scale, len(draws) - len(loss)
     if objective.variety is not None:
         total = total + objective.generator_scale * variety_loss(

@@ -11,6 +11,7 @@ from .options import checkpointing_option, optimiser_option, option, precision_o
 from .variety import OFF
 
 LORA, FULL = "LoRA", "full copy"
+TEACHER, BASE, STUDENT = MADE_FOR = "teacher", "base", "student"
 
 _PRESETS = (
     "A published run's settings; options given beside it win. The paper's FIDs, not measured here: cifar10-uncond 1.923, "
@@ -91,6 +92,7 @@ class SidOptions:
     )  # fmt: skip
     augment: float | None = _command("Probability of EDM's augmentations; 0.12 where the teacher knows them.", least=0, most=1)
     dropout: float | None = _command("Of the networks that learn, while they do; the teacher's own.", least=0, most=0.99)
+    student: Path | None = _command("An EDM network to begin with instead of the teacher, of its kind: it saves most of the way.")
     real: Path | None = _command("A folder of real pictures (PNG, JPEG): adds SiDA's adversarial loss. Without classes.")
     adversarial: float | None = _command("Factor of that loss; 0.01 with --real.", least=0)
     precision: str = precision_option(default=None, help="fp32; fp16 on an NVIDIA GPU for the presets that were trained so.")
@@ -115,6 +117,12 @@ class SidOptions:
 class SidExtras:
     """What came later, behind all other inputs. As they are, they change nothing."""
 
+    made_for: str = option(
+        TEACHER, choices="made_for", optional=True, command=None,
+        help="What the saved LoRA must be loaded onto. teacher: your checkpoint with the very LoRAs that are on model here. "
+        "base: the bare checkpoint of model; the file holds your look and the speed. student: the connected "
+        "student as it is here; it gets your look. base and student are compressed to rank: take 64 or more.",
+    )  # fmt: skip
     variety: str = option(
         OFF, choices="variety",
         node={
@@ -124,5 +132,13 @@ class SidExtras:
             "teacher's way from noise to picture (a third longer).",
         },
         command={"help": "Beside SiD's loss, against its narrowing: off, anchor (two to three times as long), consistency."},
+    )  # fmt: skip
+    price: float = option(
+        1.0, least=1e-6, most=1e6, command=None,
+        node={
+            "step": 0.1, "round": 1e-6, "optional": True,
+            "help": "With an oracle: how much score a nat of change must earn. High: the student draws as the teacher does; low: "
+            "as the oracle likes, with less variety. Begin with the spread of the teacher's scores for one prompt.",
+        },
     )  # fmt: skip
     optimiser: str = optimiser_option("its steps about as large and its average longer.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import judges, real, training, world
+from . import judges, look, real, training, world
 
 # In the order of the table in docs/examples.md.
 TINY = {
@@ -12,4 +12,4 @@ TINY = {
     "promising-noise": world.promising, "students": training.students,
     "distil": training.distil, "critic": training.critic, "sorting": training.sorting, "critic-teaches-student": training.teaches,
 }  # fmt: skip
-EXAMPLES = TINY | real.EXAMPLES
+EXAMPLES = TINY | real.EXAMPLES | look.EXAMPLES

@@ -123,15 +123,25 @@ def taste() -> Example:
     g.add("PreviewAny", "10", source=learned[2])
     shared = g.add("ApprenticeLoadTaste", "11", name="my taste.safetensors", oracle=g.world[4])
     g.add("PreviewAny", "12", source=shared[2])
+    tuned = g.add(
+        "ApprenticeTasteFinetune", "13", model=g.world[1], clip=g.world[2], vae=g.world[3], taste="my taste", name="my look",
+        rank=16, beta=2000.0, updates=80, batch_pairs=4, at_once=0, width=0, height=0, steps=1, scheduler="karras",
+        own_noise=True, learning_rate=0.0003, precision="auto", gradient_checkpointing=False, first_seed=0, save_every=20,
+    )  # fmt: skip
+    looks = g.decode("15", g.draft("14", tuned[0], seed=7, steps=1)[0])
+    g.add("SaveImage", "16", images=looks[0], filename_prefix="apprentice/my_look")
+    g.add("PreviewAny", "17", source=tuned[3])
     return g.on(
         "Teach the judge your own taste",
         "Run it, then choose *Teach a taste* on the Draft Board and click the better picture of each pair. Every picture is "
         "drawn by the student and by the teacher, so there is always a pair to choose from.\n\n"
         "After some twenty clicks switch group 3 on (select it, Ctrl-M) and run again. *Taste* fits your preferences on the "
         "oracle's own features, and says how well it predicts clicks that it has not seen.\n\n"
-        "The result is an **oracle** like any other: here it judges a new batch. Its file can be shared; group 4 loads one.",
+        "The result is an **oracle** like any other: here it judges a new batch. Its file can be shared; group 4 loads one.\n\n"
+        "Group 5 makes a **LoRA** of the same clicks, without any oracle: the student itself learns to draw what you chose.",
         (START, group("2  Pictures to choose from", "5", "6"),
          group("3  Judged by your taste (off until you have clicked)", "7 10", "8", "9")),
-        (group("4  A taste that somebody shared (off)", "11", "12"),),
-        shown="2.text 5.seed", results="6", muted="7 8 9 10 11 12",
+        (group("4  A taste that somebody shared (off)", "11", "12"),
+         group("5  A LoRA from your clicks (off)", "13 17", "14 15", "16")),
+        shown="2.text 5.seed", results="6", muted="7 8 9 10 11 12 13 14 15 16 17",
     )  # fmt: skip

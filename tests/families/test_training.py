@@ -135,7 +135,7 @@ def encoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("call", "changes", "words"),
     [
-        (training.distil, {"student": "another"}, "full copy"),
+        (training.distil, {"made_for": "student"}, "connect one"),
         (training.tune, {"algorithm": "direct", "strength": "target KL"}, "only 'alpha'"),
         (training.tune, {"algorithm": "preview", "divergence": "half_chi2"}, "set it to 'kl'"),
         (training.tune, {"blind": True}, "weighted_regression"),
@@ -147,8 +147,6 @@ def test_a_refusal_comes_before_texts_are_encoded_and_leaves_no_folder(
     lines, given = encoding(monkeypatch), dict(changes)
     if given.pop("blind", False):
         monkeypatch.setattr(training.Red, "differentiable", False)
-    if "student" in given:
-        given["student"] = tiny.model("flux", seed=2)
     with pytest.raises(ValueError, match=words):
         call(tiny.model("flux"), "flux", **given)
     assert lines == [] and not (folder / "apprentice").exists()

@@ -28,6 +28,7 @@ NODE_IDS = [
     "ApprenticePromptKDDistill", "ApprenticeLoadPromptKD", "ApprenticeClassify", "ApprenticeSort", "ApprenticePromptKDOracle",
     "ApprenticeDomainText", "ApprenticeRewardFinetune", "ApprenticeRewardCurve",
     "ApprenticeTiltedStart", "ApprenticeSplit", "ApprenticeMerge", "ApprenticeTaste", "ApprenticeLoadTaste",
+    "ApprenticeTasteFinetune",
     "ApprenticeExplore", "ApprenticeSource", "ApprenticePictureSource",
     "ApprenticeCascadeOracle",
 ]  # fmt: skip

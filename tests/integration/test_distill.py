@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comfyui_apprentice.precision import native_bfloat16
+from comfyui_apprentice.world.weights import load_oracle
 from harness import Comfy, Graph, GraphError, Node
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -79,6 +80,33 @@ def test_tiny_world_s_lora_goes_through_the_stock_lora_loader(comfy: Comfy, unma
     drawn = {name: comfy.tensors(name)["latent"] for name in ("made", "stock", "teacher")}
     assert torch.equal(drawn["made"], drawn["stock"])
     assert (drawn["made"] - drawn["teacher"]).abs().max() > 1e-3
+
+
+def test_an_oracle_is_pleased_while_a_student_is_distilled(comfy: Comfy, unmatched: Any) -> None:
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    learned = {"generator_rate": 5e-4, "pictures": 24, "vae": world[3]}
+    for name, pleased in (("unpleased", {}), ("pleased", {"oracle": world[4], "price": 1e-5})):
+        widgets = {**SETTINGS, **learned, "name": name, **pleased}
+        made = g.add("ApprenticeSiDDistill", name, model=world[0], clip=world[2], **widgets)
+        g.add("TestSave", f"save {name}", name=name, image=made[2])
+    comfy.run(g)
+    with safe_open(comfy.base / "models" / "loras" / "pleased.safetensors", "pt") as file:
+        card = file.metadata()
+    assert card["oracle"].startswith("tiny world") and float(card["price"]) == 1e-5
+    assert unmatched() == []
+    oracle, prompts = load_oracle("oracle"), SETTINGS["text"].splitlines()
+    scores = [oracle.score(comfy.tensors(name)["image"][..., :3], prompts).mean() for name in ("unpleased", "pleased")]
+    assert scores[1] > scores[0] + 0.1
+
+
+def test_an_oracle_without_a_vae_is_refused_in_a_sentence(comfy: Comfy) -> None:
+    g = Graph()
+    world = g.add("ApprenticeTinyWorld", "tiny", student="consistency")
+    distil(g, world[0], world[2], name="blind", oracle=world[4])
+    with pytest.raises(GraphError, match="connect vae, or disconnect oracle"):
+        comfy.run(g)
+    assert not (comfy.base / "models" / "loras" / "blind.safetensors").exists()
 
 
 def test_tiny_world_s_full_copy_is_read_by_load_student_with_its_preset(comfy: Comfy, unmatched: Any) -> None:

@@ -41,7 +41,7 @@ def draw(g: Graph, model: Any, clip: Any, name: str) -> None:
     g.add("TestSave", f"save {name}", name=name, latent=drawn)
 
 
-@pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl", "weighted_regression", "preview"])
+@pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl", "weighted_regression", "preview", "diffusion_nft"])
 def test_the_lora_goes_through_the_stock_loader_and_the_curve_shows_the_run(comfy: Comfy, algorithm: str) -> None:
     g, name = Graph(), f"tuned by {algorithm}"
     made = tiny(g, name=name, algorithm=algorithm)
@@ -72,10 +72,14 @@ def test_the_lora_goes_through_the_stock_loader_and_the_curve_shows_the_run(comf
     assert (drawn["made"] - drawn["before"]).abs().max() > 1e-4
 
 
-def test_a_one_step_student_is_tuned_directly(comfy: Comfy) -> None:
+@pytest.mark.parametrize("algorithm", ["direct", "diffusion_nft"])
+def test_a_one_step_student_is_tuned_directly(comfy: Comfy, algorithm: str) -> None:
     g = Graph()
     world = g.add("ApprenticeTinyWorld", "tiny", student="sid")
-    made = tune(g, world[1], world[2], world[3], world[4], name="tuned student", algorithm="direct", strength="alpha", value=0.1)
+    made = tune(
+        g, world[1], world[2], world[3], world[4], name=f"student by {algorithm}", algorithm=algorithm, strength="alpha",
+        value=0.1, steps=1 if algorithm == "diffusion_nft" else 4,
+    )  # fmt: skip
     draw(g, made[0], world[2], "made")
     draw(g, world[1], world[2], "before")
     comfy.run(g)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+import torch
 from harness import ANSWER_SECONDS, Comfy, GraphError
 from PIL import Image
 from worlds import World
@@ -95,6 +96,54 @@ def test_one_click_more_makes_another_taste_and_undo_takes_it_back(comfy: Comfy,
     assert said_by_wire(comfy).startswith("17 clicks")
     assert ask(comfy, "POST", "/warm/undo").json()["clicks"] == 16
     assert said_by_wire(comfy).startswith("16 clicks"), "where the name comes over a wire, too"
+
+
+LOOK: dict[str, Any] = {
+    "name": "warm look", "rank": 4, "beta": 100.0, "updates": 6, "batch_pairs": 4, "at_once": 2, "width": 0, "height": 0,
+    "steps": 1, "scheduler": "karras", "own_noise": True, "learning_rate": 1e-3, "precision": "fp32",
+    "gradient_checkpointing": True, "first_seed": 0, "save_every": 3,
+}  # fmt: skip
+
+
+def look(comfy: Comfy, stock: str = "", **changes: Any) -> Any:
+    """The student's LoRA from the warm clicks, or ``stock``'s by the stock loader; what it draws is kept as made, or stock."""
+    world = World(PROMPTS, oracle="world")
+    made = world.g.add(
+        "ApprenticeTasteFinetune", "look", model=world.student, clip=world.clip, vae=world.vae,
+        **{"taste": "warm", **LOOK, **changes},
+    )[0] if not stock else world.g.add(
+        "LoraLoaderModelOnly", model=world.student, lora_name=stock, strength_model=1.0
+    )  # fmt: skip
+    text = world.g.add("CLIPTextEncode", clip=world.clip, text=PROMPTS[0])
+    for name, model in (("stock" if stock else "made", made), ("before", world.student)):
+        latent = world.g.add("EmptyLatentImage", width=64, height=64, batch_size=2)
+        drawn = world.g.add(
+            "KSampler", model=model, positive=text, negative=text, latent_image=latent, seed=1, steps=1, cfg=1.0,
+            sampler_name="euler", scheduler="karras", denoise=1.0,
+        )  # fmt: skip
+        world.g.add("TestSave", f"save {name}", name=name, latent=drawn)
+    return comfy.run(world.g)
+
+
+def test_clicks_alone_make_a_lora_with_the_noise_that_each_draft_was_drawn_from(comfy: Comfy, clicked: list[Any]) -> None:
+    lines = [json.loads(line) for line in
+             (comfy.base / "user" / "default" / "apprentice" / "taste" / "warm.jsonl").read_text().splitlines()]  # fmt: skip
+    kept = [line for line in lines if line["kind"] == "picture"]
+    assert len(kept) == 32 and all("origin" in line for line in kept)
+    drafts, improved = ([line["origin"] for line in kept if line["improved"] is side] for side in (False, True))
+    assert sorted(origin["place"] for origin in drafts) == list(range(16)) and len({o["seed"] for o in drafts}) == 1
+    assert all(origin["seed"] is None for origin in improved), "a refinement has no noise of its own"
+    run = look(comfy)
+    said = run.outputs["look"]["apprentice_text"][0]
+    assert said.startswith("Saved warm look.safetensors.") and "16 clicks on 32 pictures of 16 prompts" in said
+    assert "latents of 32 pictures were kept" in said and "the own noise of 16" in said
+    look(comfy, "warm look.safetensors")
+    drawn = {key: comfy.tensors(key)["latent"] for key in ("made", "stock", "before")}
+    assert torch.equal(drawn["made"], drawn["stock"]) and not torch.equal(drawn["made"], drawn["before"])
+    with pytest.raises(GraphError, match="was begun with another updates"):
+        look(comfy, updates=7)
+    with pytest.raises(GraphError, match="There are 0 clicks under the name 'nobody', and it takes 8"):
+        look(comfy, taste="nobody")
 
 
 def test_the_file_is_handed_out_and_deleted(comfy: Comfy, clicked: list[Any]) -> None:

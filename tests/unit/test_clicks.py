@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from comfyui_apprentice.files import UnreadableFile
+from comfyui_apprentice.training.click_origins import Origin
 from comfyui_apprentice.training.clicks import ClickedPicture, ClickFile
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
@@ -122,3 +124,45 @@ def test_a_click_does_not_wait_for_all_pictures_to_be_unpacked(file: ClickFile, 
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a picture is unpacked"))
     assert file.add({C: picture(2)}, C, B).pairs == [(A, B), (C, B)]
     assert len(file.read(pixels=False).pictures) == 3
+
+
+# ---------------------------------------------------------------------------------------- where a picture came from
+
+
+def latents(side: int = 8) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(4, side, side)).astype(np.float16)
+
+
+def test_latents_seed_and_place_come_back_and_old_lines_have_none(file: ClickFile) -> None:
+    origin = Origin(latents(), 2**63 + 1, 5)
+    file.add({A: replace(picture(1), origin=origin), B: picture(2)}, A, B)
+    there = file.read().pictures
+    assert there[A].origin is not None and (there[A].origin.latents == origin.latents).all()
+    assert (there[A].origin.seed, there[A].origin.place) == (2**63 + 1, 5)
+    assert there[B].origin is None and file.read(pixels=False).pictures[A].origin is None
+
+
+def test_latents_that_a_line_cant_hold_are_left_out(file: ClickFile) -> None:
+    flux = Origin(np.zeros((16, 128, 128), dtype=np.float16), 1, 0)
+    noisy = ClickedPicture(np.random.default_rng(1).integers(0, 256, (256, 256, 3), dtype=np.uint8), "long " * 2000, origin=flux)
+    large = replace(noisy, origin=Origin(np.zeros((16, 192, 128), dtype=np.float16), 1, 0))
+    file.add({A: noisy, B: large}, A, B)
+    there = file.read()
+    assert there.unread == 0 and there.pictures[A].origin is not None and there.pictures[B].origin is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": [4, 8, 9]}, {"shape": [4, -8, -8]}, {"shape": [2**40, 8, 8]}, {"shape": []}, {"seed": -1}, {"seed": "1"},
+        {"seed": True}, {"place": 1.5}, {"place": 10**9}, {"latents": "!"}, {"latents": "AH4=" * 128, "shape": [2, 8, 8]},
+        {"shape": 3},
+    ],
+)  # fmt: skip
+def test_a_strangers_origin_is_not_believed(file: ClickFile, wrong: dict[str, object]) -> None:
+    file.add({A: replace(picture(1), origin=Origin(latents(), 1, 0)), B: picture(2)}, A, B)
+    lines = [json.loads(line) for line in file.path.read_text().splitlines()]
+    lines[0]["origin"] |= wrong
+    file.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    there = file.read()
+    assert there.unread == 1 and there.pairs == []

@@ -11,6 +11,9 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import control as bench
 from comfyui_apprentice.benchmarks import control_memory
+from comfyui_apprentice.benchmarks import control_tilted as tilted
+from comfyui_apprentice.benchmarks import control_tilted_toy as tilted_toy
+from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.benchmarks.control_loop import loop
 from comfyui_apprentice.benchmarks.control_start import start_laws
 from comfyui_apprentice.benchmarks.control_world import (
@@ -90,6 +93,43 @@ def test_tuning_is_measured_along_its_way_and_goes_on_where_it_was(tmp_path: Pat
     assert said == []
     with pytest.raises(ValueError, match="was begun with another updates"):
         bench.tune(Tuned(World(), 4, 0, True), "a way", replace(settings, updates=3), tmp_path, said.append, 3, 2)
+
+
+def test_a_student_towards_the_tilted_teacher_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
+    plan, said = tilted.Plan(4, 2, 2, 3, 2, 2, 4), list[str]()
+    first = tilted.student(world, plan, "tilted", 0.5, tmp_path, lambda _text: None)
+    again = tilted.student(world, plan, "tilted", 0.5, tmp_path, said.append)
+    assert said == [] and all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    moved = [not torch.equal(a, b) for a, b in zip(first.parameters(), world.student().network.parameters(), strict=True)]
+    assert any(moved)
+    with pytest.raises(ValueError, match="another price"):
+        tilted.student(world, plan, "tilted", 0.1, tmp_path, said.append)
+
+
+def test_the_claims_of_the_tilted_student_are_against_plain_sid_and_the_teacher() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((6, 3, 4))
+    features /= np.linalg.norm(features, axis=-1, keepdims=True)
+    base = Measured(rng.standard_normal((6, 3)), rng.standard_normal((6, 3)), features, torch.zeros(0))
+    better = replace(base, oracle=base.oracle + 2, judge=base.judge + 1)
+    found = {tilted.PLAIN: base, tilted.TEACHER: replace(base, judge=base.judge + 3), tilted.THEN: better}
+    claims = tilted.claims_of({**found, tilted.name_of(tilted.PRICES[0]): better})
+    expected = {"gain": 1, "gain_over_teacher": -2, "gain_over_tuned": 0, "reward_gain": 2, "variety": 1}
+    assert {name: claim.value for name, claim in claims.items()} == pytest.approx(
+        {f"tilted_student_{name}": value for name, value in expected.items()}, abs=1e-9
+    )
+
+
+def test_the_mixture_s_exact_fake_score_is_the_law_s_own() -> None:
+    x, sigma = torch.linspace(-3, 3, 7)[:, None], torch.full((7, 1), 0.5)
+    bank = toy.exact_quantiles(1e9, "kl", 20_000)[:, None].float()
+    assert torch.allclose(tilted_toy.posterior_mean(bank)(x, sigma, None), toy.denoise(x, sigma[:, 0]), atol=0.02)
+
+
+def test_the_mixture_s_generator_moves_towards_the_tilted_law() -> None:
+    far = toy.wasserstein(2.5 * torch.randn(20_000, generator=torch.Generator().manual_seed(0)), 0.5, "kl")
+    near = toy.wasserstein(tilted_toy.solve(0.5, tilted_toy.OURS, updates=150, draws=20_000).samples, 0.5, "kl")
+    assert near < 0.5 * far
 
 
 def test_optimal_laws_of_two_kinds_of_pictures_are_those_on_paper() -> None:

@@ -312,6 +312,21 @@ def test_the_student_s_file_holds_its_network_and_its_card(tmp_path: Path) -> No
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_the_command_begins_at_a_student_and_refuses_one_of_another_kind(tmp_path: Path) -> None:
+    first, out = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    run(TEACHER, "--out", first, *OPTIONS)
+    run(TEACHER, "--out", out, *OPTIONS, "--student", first)
+    settings = replace(SHORT, augment=0.12, steps=1, decay=0.0, ema_half_life=500_000, alpha=1.2)
+    task = edm_task.edm_task(TINY, start=read_edm(first))
+    assert_same(task.generator.state_dict(), read_edm(first)[1])
+    assert_same(task.fake.state_dict(), edm_task.edm_task(TINY).fake.state_dict())
+    assert_same(distil(task, settings, RunFolder(tmp_path / "a")).shadow, read_edm(out)[1])
+    with pytest.raises(ValueError, match="The student has other layers than the teacher"):
+        edm_task.edm_task(TINY, start=random_teacher(model_channels=16))
+    said = run(TEACHER, "--out", out, *OPTIONS, code=2)  # another run
+    assert "take another name" in said or "begun with another" in said
+
+
 def test_ctrl_c_saves_says_how_to_go_on_and_the_same_command_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(TEACHER, "--out", tmp_path / "whole.safetensors", *OPTIONS)
     calls, iterate = [], distill.iterate

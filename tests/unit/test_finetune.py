@@ -9,49 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.training.baseline import Baseline, base_rewards, baseline
 from comfyui_apprentice.training.fdivergence import solve_dual
 from comfyui_apprentice.training.finetune import card, finetune
-from comfyui_apprentice.training.finetune_task import Settings, Task
+from comfyui_apprentice.training.finetune_task import Settings
 from comfyui_apprentice.training.loop import Watch
 from comfyui_apprentice.training.run_folder import RunFolder
-from torch import Tensor
+from toy_task import right, task
 
 QUICK: dict[str, Any] = {
     "value": 0.5, "updates": 12, "batch": 32, "count": 6, "last": 2, "learning_rate": 1e-2, "base_draws": 64, "pool": 64,
     "rounds": 3,
 }  # fmt: skip
-
-
-def task(differentiable: bool = True, seed: int = 0) -> Task:
-    """The 1-D mixture with two prompts: the bump on the right, and its mirror image."""
-    network = toy.Control(seed)
-
-    def reward(x: Tensor, rows: Tensor) -> Tensor:
-        signs = 1.0 - 2.0 * rows.to(x)[:, None]
-        value = toy.reward(x * signs)
-        return value if differentiable else value.detach()
-
-    def labelled(denoise: Any) -> Any:
-        # The second prompt's world is the first's mirrored, so that one network serves both.
-        def network(x: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
-            signs = 1.0 - 2.0 * rows.to(x)[:, None]
-            return denoise(x * signs, sigma) * signs
-
-        return network
-
-    return Task(
-        labelled(toy.denoise), labelled(network), network, reward, lambda rows: rows, 2, toy.levels(20), (1,),
-        differentiable=differentiable,
-    )  # fmt: skip
-
-
-def right(made: Task, count: int = 1000) -> float:
-    """The share of the tuned network's pictures that lie where the reward is, for either prompt."""
-    rows = torch.arange(2).repeat_interleave(count)
-    x = replace(made, drawn_at_once=2 * count).draw(rows, torch.Generator().manual_seed(9))[:, 0]
-    return float((x * (1.0 - 2.0 * rows) > 0).float().mean())
 
 
 @pytest.mark.parametrize("algorithm", ["adjoint_matching", "path_kl", "weighted_regression"])
@@ -83,7 +52,7 @@ def test_how_many_are_in_memory_at_a_time_changes_nothing(tmp_path: Path, algori
 
 def test_an_oracle_without_gradient_is_sent_to_weighted_regression(tmp_path: Path) -> None:
     made = task(differentiable=False)
-    with pytest.raises(ValueError, match="choose the algorithm 'weighted_regression'"):
+    with pytest.raises(ValueError, match="choose the algorithm 'diffusion_nft' or 'weighted_regression'"):
         finetune(made, Settings(**QUICK), RunFolder(tmp_path))
     finetune(made, Settings(**{**QUICK, "algorithm": "weighted_regression"}), RunFolder(tmp_path))
     assert len(list(tmp_path.glob("pool_*.safetensors"))) == 3

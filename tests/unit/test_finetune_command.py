@@ -88,6 +88,7 @@ NUMBERS = [
     (["distill", "promptkd", "a", "b", "c", "--words", "d", *OUT], ["--lr", "--weight", "--temperature"]),
     (["distill", "promptkd-teacher", "a", "b", *OUT], ["--lr"]),
     (["bench", "promptkd"], ["--weight"]),
+    (["prefer", "a.pkl", "b.jsonl", "--prompts", "p.txt", *OUT], ["--beta", "--lr"]),
 ]
 
 

@@ -13,8 +13,8 @@ from comfyui_apprentice.training.finetune_options import FinetuneOptions
 from comfyui_apprentice.training.finetune_task import ALGORITHMS
 from comfyui_apprentice.training.forecast import STATE, Forecast, duration, held, learning, looking
 from comfyui_apprentice.training.promptkd_options import CriticOptions, TeacherOptions
-from comfyui_apprentice.training.qualities import AS_SET, GOOD, PAPER, QUALITIES, QUICK, settings_of
-from comfyui_apprentice.training.sid_options import FULL, SidOptions
+from comfyui_apprentice.training.qualities import AS_SET, GOOD, KEEP, PAPER, QUALITIES, QUICK, SID_QUALITIES, settings_of
+from comfyui_apprentice.training.sid_options import FULL, LORA, SidOptions
 from torch import nn
 
 METHODS = [SidOptions, FinetuneOptions, TeacherOptions, CriticOptions]
@@ -115,3 +115,10 @@ def test_the_papers_numbers_are_the_published_ones() -> None:
     critic = CriticOptions(**settings_of(CriticOptions, PAPER))
     assert (critic.epochs, critic.batch, critic.learning_rate, critic.weight, critic.depth) == (20, 8, 0.005, 1000.0, 9)
     assert QUALITIES[0] == AS_SET and re.match("quick", QUALITIES[1])
+
+
+def test_the_word_that_keeps_a_look_is_sid_s_alone_and_leaves_the_other_words_as_they_were() -> None:
+    assert (*QUALITIES, KEEP) == SID_QUALITIES and settings_of(FinetuneOptions, KEEP) == {}
+    kept = SidOptions(**settings_of(SidOptions, KEEP))
+    assert (kept.method, kept.steps, kept.kappa4) == (LORA, 4, 1.5)
+    assert kept.pictures // kept.batch == 750 and "steps" not in settings_of(SidOptions, QUICK)

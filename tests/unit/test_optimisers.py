@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.files import bytes_of
 from comfyui_apprentice.training import optimisers
-from comfyui_apprentice.training.distill import Settings, facts_of
+from comfyui_apprentice.training.distill import Settings
 from comfyui_apprentice.training.loop import Learner, Schedule, run
 from comfyui_apprentice.training.optimisers import (
     ADAFACTOR,
@@ -125,9 +125,9 @@ def test_sizes_are_the_closed_forms() -> None:
 
 
 def test_a_run_of_before_goes_on_and_its_file_is_known(tmp_path: Path) -> None:
-    facts = {**facts_of(Settings()), "name": "old"}
-    finetuned = {**asdict(Settings()), "name": "old"}  # as Reward Finetune records its settings
-    assert "optimiser" not in facts and finetuned["optimiser"] == ADAM
+    finetuned = {**asdict(Settings()), "name": "old"}
+    facts = {key: value for key, value in finetuned.items() if key not in ("optimiser", "variety")}
+    assert finetuned["optimiser"] == ADAM
     RunFolder(tmp_path).claim(facts)
     before = (tmp_path / "run.json").read_text()
     RunFolder(tmp_path).claim(finetuned)
@@ -136,10 +136,17 @@ def test_a_run_of_before_goes_on_and_its_file_is_known(tmp_path: Path) -> None:
     assert Target.of(file, facts).mark == Target.of(file, finetuned).mark
 
 
+@pytest.mark.parametrize(("begun", "asked"), [("off", "anchor"), ("anchor", "off")])
+def test_what_keeps_the_variety_is_of_the_run_too(begun: str, asked: str, tmp_path: Path) -> None:
+    RunFolder(tmp_path).claim(asdict(Settings(variety=begun)))
+    with pytest.raises(ValueError, match=f"variety was {begun} and is {asked}"):
+        RunFolder(tmp_path).check(asdict(Settings(variety=asked)))
+
+
 @pytest.mark.parametrize(("begun", "asked"), [(ADAM, ADAFACTOR), (ADAFACTOR, ADAM)])
 def test_another_optimiser_is_another_run(begun: str, asked: str, tmp_path: Path) -> None:
     def facts(kind: str) -> dict[str, Any]:
-        return {**facts_of(Settings(optimiser=kind)), "name": "it"}
+        return {**asdict(Settings(optimiser=kind)), "name": "it"}
 
     RunFolder(tmp_path).claim(facts(begun))
     RunFolder(tmp_path).check(facts(begun))

@@ -58,7 +58,7 @@ def fetch_package(name: str, version: str, folder: Path) -> Path:
     return target
 
 
-def _pose(icon: str, index: int, rng: random.Random) -> tuple[float, float, float, float, bool]:
+def pose_of(icon: str, index: int, rng: random.Random) -> tuple[float, float, float, float, bool]:
     """(scale, degrees, shift x, shift y as fractions of the picture, mirrored) of pose ``index``."""
     if index == 0:
         return 0.92, 0.0, 0.0, 0.0, False
@@ -113,7 +113,7 @@ def run(work: Path, seed: int = 0) -> None:
             height = float(source.get("height", icons["height"]))
             for p in range(POSES):
                 rng = random.Random(f"{seed}|{set_name}|{icon}|{p}")
-                pictures[i, p] = render(source["body"], width, height, _pose(icon, p, rng))
+                pictures[i, p] = render(source["body"], width, height, pose_of(icon, p, rng))
         tensors[set_name], tensors[f"{set_name}.has"] = torch.from_numpy(pictures), torch.from_numpy(has)
     emojibase = fetch_package(*EMOJIBASE, work / "npm")
     tags = _tags(json.loads((emojibase / "en" / "data.json").read_text(encoding="utf-8")))

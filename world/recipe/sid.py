@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from ...training.loop import run as run_steps
 from ...training.run_folder import RunFolder
 from ...training.sid import EdmLevels, generate
 from ...training.sid_iteration import Draws, Objective, Players, iterate
+from ...training.variety import OFF, karras_path, variety_of
+from ..weights import SIGMA_MIN
 from .concepts import held_out_prompts
 from .data import sheet
 from .frechet import frechet, reference
@@ -34,13 +37,35 @@ from .sampling import World
 from .student import load_teacher
 from .teacher import P_MEAN, P_STD, TextToImage, sample_prompts
 
-# Name of the checkpoint, schedule, the generator's learning rate, the part of the run it waits for the fake score, SiDA's factor.
+
+@dataclass(frozen=True)
+class Round:
+    """A part of the training, with a fake score that goes on.
+
+    Attributes:
+        name: Of its checkpoint.
+        schedule: Of its pictures.
+        rate: The generator's learning rate.
+        delay: The part of the round in which the fake score learns alone.
+        adversarial: Factor of SiDA's loss, on the pictures that the teacher was trained on; 0 for none.
+        guidance: Of the teacher, the paper's kappa4: less than samplers use, for the distance falls with it (SiD-LSG, Table 1).
+        variety: See ``training.variety``.
+    """
+
+    name: str
+    schedule: Schedule
+    rate: float
+    delay: float
+    adversarial: float = 0.0
+    guidance: float = 1.5
+    variety: str = OFF
+
+
 ROUNDS = (
-    ("sid_first", Schedule(16_000, 32, 1.0, warmup=0.035, decay=0.0), 5e-5, 0.14, 0.0),
-    ("sid", Schedule(28_000, 32, 1.0, warmup=0.01, decay=0.6), 1e-4, 0.03, 0.01),
+    Round("sid_first", Schedule(16_000, 32, 1.0, warmup=0.035, decay=0.0), 5e-5, 0.14),
+    Round("sid", Schedule(28_000, 32, 1.0, warmup=0.01, decay=0.6), 1e-4, 0.03, 0.01),
 )
 FAKE_RATE = 3e-4
-TEACHER_GUIDANCE = 1.5  # the paper's kappa4: less than samplers use, for the distance falls with it (SiD-LSG, Table 1)
 TWO_STEPS = 0.3  # share of iterations in which the generator takes two steps
 SHAPE = (32, 8, 8)
 
@@ -54,8 +79,8 @@ def about() -> dict[str, str]:
         "method": "SiD with guidance (arXiv 2406.01561), then SiDA (2410.14919)",
         "teacher": "TinyWorldModel",
         "preset": "tiny-world",
-        "kappas": json.dumps([1.0, 1.0, 1.0, TEACHER_GUIDANCE]),
-        "images_seen": str(sum(schedule.steps * schedule.batch for _, schedule, *_ in ROUNDS)),
+        "kappas": json.dumps([1.0, 1.0, 1.0, ROUNDS[-1].guidance]),
+        "images_seen": str(sum(each.schedule.steps * each.schedule.batch for each in ROUNDS)),
         "steps": "2",
     }
 
@@ -97,21 +122,21 @@ def run(work: Path) -> None:
         with_features(fake),
     )  # fmt: skip
     measure, seen = Measure(work, latents, teacher), 0
-    for number, (name, schedule, rate, delay, adversarial) in enumerate(ROUNDS):
+    for number, each in enumerate(ROUNDS):
         learners = {
-            "generator": Learner(generator, _adam(generator), rate, delay),
+            "generator": Learner(generator, _adam(generator), each.rate, each.delay),
             "fake": Learner(fake, _adam(fake), FAKE_RATE),
         }
-        step = _step(players, learners, latents, teacher, schedule.batch, adversarial)
-        ema = Ema(generator, 6_000, rampup=0.3)
-        if not seen and not RunFolder(work / name).checkpoint.exists():
+        step = _step(players, learners, latents, teacher, each)
+        ema, folder = Ema(generator, 6_000, rampup=0.3), RunFolder(work / each.name)
+        if not seen and not folder.checkpoint.exists():
             measure(ema, 0)
         run_steps(
-            learners, step, schedule, RunFolder(work / name), ema=ema, ema_of=generator, seed=81 + number, save_every=125,
+            learners, step, each.schedule, folder, ema=ema, ema_of=generator, seed=81 + number, save_every=125,
             watch=Watch(log_to(work / "sid.log"), 25, on_save=partial(measure, before=seen)),
         )  # fmt: skip
         generator.load_state_dict(ema.shadow)
-        seen += schedule.steps * schedule.batch
+        seen += each.schedule.steps * each.schedule.batch
 
 
 def _adam(network: TinyUNet) -> torch.optim.Adam:
@@ -119,15 +144,16 @@ def _adam(network: TinyUNet) -> torch.optim.Adam:
 
 
 def _step(
-    players: Players, learners: dict[str, Learner], latents: Latents, teacher: TextToImage, batch: int, adversarial: float
+    players: Players, learners: dict[str, Learner], latents: Latents, teacher: TextToImage, part: Round
 ) -> Callable[[int, torch.Generator], dict[str, float]]:
-    levels = EdmLevels(p_mean=P_MEAN, p_std=P_STD)
-    objectives = [
-        Objective(
-            1.0, tuple(tiny_world_sigmas(steps)), levels, kappa4=TEACHER_GUIDANCE, adversarial=adversarial
-        )
-        for steps in (1, 2)
-    ]
+    levels, batch = EdmLevels(p_mean=P_MEAN, p_std=P_STD), part.schedule.batch
+
+    def objective_of(steps: int) -> Objective:
+        sigmas = tuple(tiny_world_sigmas(steps))
+        variety = None if part.variety == OFF else variety_of(part.variety, sigmas, partial(karras_path, least=SIGMA_MIN))
+        return Objective(1.0, sigmas, levels, kappa4=part.guidance, adversarial=part.adversarial, variety=variety)
+
+    objectives = [objective_of(steps) for steps in (1, 2)]
 
     def draws(rng: torch.Generator, fake_score: bool) -> Draws:
         real, ids = latents.batch(rng, batch)
@@ -135,7 +161,7 @@ def _step(
             words, empty = teacher.text(torch.cat([ids, latents.words.encode([""]).expand(batch, -1)])).float().chunk(2)
         z, noise, between = (torch.randn(batch, *SHAPE, generator=rng) for _ in range(3))
         level = (torch.randn if fake_score else torch.rand)(batch, 1, 1, 1, generator=rng)
-        return Draws(z, noise, level, words, empty, [between], real if adversarial else None)
+        return Draws(z, noise, level, words, empty, [between], real if part.adversarial else None)
 
     def step(_number: int, rng: torch.Generator) -> dict[str, float]:
         objective = objectives[int(torch.rand((), generator=rng) < TWO_STEPS)]
