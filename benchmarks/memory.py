@@ -25,7 +25,10 @@ from .startup import comfyui_home
 MIB = 2**20
 WIDER: dict[str, dict[str, Any]] = {  # of tiny families, so that activations are what is measured
     "sdxl": {"model_channels": 128, "transformer_depth": [1, 2], "transformer_depth_output": [1, 1, 2, 2]},
-    "sd3": {"depth": 4},
+    "sd3": {
+        "depth": 4,
+        "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 256}},
+    },
     "flux": {"hidden_size": 256, "num_heads": 2, "axes_dim": [16, 56, 56], "depth": 2, "depth_single_blocks": 3},
     "zimage": {"n_layers": 4},
     "qwen": {"num_layers": 4, "num_attention_heads": 2},
