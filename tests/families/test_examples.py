@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfyui_apprentice.benchmarks import family_training as training
 from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.benchmarks.tiny_vaes import vae
 from families.judges import Brightness
@@ -129,7 +130,7 @@ def info(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     schemas = {name: {"input": cls.INPUT_TYPES()} for name, cls in {**nodes.NODE_CLASS_MAPPINGS, **before}.items()
                if name in {node["type"] for file in REAL.values() for node in file["nodes"]}}  # fmt: skip
     folder = tmp_path_factory.mktemp("loras")
-    folder_paths.add_model_folder_path("loras", str(folder), is_default=True)
+    folder_paths.add_model_folder_path("loras", str(folder))
     folder_paths.set_output_directory(str(tmp_path_factory.mktemp("output")))
     yield schemas | {"loras": folder}
     nodes.NODE_CLASS_MAPPINGS.update(before)
@@ -168,7 +169,12 @@ def test_example_for_a_published_model_runs_as_it_ships(name: str, info: dict[st
 
 def test_the_example_that_keeps_a_look_teaches_a_lora_that_its_own_graph_draws_with(info: dict[str, Any]) -> None:
     """As it ships but for sizes and the length of the run, which the word in quality sets."""
-    prompt = prepared(LOOK, info)
+    with training.folders() as folder:
+        _keeps_a_look(folder / "loras", info)
+
+
+def _keeps_a_look(loras: Path, info: dict[str, Any]) -> None:
+    prompt = prepared(LOOK, {**info, "loras": loras})
     given = prompt["4"]["inputs"]
     assert given["quality"] == "keep my look"
     given |= {"quality": "as set", "pictures": 4, "batch_size": 2, "width": SIDE, "height": SIDE, "precision": "fp32"}
@@ -179,4 +185,4 @@ def test_the_example_that_keeps_a_look_teaches_a_lora_that_its_own_graph_draws_w
     ((kept,), (habit,), (file,)) = (executing.Keep.kept[key] for key in ("kept", "habit", "file"))
     assert kept["samples"].isfinite().all() and kept["samples"].shape == habit["samples"].shape
     assert not torch.equal(kept["samples"], habit["samples"])
-    assert file.endswith("my look in 4 steps.safetensors") and (info["loras"] / file).is_file()
+    assert file.endswith("my look in 4 steps.safetensors") and (loras / file).is_file()
