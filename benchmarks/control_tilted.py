@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 GUIDANCE = 1.5  # of the teacher, as the shipped student was distilled with
 FAKE_RATE = 3e-4
 STEPS, TEACHER_STEPS = 2, 12
-PRICES = (0.01, 0.05)  # the first was chosen on training prompts and is what claims are about; control's 0.5 gains nothing
+PRICES = (0.01, 0.05)  # the first was chosen on training prompts, and is what claims are about; at 0.5 nothing is gained
 SHIPPED, PLAIN, THEN, FAKE, TEACHER = (
     "the shipped student", "plain SiD", "tuned directly, alpha 0.1", "fake score", "the teacher, guided, 24 evaluations",
 )  # fmt: skip
