@@ -113,11 +113,12 @@ class ApprenticeSiDDistill(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, prompts: Any = None, name: Any = None, method: Any = None, precision: Any = None, quality: Any = None,
-        made_for: Any = None, variety: Any = None,
+        made_for: Any = None, variety: Any = None, optimiser: Any = None,
     ) -> bool | str:  # fmt: skip
         """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "student", prompts)
-        return wrong or types.check_combos(method=method, training_precision=precision, made_for=made_for, variety=variety)
+        late = types.without_nodes_texts(made_for=made_for, variety=variety, optimiser=optimiser)
+        return wrong or types.check_combos(method=method, training_precision=precision, **late)
 
     @classmethod
     def execute(

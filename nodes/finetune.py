@@ -91,11 +91,11 @@ class ApprenticeRewardFinetune(io.ComfyNode):
         cls, prompts: Any = None, name: Any = None, algorithm: Any = None, divergence: Any = None, strength: Any = None,
         precision: Any = None, scheduler: Any = None, preset: Any = None, quality: Any = None, optimiser: Any = None,
     ) -> bool | str:  # fmt: skip
-        """Combos of V3 nodes are not checked by ComfyUI; of quality and optimiser anything is taken, see ``settings_of``."""
+        """Combos of V3 nodes are not checked by ComfyUI; of quality anything is taken, see ``settings_of``."""
         wrong = folders.check_run(name, "model", prompts)
         return wrong or types.check_combos(
             algorithm=algorithm, divergence=divergence, strength=strength, training_precision=precision, scheduler=scheduler,
-            preset=preset,
+            preset=preset, **types.without_nodes_texts(optimiser=optimiser),
         )  # fmt: skip
 
     @classmethod

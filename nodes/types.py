@@ -89,6 +89,17 @@ def check_combos(**values: Any) -> bool | str:
     return True
 
 
+def without_nodes_texts(**values: Any) -> dict[str, Any]:
+    """Values of combos that came late, for ``check_combos``, without a node's old text, which front ends save behind its widgets.
+
+    Such a text is longer than any choice, or has lines; ``schema.read`` takes the default for it.
+    """
+    return {name: v for name, v in values.items() if not isinstance(v, str) or ("\n" not in v and len(v) <= _LONGEST_CHOICE)}
+
+
+_LONGEST_CHOICE = 24
+
+
 def check_inputs(node: type[io.ComfyNode], input_types: Any, **values: Any) -> bool | str:
     """``check_combos``, and instead of ComfyUI what is connected: samplers and schedulers may come over old-style wires.
 

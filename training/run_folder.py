@@ -99,7 +99,8 @@ class RunFolder:
         record = self._record()
         if record is None:
             return
-        record, made_of = {**LATER, **record}, {**LATER, **_as_json(facts, free)}
+        record, asked = {**LATER, **record}, _as_json(facts, free)
+        made_of = {**asked, **{key: value for key, value in LATER.items() if key not in asked}}
         now = {key: value for key, value in made_of.items() if key in record or VERSION in record}
         other = {key: (record.get(key), value) for key, value in now.items() if record.get(key) != value}
         if not other:

@@ -233,8 +233,8 @@ def test_run_with_other_settings_is_refused_in_one_sentence(comfy: Comfy) -> Non
     comfy.run(graph(pictures=8))  # longer is the same run
     with pytest.raises(GraphError, match="can't be a file name"):
         comfy.run(graph(name="a/b"))
-    with pytest.raises(GraphError, match="can't begin with another student"):
-        comfy.run(graph(name="wrong", student=["tiny", 1]))
+    with pytest.raises(GraphError, match="connect a student too, or disconnect base"):
+        comfy.run(graph(name="wrong", base=["tiny", 1]))
 
 
 def test_preset_auto_without_a_card_is_one_clear_sentence(comfy: Comfy) -> None:
