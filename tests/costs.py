@@ -58,4 +58,9 @@ class Costs:
         terminalreporter.section(f"the {len(dearest)} dearest tests, in CPU seconds (user + sys)")
         for name, seconds in dearest:
             terminalreporter.write_line(f"{seconds:8.1f}  {name}")
+        files: dict[str, float] = {}
+        for name, seconds in self.by_test.items():
+            files[name.partition("::")[0]] = files.get(name.partition("::")[0], 0.0) + seconds
+        for name, seconds in sorted(files.items(), key=lambda item: -item[1])[:_DEAREST]:
+            terminalreporter.write_line(f"{seconds:8.1f}  all of {name}")
         terminalreporter.write_line(f"{sum(self.by_test.values()):8.1f}  all {len(self.by_test)} tests")

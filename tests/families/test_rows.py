@@ -417,9 +417,9 @@ def samplers() -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "cfg"), [("sd15", 2.0), ("flux", 1.0), ("wan21", 2.0), ("cascade", 1.0)])
-def test_evaluations_told_are_the_counted_ones_for_every_sampler(name: str, cfg: float) -> None:
+def test_evaluations_told_are_the_counted_ones_by_sampler(name: str, cfg: float) -> None:
     patcher, wrong = tiny.model(name), []
-    for sampler in samplers():
+    for sampler in samplers()[:: 1 if name in ("sd15", "flux") else 3]:  # of further kinds a third
         if sampler != "dpm_adaptive":  # it chooses its steps by the network's answers, so what is told is an estimate
             told, counted = told_and_counted(patcher, name, sampler, cfg)
             if told != counted:
