@@ -53,7 +53,7 @@ class NetworkSketch:
 
     def passed(self, job: Job, rows: int, learns: bool) -> Pass:
         """See ``Sketch``."""
-        key = rows, learns, replace(job, part=1, optimiser="", guided=(True, True, True), varied=False)
+        key = rows, learns, replace(job, part=1, optimiser="", guided=(True, True, True), varied=False, pleased=False)
         if key not in self._passes:
             self._passes[key] = self._measure(job, rows, learns)
         return self._passes[key]

@@ -23,7 +23,7 @@ def check_oracle(oracle: Oracle | None, vae: Any) -> None:
     if not oracle.differentiable:
         raise ValueError(
             f"{oracle.name} has no gradient, which distilling needs; disconnect oracle, and teach the student afterwards by "
-            "Reward Finetune with 'weighted_regression'."
+            "Reward Finetune with 'diffusion_nft'."
         )
     if vae is None:
         raise ValueError("An oracle looks at pictures; connect vae, or disconnect oracle.")

@@ -187,9 +187,10 @@ class _Run(NodeRun):
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
             options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
-            settings.variety != OFF,
+            settings.variety != OFF, self.oracle is not None,
         )  # fmt: skip
-        self.job = self.fitting(NetworkSketch(base, longest(encoded)), job)
+        judge = held([self.oracle.network], []) if self.oracle is not None else 0
+        self.job = self.fitting(NetworkSketch(base, longest(encoded), self.vae, judge), job)
 
     def prepare(self, encoded: list[Any]) -> None:
         """Make the networks that learn; ``encoded`` are the prompts' conditionings, the empty one first."""

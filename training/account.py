@@ -32,6 +32,7 @@ class Job:
         dtype: What networks compute in, "bf16" or the like.
         guided: Whether the fake score in its training, the same where it judges, and the teacher have guidance.
         varied: Whether a loss that keeps the variety is beside SiD's, with a pass of the generator more.
+        pleased: Whether an oracle's reward is beside SiD's loss.
     """
 
     method: str = SID_LORA
@@ -46,6 +47,7 @@ class Job:
     dtype: str = "bf16"
     guided: tuple[bool, bool, bool] = (True, True, True)
     varied: bool = False
+    pleased: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,12 @@ def account(sketch: Sketch, job: Job) -> Account:
     parts[f"optimiser's states ({job.optimiser})"] = copies * state_bytes(job.optimiser, shapes)
     parts["gradients"] = 4 * numbers
     step = 4 * numbers if job.optimiser == ADAM else 0  # Adam's own work, all tensors at once
+    weights, judged = sketch.judged(job) if job.method == REWARD or job.pleased else (0, Pass(0, 0))
+    parts["VAE and oracle" if weights else "text encoders, VAE (put away)"] = weights
     if job.method == REWARD:
-        weights, judged = sketch.judged(job)
-        parts["VAE and oracle"] = weights
         held = max(sketch.passed(job, job.part, True).peak, judged.peak)
-    else:
-        held = sid_activations(sketch, job)
-        parts["text encoders, VAE (put away)"] = 0
+    else:  # the oracle's way back comes while SiD's passes are held
+        held = sid_activations(sketch, job) + judged.peak
     again = "blocks computed again" if job.checkpointing else "all kept"
     parts[f"activations ({again}{', pass by pass' if job.apart else ''})"] = max(held, step)
     return Account({**parts, "CUDA and workspace (estimate)": CONTEXT})

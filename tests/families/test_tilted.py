@@ -61,7 +61,7 @@ def test_how_many_pictures_at_once_changes_no_student(folder: Path) -> None:
     assert float(((ups[0] - ups[1]).abs() < 2e-5).float().mean()) > 0.99
 
 
-@pytest.mark.parametrize(("blind", "vae", "words"), [(True, True, "weighted_regression"), (False, False, "connect vae")])
+@pytest.mark.parametrize(("blind", "vae", "words"), [(True, True, "diffusion_nft"), (False, False, "connect vae")])
 def test_an_oracle_that_can_t_teach_is_refused_before_anything_is_written(
     blind: bool, vae: bool, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

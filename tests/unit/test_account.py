@@ -182,6 +182,11 @@ def test_other_methods() -> None:
     assert full["student and fake score (fp32)"] == 2 * 4 * 5 * 2**30 and "text encoders, VAE (put away)" in full
 
 
+def test_an_oracle_beside_sid_counts_with_its_vae_and_its_way_back() -> None:
+    plain, pleased = (account(Sketch(), Job(pleased=p)) for p in (False, True))
+    assert pleased.total - plain.total == 5 * GIB and pleased.parts["VAE and oracle"] == 2 * GIB
+
+
 def test_what_is_turned_down_comes_in_order_each_on_top_of_the_last() -> None:
     job = Job(part=8, checkpointing=False, rank=32)
     changes = list(turned_down(job))
