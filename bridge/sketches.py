@@ -47,7 +47,10 @@ def sketched(tensors: dict[str, Tensor], name: str) -> tuple[Any, bool]:
     if not network:
         prefix, network = "", dict(tensors)
     small = sum(value.numel() for value in network.values() if value.dtype in FP8)
-    config = comfy.model_detection.model_config_from_unet(network, prefix)
+    try:
+        config = comfy.model_detection.model_config_from_unet(network, prefix)
+    except (LookupError, ValueError, TypeError, AttributeError):  # it looks for tensors that are in another file of several
+        config = None
     if config is None:
         raise ValueError(
             f"{name} holds no diffusion network that ComfyUI knows by its weights: give a checkpoint, or a file of "

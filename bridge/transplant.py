@@ -12,9 +12,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..samplers.presets import CUSTOM, PRESETS, find_preset, preset_sigmas
+from ..samplers.presets import CUSTOM, PRESETS, Preset, find_preset, preset_sigmas
 from ..samplers.schedules import sampling_kind
 from ..training.lora import Lora, adaptable, in_half, lora_state_dict
+from ..training.qualities import KEEP
 from ..training.sid_options import BASE, STUDENT, TEACHER
 from ..training.warm_start import Weights, begin_at, learned, recompressed
 from .drafts import chosen_preset
@@ -22,6 +23,7 @@ from .fingerprints import model_fingerprint, model_name
 
 _NETWORK = "diffusion_model."
 _SUFFIX = {"weight": ".diff", "bias": ".diff_b"}  # the stock LoRA loader's
+MOST_STEPS = 4  # of a student that is made here
 _EVENLY = "dmd2"  # 999 and evenly below, with fresh noise
 
 
@@ -103,7 +105,8 @@ def draws_as(student: ModelPatcher) -> str:
     """The preset at whose noise levels a LoRA that begins at ``student`` learns and draws; "" where nobody knows.
 
     It learns with fresh noise between its steps (LCM's sampler), whatever the student's own sampler is: so Stable Diffusion's are
-    called at 999 and evenly below, unless their preset is one of LCM's kind.
+    called at 999 and evenly below, unless their preset is one of LCM's kind. A preset that lists the levels of its one number of
+    steps names none for fewer: its student is called as one that nobody knows.
 
     Raises:
         ValueError: The student says something else than its teacher.
@@ -119,8 +122,17 @@ def draws_as(student: ModelPatcher) -> str:
             "The student says the picture where the model says the noise (it was made for one step alone), so a LoRA can't begin "
             "at it; connect the one for two or four steps."
         )
+    if not discrete and not _draws_in_few(row):
+        return ""
     fresh = row.sampler == "lcm" and not row.unit_variance
     return _EVENLY if discrete and not fresh else next(name for name, each in PRESETS.items() if each is row)
+
+
+def _draws_in_few(row: Preset) -> bool:
+    try:
+        return all(row.shift or row.rule(steps, 1.0) for steps in range(1, MOST_STEPS + 1))
+    except ValueError:
+        return False
 
 
 def levels_of(preset: str, model: ModelPatcher, steps: int, size: tuple[int, int]) -> tuple[float, ...]:
@@ -205,12 +217,26 @@ class Models:
             )
         if self.student is None and made_for == STUDENT:
             raise ValueError(f"made_for '{STUDENT}' is a LoRA for the connected student: connect one, or choose another.")
-        if self.student is None and self.base is not None:
-            raise ValueError("base is what the connected student was made of: connect a student too, or disconnect base.")
+        if self.base is not None and (self.student is None or _same(self.student, self.teacher)):
+            raise ValueError(
+                "base is what the connected student was made of: connect a student too, another than model, or disconnect base."
+            )
         if self.student is not None and made_for == STUDENT and set(_shapes(self.teacher)) - set(_shapes(self.student)):
             raise ValueError(
                 f"The student lacks layers of the model, so a LoRA on it can't be all that is learned: set made_for to '{BASE}' "
                 f"or '{TEACHER}'."
+            )
+
+    def check_look(self, quality: Any) -> None:
+        """Whether the word for ``quality`` can be meant: an evening doesn't do without a student to begin at.
+
+        Raises:
+            ValueError: It can't.
+        """
+        if quality == KEEP and (self.student is None or _same(self.student, self.teacher)):
+            raise ValueError(
+                f"The quality '{KEEP}' is an evening's way from a published few-step model: connect one of the model's own "
+                "kind as student, or choose another quality."
             )
 
     def transplant(self) -> Transplant | None:

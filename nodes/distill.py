@@ -127,7 +127,9 @@ class ApprenticeSiDDistill(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         options, extras, lines = read(SidOptions, widgets), read(SidExtras, widgets), gather_prompts(prompts, text, 0)
         texts = {"prompts": lines, "clip": part_fingerprint(clip)}
-        run = _Run(Models(model, student, base), vae, options, extras, texts, oracle)
+        models = Models(model, student, base)
+        models.check_look(widgets.get("quality"))
+        run = _Run(models, vae, options, extras, texts, oracle)
         encoded = encode_each(clip, ["", *lines])
         with bridge.training():
             run.take_account(model.model, encoded)
@@ -251,16 +253,23 @@ class _Run(NodeRun):
         """Where the student is called. Flow models, Cascade: from noise alone, in even steps of time (SiD has none for them)."""
         if self.warm and self.warm.preset:
             return levels_of(self.warm.preset, self.teacher, steps, (self.options.width, self.options.height))
-        sampling = self.teacher.get_model_object("model_sampling")
         if self.noise_kind not in ("discrete", "edm"):
-            return tuple(rollback_sigma(1 - i / steps, sampling) for i in range(steps))
+            return self._even(steps)
+        sampling = self.teacher.get_model_object("model_sampling")
         return tuple(sid_sigmas(sampling, steps, self.options.init_sigma, self.options.init_timestep)[:-1].tolist())
 
-    def _path(self, first: float, steps: int) -> tuple[float, ...]:
-        """Along which levels the teacher goes: in even steps of time where the student does, else as EDM spaces them."""
+    def _even(self, steps: int) -> tuple[float, ...]:
         sampling = self.teacher.get_model_object("model_sampling")
+        return tuple(rollback_sigma(1 - i / steps, sampling) for i in range(steps))
+
+    def _path(self, first: float, steps: int) -> tuple[float, ...]:
+        """Along which levels the teacher goes: of flow models and Cascade in even steps of time, else as EDM spaces them.
+
+        A preset that the student is called by has its own number of steps, fewer than the teacher's here.
+        """
         if self.noise_kind not in ("discrete", "edm"):
-            return (*self._sigmas(steps), 0.0)
+            return (first, *(level for level in self._even(steps) if level < first), 0.0)
+        sampling = self.teacher.get_model_object("model_sampling")
         return karras_path(first, steps, float(sampling.sigma_min))
 
     # ----------------------------------------------------------------------------------------------------- run

@@ -11,7 +11,7 @@ from torch import nn
 from . import control, control_losses
 from .baseline import Baseline, Drawing, base_rewards, baseline
 from .control import Problem, Report
-from .diffusion_nft import ForwardProcess
+from .diffusion_nft import GROUP, ForwardProcess
 from .finetune_task import BLACK_BOX, ONE_STEP, Settings, Task
 from .loop import Ema, Interrupted, Learner, Means, Watch, run
 from .optimisers import check_optimiser, make_optimiser
@@ -36,6 +36,8 @@ def check(settings: Settings, steps: int, differentiable: bool) -> None:
         raise ValueError(f"'{settings.algorithm}' has a price of its own, so there is no divergence to choose; set it to 'kl'.")
     if settings.algorithm == "direct" and settings.strength != "alpha":
         raise ValueError("'direct' pays picture by picture and reaches no tilted law, so only 'alpha' can be its strength.")
+    if settings.algorithm == "diffusion_nft" and steps != 1 and settings.batch % GROUP == 1:
+        raise ValueError("'diffusion_nft' compares pictures of one prompt: take a batch_size of 2 or more, but not 4 n + 1.")
     if settings.algorithm == "direct" and steps != 1:
         raise ValueError("'direct' is for one-step students; choose 'adjoint_matching' or 'path_kl' for this model.")
     if settings.algorithm not in ONE_STEP and steps == 1:

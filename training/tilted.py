@@ -97,7 +97,7 @@ def tilted_loss(
 ) -> Tensor:
     """Eq. 1, picture by picture: SiD's loss with (2)'s weights, less r / price.
 
-    Pictures with NaN, in a network's answer or in the reward, are dropped.
+    Pictures with NaN, in a network's answer, in the reward or in its gradient, are dropped.
 
     Args:
         images, y_real, y_fake: As ``generator_loss`` has them [B, ...].
@@ -107,7 +107,23 @@ def tilted_loss(
     Returns:
         [B'], B' <= B.
     """
-    rewards = tilt.reward(images, labels).to(images.dtype)
+    rewards = _rewards(tilt, images, labels)
     kept = rewards.isfinite() & not_nan(images, y_real, y_fake)
     loss = generator_loss(images[kept], y_real[kept], y_fake[kept], alpha, weight[kept])
     return loss.flatten(1).sum(1) - rewards[kept] / tilt.price
+
+
+def _rewards(tilt: Tilt, images: Tensor, labels: Any) -> Tensor:
+    """r [B] with its gradient, NaN where that isn't finite.
+
+    It is worked out here and now: behind the generator one picture's NaN would be in every weight's gradient.
+    """
+    seen = images.detach().requires_grad_(images.requires_grad)
+    rewards = tilt.reward(seen, labels).to(images.dtype)
+    if not rewards.requires_grad:
+        return rewards
+    (slope,) = torch.autograd.grad(rewards.sum(), seen)
+    finite = slope.flatten(1).isfinite().all(1)
+    slope = torch.where(finite.view(-1, *[1] * (slope.ndim - 1)), slope, 0)
+    change = ((images - images.detach()) * slope).flatten(1).sum(1)  # 0
+    return torch.where(finite, rewards.detach(), torch.nan) + change

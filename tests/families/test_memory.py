@@ -263,6 +263,8 @@ def test_a_header_is_enough_to_know_the_network(folder: Path) -> None:
     assert all(p.is_meta for p in base.diffusion_model.parameters())
     with pytest.raises(ValueError, match="holds no diffusion network that ComfyUI knows"):
         sketched({"nothing.weight": torch.empty(3, device="meta")}, "nothing.safetensors")
+    with pytest.raises(ValueError, match="holds no diffusion network that ComfyUI knows"):  # one of several files, or a stub
+        sketched({"joint_blocks.0.context_block.attn.qkv.weight": torch.empty(4, 4, device="meta")}, "00001-of-00002.safetensors")
 
 
 def test_texts_are_as_wide_as_the_network_reads_them() -> None:

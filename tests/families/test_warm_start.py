@@ -180,6 +180,25 @@ def test_the_card_says_with_which_levels_the_student_learned(folder: Path) -> No
     assert json.loads(about["sigmas"]) == pytest.approx([1.0, 0.5]) and about["preset"] == "custom"
 
 
+@pytest.mark.parametrize("variety", ["anchor", "consistency"])
+@pytest.mark.parametrize(("family", "card"), [("flux", "flux-schnell"), ("zimage", "z-image-turbo/shift3")])
+def test_the_teacher_s_way_is_its_own_whatever_the_preset_s_steps(family: str, card: str, variety: str, folder: Path) -> None:
+    """A preset of 8 or 16 steps at most, and a way of 12 or 18."""
+    model, student = tiny.model(family), tiny.model(family, seed=3)
+    student.set_attachments(CARD, {"preset": card})
+    quick = {"student": student, "steps": 4, "pictures": 2, "kappa1": 1.0, "kappa2": 1.0, "gradient_checkpointing": False}
+    made, *_rest, file = training.distil(model, family, variety=variety, **quick).result
+    assert training.lora_wrong(model, made, family, folder / "loras" / file) == ""
+
+
+def test_a_student_of_listed_levels_is_called_in_even_steps(folder: Path) -> None:
+    """Its preset has eight steps and no others."""
+    student = tiny.model("qwen", seed=3)
+    student.set_attachments(CARD, {"preset": "qwen-image-2.1-turbo"})
+    about = training.distil(tiny.model("qwen"), "qwen", student=student, steps=2, pictures=2).result[0].get_attachment(CARD)
+    assert about["preset"] == "custom" and len(json.loads(about["sigmas"])) == 2
+
+
 def refused(call: Any, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one sentence, before texts are encoded, and without a trace."""
     lines: list[str] = []
@@ -199,6 +218,7 @@ def refused(call: Any, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
         ({"made_for": "student"}, "a LoRA for the connected student"),
         ({"made_for": "base", "method": "full copy"}, "choose the method LoRA"),
         ({"student": "one-step"}, "two or four steps"),
+        ({"quality": "keep my look"}, "connect one of the model's own kind"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -233,6 +253,16 @@ def test_the_same_model_as_student_and_teacher_is_no_student() -> None:
     model = tiny.model("sdxl")
     styled = loaded(model, lora(model, 1))
     assert Models(styled, styled.clone()).transplant() is None and Models(styled, model).transplant() is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({"quality": "keep my look"}, "few-step model"), ({"base": None}, "another than model")]
+)
+def test_nor_can_it_be_given_what_only_a_student_has_use_for(
+    given: dict[str, Any], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = tiny.model("flux"), {key: value or tiny.model("flux", seed=2) for key, value in given.items()}
+    refused(lambda: training.distil(model, "flux", student=model.clone(), **inputs), words, folder, monkeypatch)
 
 
 def test_a_student_with_other_layers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

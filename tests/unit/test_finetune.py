@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.training.baseline import Baseline, base_rewards, baseline
 from comfyui_apprentice.training.fdivergence import solve_dual
-from comfyui_apprentice.training.finetune import card, finetune
+from comfyui_apprentice.training.finetune import card, check, finetune
 from comfyui_apprentice.training.finetune_task import Settings
 from comfyui_apprentice.training.loop import Watch
 from comfyui_apprentice.training.run_folder import RunFolder
@@ -48,6 +48,14 @@ def test_how_many_are_in_memory_at_a_time_changes_nothing(tmp_path: Path, algori
         settings = Settings(**{**QUICK, "algorithm": algorithm, "updates": 3, "part": part})
         weights.append(finetune(task(), settings, RunFolder(tmp_path / str(part)))[0].shadow)
     assert all(torch.allclose(weights[0][key], weights[1][key], atol=1e-4) for key in weights[0])
+
+
+def test_a_batch_that_has_nothing_to_compare_is_refused_before_the_base_draws() -> None:
+    for batch in (1, 5):
+        with pytest.raises(ValueError, match="compares pictures of one prompt"):
+            check(Settings(algorithm="diffusion_nft", batch=batch), 4, True)
+        check(Settings(algorithm="diffusion_nft", batch=batch), 1, True)
+    check(Settings(algorithm="diffusion_nft", batch=6), 4, True)
 
 
 def test_an_oracle_without_gradient_is_sent_to_weighted_regression(tmp_path: Path) -> None:

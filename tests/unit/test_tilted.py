@@ -141,6 +141,30 @@ def test_parts_of_a_batch_give_the_whole_s_gradient_and_a_nan_is_dropped() -> No
     assert torch.allclose(whole, gradient_of(objective, 6, others, players, learned)[0] * 5 / 6, rtol=1e-4, atol=1e-4)
 
 
+def test_a_picture_whose_score_has_no_finite_gradient_is_dropped_and_spoils_no_other() -> None:
+    """sqrt at 0, or a network that overflows: its NaN would come to every weight of the generator."""
+    players, draws, learned = pieces()
+
+    def reward(images: Tensor, labels: Tensor) -> Tensor:
+        score = images.square().flatten(1).sum(1)
+        return score + torch.where(labels == 2, score - score.detach(), 1.0).sqrt()
+
+    (whole, lost), (parted, lost_too) = (
+        gradient_of(Objective(tilt=Tilt(reward, 0.5)), part, draws, players, learned) for part in (6, 1)
+    )
+    assert lost == 1 and whole.isfinite().all()
+    assert lost_too == 1 and torch.allclose(whole, parted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_score_that_looks_at_no_picture_changes_nothing() -> None:
+    players, draws, learned = pieces()
+    found = [
+        gradient_of(Objective(tilt=Tilt(lambda _images, _labels, to=to: torch.full((6,), to), 0.5)), 6, draws, players, learned)
+        for to in (0.0, 3.0)
+    ]
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == 0
+
+
 def test_a_price_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="must be above 0"):
         Tilt(rewards(1, 0), 0.0)
