@@ -301,6 +301,7 @@ FIGURES = [
     ("docs/results.md", "students", "sid_1_complexity_by_distance", "{:.2f}", True),
     ("docs/results.md", "students", "teacher_9_share", "{:.2f}", True),
     ("docs/results.md", "promptkd", "same_decisions", "{:.0%}", False),
+    ("docs/memory.md", "memory", "memory_account_ratio", "{:.2f}", True),
     ("docs/results.md", "digits", "digits_student", "{:.2f}", False),
 ]
 
