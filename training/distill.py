@@ -222,8 +222,9 @@ def distil(
         means = processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
         lost = lost + 1 if means["dropped"] >= settings.batch else 0  # some may be, as in the official loop
         if lost and (settings.batch > 1 or lost > 1):
+            words = "Nothing can be learned: the loss is no longer finite; lower the learning rates."
             scores = " Or the oracle scores none of the pictures, or none with a gradient (NaN): try it on such pictures."
-            raise FloatingPointError(f"Nothing can be learned: the loss is no longer finite; lower the learning rates.{scores if task.tilt else ''}")
+            raise FloatingPointError(words + (scores if task.tilt else ""))
         return means
 
     watched = replace(watch, interrupted=lambda: processes.any(cancelled or watch.interrupted()))
