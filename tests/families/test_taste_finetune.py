@@ -160,6 +160,26 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(folder: Path, monkeypatch: pyt
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("sd3", 4), ("sdxl", 1)])
+def test_a_picture_without_a_score_teaches_nothing_and_ends_no_run(
+    name: str, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfyui_apprentice.training.diffusion_nft import ForwardProcess
+
+    real, step, begun = training.Red.reward, ForwardProcess.step, []
+
+    def reward(oracle: Any, images: Tensor, prompts: list[str]) -> Tensor:
+        scores = real(oracle, images, prompts)
+        return torch.where((torch.arange(len(scores)) == 0) & bool(begun), torch.nan, scores)  # the base's have all one each
+
+    monkeypatch.setattr(training.Red, "reward", reward)
+    monkeypatch.setattr(ForwardProcess, "step", lambda self, *given: begun.append(1) or step(self, *given))
+    model = tiny.model(name)
+    given = {"algorithm": "diffusion_nft", "batch_size": 4, "steps": steps, "preset": "sid-lsg" if steps == 1 else "auto"}
+    made, _run, file, _report = training.tune(model, name, **given).result
+    assert training.lora_wrong(model, made, name, folder / "loras" / file) == ""
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_an_oracle_that_only_scores_makes_a_lora(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.Red, "differentiable", False)
