@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..training.clicks import ClickedPicture, Clicks
 from ..training.preference import Preferences
+from .latents import family
 from .noise import batch_noise
 from .training import latent_shape
 
@@ -24,7 +25,8 @@ def clicked_shape(model: Any, clicks: Clicks, size: tuple[int, int]) -> tuple[in
         ValueError: The model draws no pictures.
     """
     like = latent_shape(model, (size[0] or _SIDE, size[1] or _SIDE))
-    kept = Counter(p.origin.latents.shape for p in _clicked(clicks) if p.origin is not None)
+    kind = family(model)
+    kept = Counter(o.latents.shape for p in _clicked(clicks) if (o := p.origin) is not None and o.fits(kind, o.latents.shape))
     fitting = [shape for shape, _count in kept.most_common() if shape[:-2] == like[:-2]]
     return like if all(size) or not fitting else tuple(fitting[0])
 
@@ -32,16 +34,18 @@ def clicked_shape(model: Any, clicks: Clicks, size: tuple[int, int]) -> tuple[in
 def preferences_of(model: Any, vae: Any, clicks: Clicks, shape: tuple[int, ...], prompts: Sequence[str]) -> Preferences:
     """Clicked pictures as latents of this shape, as the network has them.
 
-    Kept latents are taken as they are; pictures without, or of another size, are encoded from the small picture that was kept.
+    Kept latents are taken as they are; pictures without, or of another size or family, are encoded from the small picture that
+    was kept.
 
     Args:
         prompts: All prompts of them, each once.
     """
     keys = list(dict.fromkeys(key for pair in clicks.pairs for key in pair))
     place, latents, noise = {key: i for i, key in enumerate(keys)}, [], []
+    kind = family(model)
     for key in keys:
         picture = clicks.pictures[key]
-        origin = picture.origin if picture.origin is not None and picture.origin.latents.shape == shape else None
+        origin = picture.origin if picture.origin is not None and picture.origin.fits(kind, shape) else None
         if origin is None:
             latents.append(_encoded(vae, picture, shape))
         else:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..training.click_origins import MOST_BYTES, Origin
-from .info import info_of
+from .info import family_of, info_of
 from .rows import Latent
 
 
@@ -20,9 +20,9 @@ def origins_of(latent: Latent) -> list[Origin | None]:
         return [None] * len(samples)
     known = info is not None and info.plain_noise and not info.teacher
     seed = int(info.seed) if info is not None and known else None
-    places = latent.get("batch_index") or range(len(samples))
+    places, family = latent.get("batch_index") or range(len(samples)), family_of(latent)
     half = samples.detach().float().cpu().clamp(-65504, 65504).to(torch.float16).numpy()
     return [
-        Origin(row.copy(), seed, int(place)) if np.isfinite(row).all() else None
+        Origin(row.copy(), seed, int(place), family) if np.isfinite(row).all() else None
         for row, place in zip(half, places, strict=True)
     ]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..training.account import GIB, REWARD, SID_FULL, SID_LORA, Job, Step, account, plan, verdict
+from ..training.account import GIB, REWARD, SID_FULL, SID_LORA, UNACCOUNTED, Job, Sketch, Step, account, plan, verdict
 from .options import Optimiser, Precision
 from .running import told_in_words
 
@@ -59,7 +59,7 @@ def plan_memory(
         _check(card)
         sketch, job = _sketch(model, job, comfyui, tokens, [file for file in (vae, oracle) if file is not None])
         room = _room(card)
-        steps = plan(job, lambda turned: account(sketch, turned), room or 0.0)
+        steps = _steps(sketch, job, room or 0.0, model.name)
     if json:
         typer.echo(json_format.dumps({"model": model.name, "room": room, "steps": [step.as_json() for step in steps]}, indent=1))
         return
@@ -100,6 +100,14 @@ def _sketch(model: Path, job: Job, comfyui: Path | None, tokens: int, others: Se
     texts = conditioning_of(base, tokens)
     judge = sum(file.stat().st_size for file in others)
     return NetworkSketch(base, texts, None, judge), replace(job, fp8=job.fp8 or small)
+
+
+def _steps(sketch: Sketch, job: Job, room: float, name: str) -> list[Step]:
+    """``plan``. Raises: ValueError: The network doesn't run without values."""
+    try:
+        return plan(job, lambda turned: account(sketch, turned), room)
+    except UNACCOUNTED as error:
+        raise ValueError(f"{name} can't be accounted without computing ({error}); it can be trained all the same.") from error
 
 
 def table(steps: Sequence[Step], room: float | None) -> str:

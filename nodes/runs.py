@@ -13,7 +13,7 @@ from ..bridge import training as bridge
 from ..bridge.memory import room
 from ..bridge.progress import show_text
 from ..files import save_safetensors_atomically
-from ..training.account import GIB, REWARD, SLACK, Job, Sketch, account, plan, verdict
+from ..training.account import GIB, REWARD, SLACK, UNACCOUNTED, Job, Sketch, account, plan, verdict
 from ..training.forecast import Forecast
 from ..training.progress import Progress
 from ..training.target import Target
@@ -60,7 +60,7 @@ class NodeRun:
                 job = replace(job, apart=True)
                 found = account(sketch, job)
             steps = plan(job, lambda turned: account(sketch, turned), free) if found.total * SLACK > free else []
-        except (RuntimeError, TypeError, LookupError, AttributeError, AssertionError) as error:
+        except UNACCOUNTED as error:
             logging.info("Apprentice: this network's memory can't be accounted without computing: %s", error)
             return job
         if steps:

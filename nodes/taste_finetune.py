@@ -14,6 +14,7 @@ from ..bridge import training as bridge
 from ..bridge.clicked_pictures import clicked_shape, preferences_of
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
+from ..bridge.latents import family
 from ..bridge.levels import Level, levels_of, one_step, student_level
 from ..bridge.progress import shown
 from ..bridge.prompts import encode_each
@@ -181,7 +182,7 @@ class _Run(NodeRun):
 
     def _report(self) -> str:
         given, log = self.given, self.folder.losses()
-        kept = sum(p.origin is not None and p.origin.latents.shape == self.shape for p in self._pictures())
+        kept = sum(p.origin is not None and p.origin.fits(family(self.model), self.shape) for p in self._pictures())
         agreed = [float(entry["agreement"]) for entry in log[-max(len(log) // 10, 1) :] if "agreement" in entry]
         learned = f"; at the end it agreed with {sum(agreed) / len(agreed):.0%} of the clicks that it saw" if agreed else ""
         noise = f"the own noise of {given.known}" if self.settings.own_noise else "fresh noise for all"

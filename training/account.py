@@ -14,6 +14,8 @@ GIB = 2**30
 CONTEXT = 3 * GIB // 4  # of CUDA itself, about half a GiB, and of its libraries' workspaces; an estimate
 SLACK = 0.9  # of the account, below which a card's free memory certainly doesn't do
 _LEAST_RANK, _LEAST_SIDE = 8, 512
+UNACCOUNTED = RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError
+"""What networks raise that don't run without values."""
 
 
 @dataclass(frozen=True)

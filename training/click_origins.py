@@ -23,11 +23,17 @@ class Origin:
         latents: [C, h, w] (or [C, 1, h, w]), float16, as LATENTs have them.
         seed: Of its noise; None where it wasn't drawn from noise alone.
         place: Its ``batch_index``: with the seed it names the noise.
+        family: ComfyUI's name of the latents' format, "" where nobody knows: other families' latents of this shape are others.
     """
 
     latents: Array
     seed: int | None = None
     place: int = 0
+    family: str = ""
+
+    def fits(self, family: str, shape: tuple[int, ...]) -> bool:
+        """Whether a model of this family can take the latents as they are, for pictures of this shape."""
+        return self.latents.shape == shape and self.family in ("", family)
 
     @property
     def small(self) -> bool:
@@ -37,7 +43,8 @@ class Origin:
     def encoded(self) -> dict[str, Any]:
         """As JSON has it."""
         values = base64.b64encode(self.latents.astype("<f2").tobytes()).decode()
-        return {"latents": values, "shape": list(self.latents.shape), "seed": self.seed, "place": self.place}
+        told = {"latents": values, "shape": list(self.latents.shape), "seed": self.seed, "place": self.place}
+        return told | ({"family": self.family} if self.family else {})
 
 
 def decoded(content: Any) -> Origin | None:
@@ -59,7 +66,9 @@ def decoded(content: Any) -> Origin | None:
     whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**64
     if not (seed is None or whole) or not isinstance(place, int) or not 0 <= place < 4096:
         raise ValueError("no seed and place")
-    return Origin(latents, seed, place)
+    if not isinstance(family := content.get("family", ""), str) or len(family) > 100:
+        raise ValueError("no family")
+    return Origin(latents, seed, place, family)
 
 
 def stock_noise(shape: tuple[int, ...], seed: int, place: int) -> Tensor:

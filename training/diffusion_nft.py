@@ -90,6 +90,19 @@ def advantages(rewards: Tensor, group: int) -> Tensor:
     return torch.cat([part * (len(part) / (len(part) - 1)) for part in parts])
 
 
+def scored(rewards: Tensor, group: int) -> Tensor:
+    """Rewards [N], with its group's mean in place of one that is no number: such a picture teaches nothing.
+
+    Raises:
+        FloatingPointError: There is no number among them.
+    """
+    if not bool(rewards.isfinite().any()):
+        raise FloatingPointError("The oracle scores none of the pictures (NaN): try it on such pictures, or lower the rate.")
+    whole = rewards[rewards.isfinite()].mean()
+    parts = [(part, part[part.isfinite()]) for part in rewards.split(group)]
+    return torch.cat([torch.where(p.isfinite(), p, known.mean() if len(known) else whole) for p, known in parts])
+
+
 def neighbours(noise: Tensor, fresh: Tensor, near: float) -> Tensor:
     """Unit noise of correlation ``near`` with ``noise``."""
     return near * noise + math.sqrt(1 - near * near) * fresh
@@ -128,8 +141,8 @@ class ForwardProcess:
         noise = torch.randn(len(rows), count, *task.shape, generator=rng)[mine].flatten(0, 1)
         pictures = task.draw_from(rows[mine], seeds[mine])
         rewards = task.judge(pictures, rows[mine])
-        told = self.processes.gather(rewards.to(task.device)).cpu()
-        advantage = (advantages(told, GROUP)[mine] / self.unit).repeat_interleave(count)
+        told = scored(self.processes.gather(rewards.to(task.device)).cpu(), GROUP)
+        rewards, advantage = told[mine], (advantages(told, GROUP)[mine] / self.unit).repeat_interleave(count)
         pictures, shape = pictures.repeat_interleave(count, 0), (-1, *[1] * (pictures.ndim - 1))
         a, b = (v.to(pictures)[levels].view(shape) for v in (process.a, process.b))
         costs = torch.tensor([len(noisy) * (pull / s) ** 2 / 2 for _along, pull, s in map(process.step, levels.tolist())])
@@ -148,11 +161,11 @@ class ForwardProcess:
             parts = zip(x.split(task.drawn_at_once), both.split(task.drawn_at_once), strict=True)
             pictures = torch.cat([task.tuned(y, task.process.time(0, y), task.labels(r)) for y, r in parts])
         before, after = task.judge(pictures, both).chunk(2)
-        advantage = (after - before) / (2 * (1 - NEAR) * self.unit)
+        advantage = ((after - before) / (2 * (1 - NEAR) * self.unit)).nan_to_num(0.0, 0.0, 0.0)
         ones, swapped = torch.ones(len(both)), torch.cat(pictures.chunk(2)[::-1])
         price, costs = self.price * ones, ones / (2 * task.spread**2)
         lessons = Lessons(x, level, both, swapped, torch.cat([advantage, -advantage]), price, costs)
-        return lessons, before
+        return lessons, scored(before, len(before))
 
     def _loss(self, some: Lessons) -> tuple[Tensor, float]:
         """Sums of the loss, and of what the change costs: nats a picture (``control``, eq. 7), or in one step as direct pays."""

@@ -111,6 +111,33 @@ def test_pictures_without_latents_are_encoded_and_take_fresh_noise(folder: Path)
     assert "latents of 0 pictures were kept" in report and "the own noise of 0" in report
 
 
+def test_latents_of_another_family_are_not_taken_for_the_model_s_though_they_have_its_shape(folder: Path) -> None:
+    """SD3's and Flux's are of 16 channels both, and say other pictures."""
+    from comfyui_apprentice.bridge.clicked_pictures import clicked_shape, preferences_of
+    from comfyui_apprentice.bridge.latents import family
+    from comfyui_apprentice.bridge.taste_clicks import click_file
+
+    sd3, flux = tiny.model("sd3"), tiny.model("flux")
+    shape, keys = (16, 8, 8), [f"{i:016x}" for i in range(3)]
+    kinds = [family(flux), family(sd3), ""]  # the last as files had it that don't say
+    pixels, latents = np.zeros((8, 8, 3), dtype=np.uint8), np.ones(shape, np.float16)
+    shown = {
+        key: ClickedPicture(pixels, "a castle", False, Origin(latents, 1, i, kind))
+        for i, (key, kind) in enumerate(zip(keys, kinds, strict=True))
+    }
+    for i in range(3):
+        click_file("mixed").add(shown, keys[i], keys[(i + 1) % 3])
+    clicks = click_file("mixed").read()
+    assert [clicks.pictures[key].origin.family for key in keys] == kinds  # type: ignore[union-attr]
+    vae = SimpleNamespace(encode=lambda pixels: torch.full((1, *shape), 7.0), spacial_compression_encode=lambda: 8)
+    for model, encoded in ((flux, 1), (sd3, 0)):
+        given = preferences_of(model, vae, clicks, shape, ["a castle"])
+        inside = model.model.process_latent_in(torch.full((1, *shape), 7.0))[0]
+        assert [torch.allclose(picture, inside) for picture in given.pictures] == [i == encoded for i in range(3)]
+        assert given.known == 2
+        assert clicked_shape(model, clicks, (0, 0)) == shape
+
+
 def test_few_clicks_are_refused_before_anything_is_computed(folder: Path) -> None:
     with pytest.raises(ValueError, match="There are 0 clicks under the name 'sdxl', and it takes 8"):
         prefer(tiny.model("sdxl"), "sdxl")
@@ -131,6 +158,26 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(folder: Path, monkeypatch: pyt
     prefer(model, "flux", name="cut", updates=4)
     whole, cut = (comfy.utils.load_torch_file(str(folder / "loras" / f"{name}.safetensors")) for name in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("sd3", 4), ("sdxl", 1)])
+def test_a_picture_without_a_score_teaches_nothing_and_ends_no_run(
+    name: str, steps: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from comfyui_apprentice.training.diffusion_nft import ForwardProcess
+
+    real, step, begun = training.Red.reward, ForwardProcess.step, []
+
+    def reward(oracle: Any, images: Tensor, prompts: list[str]) -> Tensor:
+        scores = real(oracle, images, prompts)
+        return torch.where((torch.arange(len(scores)) == 0) & bool(begun), torch.nan, scores)  # the base's have all one each
+
+    monkeypatch.setattr(training.Red, "reward", reward)
+    monkeypatch.setattr(ForwardProcess, "step", lambda self, *given: begun.append(1) or step(self, *given))
+    model = tiny.model(name)
+    given = {"algorithm": "diffusion_nft", "batch_size": 4, "steps": steps, "preset": "sid-lsg" if steps == 1 else "auto"}
+    made, _run, file, _report = training.tune(model, name, **given).result
+    assert training.lora_wrong(model, made, name, folder / "loras" / file) == ""
 
 
 @pytest.mark.parametrize("name", KINDS)

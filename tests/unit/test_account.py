@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from comfyui_apprentice.benchmarks.control_memory import Held
 from comfyui_apprentice.benchmarks.memory_targets import CARDS, steps_table, table
+from comfyui_apprentice.cli.plan import _steps
 from comfyui_apprentice.training.account import (
     CONTEXT,
     GIB,
@@ -232,3 +234,15 @@ def test_the_page_on_memory_has_the_accounted_tables_and_each_fits_its_card() ->
         last = results["findings"][name][-1]
         assert last["bytes"] <= card * GIB and last["job"]["width"] == last["job"]["height"] == 1024
     assert CARDS == {"SDXL": 12, "Z-Image": 16, "Flux dev": 24, "Qwen-Image": 24}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ZeroDivisionError, AssertionError, KeyError])
+def test_a_network_that_can_t_be_accounted_is_told_in_words(error: type[Exception]) -> None:
+    """Stable Cascade's and HiDream's take texts that no header tells of."""
+
+    class Broken:
+        def __getattr__(self, _name: str) -> Any:
+            raise error("two sizes")
+
+    with pytest.raises(ValueError, match=r"cascade.safetensors can't be accounted"):
+        _steps(Broken(), Job(), 0.0, "cascade.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from comfyui_apprentice.benchmarks import control_toy as toy
 from comfyui_apprentice.training import diffusion_nft
 from comfyui_apprentice.training.baseline import Baseline, baseline
 from comfyui_apprentice.training.control import Process
-from comfyui_apprentice.training.diffusion_nft import CLIP, ForwardProcess, advantages, nft_loss
+from comfyui_apprentice.training.diffusion_nft import CLIP, ForwardProcess, advantages, nft_loss, scored
 from comfyui_apprentice.training.fdivergence import solve_dual
 from comfyui_apprentice.training.finetune import finetune
 from comfyui_apprentice.training.finetune_task import Settings, Task
@@ -188,3 +189,12 @@ def test_few_base_pictures_without_an_optimum_of_their_own_hold_nothing_up(tmp_p
     assert baseline(base.rewards, asked).summary()["target_kl"] == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(ValueError, match=r"can.t be seen on 8 samples"):
         baseline(base.rewards, replace(asked, value=99.0))
+
+
+def test_a_picture_without_a_score_has_its_group_s_and_none_at_all_is_told() -> None:
+    nan = math.nan
+    assert scored(torch.tensor([1.0, nan, 3.0, nan, nan, 5.0]), 3).tolist() == [1, 2, 3, 5, 5, 5]
+    assert scored(torch.tensor([nan, nan, 4.0, 6.0]), 2).tolist() == [5, 5, 4, 6]
+    assert float(advantages(scored(torch.tensor([1.0, nan, 3.0]), 3), 3)[1]) == 0
+    with pytest.raises(FloatingPointError, match="scores none of the pictures"):
+        scored(torch.tensor([nan, math.inf]), 2)
