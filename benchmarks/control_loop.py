@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..networks.tiny_unet import Denoiser, TinyUNet
-from ..samplers.schedules import tiny_world_sigmas
-from ..training.distill import Settings as SidSettings
-from ..training.distill import Task as SidTask
 from ..training.distill import distil
 from ..training.loop import Watch
-from ..training.sid import EdmLevels
-from ..training.sid_iteration import Players
-from ..world.recipe.concepts import held_out_prompts, training_prompts
+from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import World, unit_noise
-from ..world.recipe.sid import denoiser
-from ..world.weights import DEFAULT_STUDENT, load_unet
+from ..world.weights import DEFAULT_STUDENT
 from .adaptive import TEACHER_STEPS, Pool, mean_of, route, share_for
-from .control_world import SHAPE, kept_run
+from .control_world import kept_run
 from .figures import Array, Claim
+from .sid_world import SETTINGS, student_task
 
 Say = Callable[[str], None]
-BUDGET, GUIDANCE = 12.0, 1.5  # evaluations a picture of the loop; of the tuned teacher in SiD
+BUDGET = 12.0  # evaluations a picture of the loop
 
 
 def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: Say) -> TinyUNet:
@@ -36,30 +31,12 @@ def redistil(world: World, teacher: TinyUNet, pictures: int, folder: Path, say: 
     Raises:
         ValueError: ``folder`` holds another run of it.
     """
-    generator, fake = load_unet(f"student_{DEFAULT_STUDENT}"), load_unet("teacher")
-    prompts = [p.text() for p in training_prompts(512, seed=4)]
-    with torch.no_grad():
-        contexts, empty = world.context(prompts), world.context([""])
-
-    for network in (generator, fake):
-        network.requires_grad_(True)
-    players = Players(
-        denoiser(teacher), denoiser(fake), denoiser(generator), list(fake.parameters()), list(generator.parameters())
-    )
-
-    def labels(rng: torch.Generator, batch: int) -> tuple[Any, Any]:
-        return contexts[torch.randint(len(prompts), (batch,), generator=rng)], empty.expand(batch, -1, -1)
-
-    settings = SidSettings(
-        pictures=pictures, batch=32, generator_rate=3e-5, fake_rate=3e-4, alpha=1.0, kappa4=GUIDANCE, steps=2,
-        generator_scale=1.0, ema_half_life=1500, ema_rampup=0.3, warmup=0.05, delay=0.12,
-    )  # fmt: skip
-    task = SidTask(
-        players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)), EdmLevels(p_mean=-0.4, p_std=1.2)
-    )
+    task, settings = student_task(world, teacher, DEFAULT_STUDENT), replace(SETTINGS, pictures=pictures)
     watch = Watch(lambda step, _p, means: say(f"SiD {step}: {means['generator']:.4g}"), 25)
     run = kept_run(folder / "distilled again", settings)
     ema = distil(task, settings, run, watch=watch, save_every=50)
+    generator = task.generator
+    assert isinstance(generator, TinyUNet)
     generator.load_state_dict(ema.shadow)
     return generator.eval().requires_grad_(False)
 

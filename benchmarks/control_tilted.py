@@ -25,7 +25,6 @@ from ..training.finetune import finetune
 from ..training.finetune_task import Settings as TuneSettings
 from ..training.loop import Schedule, Watch, train
 from ..training.lora import merge
-from ..training.sid import EdmLevels
 from ..training.sid_iteration import Players, fake_score_objective
 from ..training.tilted import Tilt
 from ..world.recipe.concepts import training_prompts
@@ -36,6 +35,7 @@ from .control_loop import loop
 from .control_tilted_toy import run as run_toy  # noqa: F401, by the command's --toy
 from .control_world import SHAPE, Measured, Tuned, against, kept_run, mean_by_prompt, measure, row_of
 from .figures import Claim, Figures, print_claims, print_table
+from .sid_world import LEVELS
 
 matplotlib.use("Agg")
 
@@ -98,7 +98,7 @@ def task_of(world: World, generator: TinyUNet, fake: TinyUNet, trained: int, pri
     players = Players(numbered(load_unet("teacher")), numbered(fake), numbered(generator), *learned)
     return Task(
         players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)),
-        EdmLevels(p_mean=-0.4, p_std=1.2), tilt=None if price is None else Tilt(reward, price),
+        LEVELS, tilt=None if price is None else Tilt(reward, price),
     )  # fmt: skip
 
 

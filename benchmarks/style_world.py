@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +23,12 @@ from ..files import save_safetensors_atomically
 from ..networks.preconditioning import karras_sigmas
 from ..networks.tiny_unet import TinyUNet
 from ..precision import autocast
-from ..samplers.schedules import tiny_world_sigmas
 from ..training.distill import Settings as SidSettings
-from ..training.distill import Task as SidTask
 from ..training.distill import distil
 from ..training.loop import Schedule, Watch, train
 from ..training.lora import Adapters, Lora, adaptable, merge, switched, untrained
 from ..training.run_folder import RunFolder
-from ..training.sid import EdmLevels, edm_weight
+from ..training.sid import edm_weight
 from ..training.sid_iteration import Players
 from ..training.warm_start import begin_at
 from ..world.recipe.concepts import BACKGROUNDS, CONCEPTS, ICONS
@@ -42,6 +39,7 @@ from ..world.recipe.student import LEVELS, consistency_loss
 from ..world.recipe.teacher import P_MEAN, P_STD
 from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_unet
 from .control_world import SHAPE, kept_run
+from .sid_world import prompted
 
 VENDOR, PACKAGE, POSES = "openmoji", ("@iconify-json/openmoji", "1.2.29"), 8
 STYLE, RANK = "style", 16
@@ -198,20 +196,12 @@ def distil_styled(world: World, styled: TinyUNet, way: Way, folder: Path, look: 
     denoise = denoiser(base)
     teacher, fake_score, student = (switched(denoise, adapters, name) for name in (None, "fake", "generator"))
     players = Players(teacher, fake_score, student, list(fake.parameters()), list(generator.parameters()))
-    prompts = prompts_of(subjects(held_out=False), len(BACKGROUNDS))
-    with torch.no_grad():
-        contexts, empty = world.context(prompts), world.context([""])
-
-    def labels(rng: torch.Generator, batch: int) -> tuple[Any, Any]:
-        return contexts[torch.randint(len(prompts), (batch,), generator=rng)], empty.expand(batch, -1, -1)
 
     def show(tensors: Mapping[str, Tensor], pictures: int) -> None:
         look(with_lora(styled, generator, tensors), pictures)
 
     settings = sid_settings(way)
-    task = SidTask(
-        players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)), EdmLevels(p_mean=-0.4, p_std=1.2)
-    )
+    task = prompted(world, players, generator, fake, prompts_of(subjects(held_out=False), len(BACKGROUNDS)))
     facts = {key: value for key, value in asdict(settings).items() if key != "pictures"}  # rates are constant: it may go on
     run = RunFolder(folder / f"{way.start or 'cold'} {way.seed}", "give another --work")
     run.claim({**facts, "start": way.start, "rank": STUDENT_RANK})

@@ -22,6 +22,7 @@ from ..training.preference import Player, Preferences, PreferenceSettings, prefe
 from ..training.run_folder import RunFolder
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import World, unit_noise
+from .adaptive import mean_of
 from .artists import TEMPERATURE, tastes_of
 from .control_world import TUNED, Tuned
 from .figures import Array, Claim, bootstrap
@@ -181,8 +182,3 @@ def run(
             if own:
                 claims["clicks_gain" if who == "student" else f"clicks_gain_{who}"] = gain
     return rows, claims
-
-
-def mean_of(values: Array) -> Claim:
-    """The mean over prompts, with its interval."""
-    return bootstrap(lambda index: float(values[index].mean()), len(values))

@@ -36,7 +36,6 @@ class NetworkSketch:
         self.base, self.conditioning, self.vae, self.judge = base, conditioning, vae, judge
         self._passes: dict[Any, Pass] = {}
         self._judged: dict[Any, Pass] = {}
-        self._networks: dict[Any, tuple[Any, Adapters | None]] = {}
 
     def weights(self, job: Job) -> int:
         """See ``Sketch``."""

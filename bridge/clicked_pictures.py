@@ -26,7 +26,8 @@ def clicked_shape(model: Any, clicks: Clicks, size: tuple[int, int]) -> tuple[in
     """
     like = latent_shape(model, (size[0] or _SIDE, size[1] or _SIDE))
     kind = family(model)
-    kept = Counter(o.latents.shape for p in _clicked(clicks) if (o := p.origin) is not None and o.fits(kind, o.latents.shape))
+    origins = (clicks.pictures[key].origin for key in clicks.clicked)
+    kept = Counter(origin.latents.shape for origin in origins if origin is not None and origin.fits(kind, origin.latents.shape))
     fitting = [shape for shape, _count in kept.most_common() if shape[:-2] == like[:-2]]
     return like if all(size) or not fitting else tuple(fitting[0])
 
@@ -40,7 +41,7 @@ def preferences_of(model: Any, vae: Any, clicks: Clicks, shape: tuple[int, ...],
     Args:
         prompts: All prompts of them, each once.
     """
-    keys = list(dict.fromkeys(key for pair in clicks.pairs for key in pair))
+    keys = clicks.clicked
     place, latents, noise = {key: i for i, key in enumerate(keys)}, [], []
     kind = family(model)
     for key in keys:
@@ -66,7 +67,3 @@ def _encoded(vae: Any, picture: ClickedPicture, shape: tuple[int, ...]) -> Tenso
     pixels = torch.nn.functional.interpolate(pixels.movedim(-1, 1), size, mode="bicubic", antialias=True).clamp(0, 1)
     encoded: Tensor = vae.encode(pixels.movedim(1, -1))
     return encoded.detach().float().cpu().clone().reshape(shape)
-
-
-def _clicked(clicks: Clicks) -> list[ClickedPicture]:
-    return [clicks.pictures[key] for key in dict.fromkeys(key for pair in clicks.pairs for key in pair)]

@@ -45,8 +45,7 @@ def features_of(oracle: Oracle, file: ClickFile, clicks: Clicks) -> dict[str, Ar
     there = clicks.features.get(oracle.fingerprint(), {})
     if len({len(row) for row in there.values()}) > 1:  # a stranger's file: one network has one number of them
         there = {}
-    asked = [key for pair in clicks.pairs for key in pair]
-    missing = [key for key in dict.fromkeys(asked) if key not in there]
+    missing = [key for key in clicks.clicked if key not in there]
     new: dict[str, Array] = {}
     with on_device(oracle.network) as device, torch.no_grad():
         for key in missing:
@@ -55,7 +54,7 @@ def features_of(oracle: Oracle, file: ClickFile, clicks: Clicks) -> dict[str, Ar
         with suppress(ValueError):  # a full file: they are worked out again next time
             file.remember(oracle.fingerprint(), new)
     every = {**there, **new}
-    return {key: every[key] for key in dict.fromkeys(asked)}
+    return {key: every[key] for key in clicks.clicked}
 
 
 def scores_of(oracle: Oracle, clicks: Clicks, keys: list[str]) -> list[float]:

@@ -75,7 +75,7 @@ def _given(edm: Any, clicks: Clicks, lines: tuple[str, ...]) -> Preferences:
     if len(lines) != max(classes, 1):
         raise ValueError(f"There are {len(lines)} prompts, and the network has {classes} classes: give {max(classes, 1)}.")
     shape = (int(edm.img_channels), int(edm.img_resolution), int(edm.img_resolution))
-    keys = list(dict.fromkeys(key for pair in clicks.pairs for key in pair))
+    keys = clicks.clicked
     place, images, noise, rows = {key: i for i, key in enumerate(keys)}, [], [], []
     for key in keys:
         picture = clicks.pictures[key]

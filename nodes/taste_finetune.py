@@ -112,7 +112,7 @@ class _Run(NodeRun):
         """
         self.model, self.clicks, self.options = model, clicks, options
         self.settings, once = PreferenceSettings(**given(options, NODE, PreferenceSettings)), options.steps == 1
-        self.lines = list(dict.fromkeys(clicks.pictures[key].prompt for pair in clicks.pairs for key in pair))
+        self.lines = list(dict.fromkeys(clicks.pictures[key].prompt for key in clicks.clicked))
         self.card = {key: value for key, value in model.attachments.get(CARD, {}).items() if key in ("preset", "sigmas")}
         self.drawn = student_level(model, options) if once else Level(model)
         self.process = one_step(model, self.drawn.sigma) if once else levels_of(model, options)
@@ -182,7 +182,8 @@ class _Run(NodeRun):
 
     def _report(self) -> str:
         given, log = self.given, self.folder.losses()
-        kept = sum(p.origin is not None and p.origin.fits(family(self.model), self.shape) for p in self._pictures())
+        origins = [self.clicks.pictures[key].origin for key in self.clicks.clicked]
+        kept = sum(origin is not None and origin.fits(family(self.model), self.shape) for origin in origins)
         agreed = [float(entry["agreement"]) for entry in log[-max(len(log) // 10, 1) :] if "agreement" in entry]
         learned = f"; at the end it agreed with {sum(agreed) / len(agreed):.0%} of the clicks that it saw" if agreed else ""
         noise = f"the own noise of {given.known}" if self.settings.own_noise else "fresh noise for all"
@@ -190,6 +191,3 @@ class _Run(NodeRun):
             f"{len(given.pairs)} clicks on {len(given.pictures)} pictures of {len(self.lines)} prompts{learned}\n"
             f"latents of {kept} pictures were kept, the others are encoded from small pictures; {noise}"
         )
-
-    def _pictures(self) -> list[Any]:
-        return [self.clicks.pictures[key] for key in dict.fromkeys(key for pair in self.clicks.pairs for key in pair)]

@@ -41,7 +41,7 @@ class ClickedPicture:
         pixels: [h, w, 3] of uint8, at most ``SIDE`` pixels long.
         prompt: What it was asked to show.
         improved: Whether the teacher made it, from a draft.
-        origin: Its latents, and what names its noise; None of pictures kept before 0.6, of large ones, and without pixels.
+        origin: Its latents, and what names its noise; None of pictures kept by older versions, of large ones, and without pixels.
     """
 
     pixels: Array
@@ -65,6 +65,11 @@ class Clicks:
     pairs: list[tuple[str, str]] = field(default_factory=list)
     features: dict[str, dict[str, Array]] = field(default_factory=dict)
     unread: int = 0
+
+    @property
+    def clicked(self) -> list[str]:
+        """Names of the pictures that were clicked on, each once."""
+        return list(dict.fromkeys(key for pair in self.pairs for key in pair))
 
 
 class ClickFile:

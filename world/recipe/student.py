@@ -15,6 +15,7 @@ from ...networks.tiny_unet import Denoiser, TinyUNet
 from ...precision import autocast
 from ...training.loop import Ema, Schedule, Watch, train
 from ...training.run_folder import RunFolder
+from ...training.variety import pseudo_huber
 from ..weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN
 from .data import sheet
 from .latents import Latents, load_autoencoder
@@ -31,12 +32,6 @@ def load_teacher(work: Path, words: int) -> TextToImage:
     model = TextToImage(words)
     model.load_state_dict(state["ema"])
     return model.eval().requires_grad_(False)
-
-
-def pseudo_huber(difference: Tensor) -> Tensor:
-    """sqrt(|d|^2 + c^2) - c a picture, with c = 0.00054 sqrt(dim) (arXiv 2310.14189, eq. 7)."""
-    c = 0.00054 * difference[0].numel() ** 0.5
-    return (difference.square().sum((1, 2, 3)) + c * c).sqrt() - c
 
 
 def consistency_loss(
