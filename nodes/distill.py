@@ -178,7 +178,7 @@ class _Run(NodeRun):
     def _pleasing(self) -> dict[str, Any]:
         """What the student shall please, as facts."""
         if self.oracle is None:
-            return {"oracle": None, "vae": None, "price": None}
+            return {}
         return {"oracle": self.oracle.fingerprint(), "vae": part_fingerprint(self.vae), "price": self.extras.price}
 
     def take_account(self, base: Any, encoded: list[Any]) -> None:
