@@ -233,7 +233,7 @@ def test_run_with_other_settings_is_refused_in_one_sentence(comfy: Comfy) -> Non
     comfy.run(graph(pictures=8))  # longer is the same run
     with pytest.raises(GraphError, match="can't be a file name"):
         comfy.run(graph(name="a/b"))
-    with pytest.raises(GraphError, match="connect a student too, or disconnect base"):
+    with pytest.raises(GraphError, match="connect a student too, another than model, or disconnect base"):
         comfy.run(graph(name="wrong", base=["tiny", 1]))
 
 
