@@ -12,6 +12,7 @@ import typer
 from .calibrate import calibrate
 from .convert import convert
 from .distill import distill
+from .draw import draw
 from .finetune import finetune
 from .inspect import inspect
 from .models import models
@@ -26,6 +27,7 @@ app.add_typer(distill, name="distill")
 app.add_typer(models, name="models")
 app.command()(calibrate)
 app.command()(convert)
+app.command(cls=Finite)(draw)
 app.command()(inspect)
 app.command("plan")(plan_memory)
 app.command(cls=Finite)(finetune)

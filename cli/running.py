@@ -120,14 +120,19 @@ def place(networks: Sequence[nn.Module], flags: RunOptions, precision: str, proc
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether the run was told to stop, by Ctrl-C or by whoever ends processes; a second Ctrl-C does not wait for the step."""
+def stop_signals(hurry: Callable[[], object] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Whether the run was told to stop, by Ctrl-C or by whoever ends processes; a second Ctrl-C does not wait for the step.
+
+    Args:
+        hurry: Called at once when it is told.
+    """
     signals: list[int] = []
 
     def on_signal(number: int, _frame: Any) -> None:
         if number == signal.SIGINT and number in signals:
             raise KeyboardInterrupt
         signals.append(number)
+        hurry()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

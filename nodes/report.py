@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import numpy as np
 from comfy.cli_args import args
 from comfy_api.v0_0_2 import io
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..charts.contact_sheet import contact_sheet
-from ..files import NAME_BYTES, write_atomically
+from ..charts.pictures import save_picture
+from ..files import NAME_BYTES
 from ..gate.story import CHUNK, story_of
 from ..gate.verdict import Judgement, table
 from ..gate.verdict import Verdict as VerdictData
@@ -100,7 +98,7 @@ class ApprenticeSaveImages(io.ComfyNode):
             counter += 1
         saved = []
         for judgement, image, file in zip(verdict, images, files(), strict=True):
-            save_png(image, Path(folder) / file, metadata_of(judgement, verdict, cls.hidden))
+            save_picture(image, Path(folder) / file, metadata_of(judgement, verdict, cls.hidden))
             saved.append({"filename": file, "subfolder": subfolder, "type": "output"})
         return io.NodeOutput(ui={"images": saved})
 
@@ -200,12 +198,3 @@ def metadata_of(judgement: Judgement, verdict: VerdictData, hidden: Any) -> dict
     chunks = {"prompt": json.dumps(hidden.prompt)} if hidden.prompt is not None else {}
     chunks |= {key: json.dumps(value) for key, value in (hidden.extra_pnginfo or {}).items()}
     return {**chunks, CHUNK: json.dumps(story_of(judgement, verdict, hidden.prompt))}
-
-
-def save_png(image: Tensor, path: Path, chunks: dict[str, str]) -> None:
-    """Write a picture [H, W, C] in 0..1 with text chunks, atomically; pixels as the stock Save Image rounds them."""
-    pixels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
-    info = PngInfo()
-    for key, text in chunks.items():
-        info.add_text(key, text)
-    write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG", pnginfo=info, compress_level=4))

@@ -19,10 +19,11 @@ import comfy.samplers  # noqa: E402
 import folder_paths  # noqa: E402
 from comfyui_apprentice import comfy_entrypoint  # noqa: E402
 from comfyui_apprentice.bridge.info import Info, with_info  # noqa: E402
+from comfyui_apprentice.charts.pictures import save_picture  # noqa: E402
 from comfyui_apprentice.nodes import folders, types  # noqa: E402
 from comfyui_apprentice.nodes.judge import ApprenticeJudge  # noqa: E402
 from comfyui_apprentice.nodes.oracles import ApprenticeBestOf, ApprenticeScore  # noqa: E402
-from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens, save_png  # noqa: E402
+from comfyui_apprentice.nodes.report import ApprenticeSaveImages, fill_tokens  # noqa: E402
 from comfyui_apprentice.nodes.sample import ApprenticeStudentSampler  # noqa: E402
 from comfyui_apprentice.oracles.aesthetic import Aesthetic  # noqa: E402
 from comfyui_apprentice.oracles.clip_iqa import ClipIqa  # noqa: E402
@@ -96,7 +97,7 @@ def test_names_are_measured_in_bytes_before_work_starts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bytes"):
         folders.check_name("猫" * 67, "run")
     assert folders.check_name("猫" * 66, "run")
-    save_png(torch.zeros(8, 8, 3), tmp_path / ("é" * 122 + "_00001_.png"), {})
+    save_picture(torch.zeros(8, 8, 3), tmp_path / ("é" * 122 + "_00001_.png"), {})
     assert len(list(tmp_path.iterdir())) == 1
 
 

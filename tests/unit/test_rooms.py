@@ -17,13 +17,14 @@ ROOMS = {
     "oracles": ("weights", "networks", "base"),
     "gate": ("oracles", "samplers", "base"),
     "charts": ("gate", "base"),
+    "bulk": ("charts", "gate", "base"),
     "training": ("samplers", "oracles", "weights", "networks", "base"),
     "world": ("oracles", "networks", "base"),
     "bridge": ("training", "world", "gate", "samplers", "oracles", "weights", "networks", "base"),
     "nodes": ("bridge", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
-    "cli": ("plan", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
-    # apprentice plan asks ComfyUI's own classes, which the bridge enters.
-    "plan": ("cli", "bridge", "training", "oracles", "weights", "networks", "base"),
+    "cli": ("plan", "bulk", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
+    # apprentice plan and draw ask ComfyUI's own classes, which the bridge enters.
+    "plan": ("cli", "bulk", "bridge", "training", "oracles", "weights", "networks", "base"),
     "recipe": ("training", "world", "samplers", "oracles", "weights", "networks", "base"),  # of the tiny world; not shipped
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server"}
@@ -32,7 +33,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 def room_of(module: tuple[str, ...]) -> str:
     if module[:2] == ("world", "recipe"):
         return "recipe"
-    if module[:2] == ("cli", "plan"):
+    if module[:2] in (("cli", "plan"), ("cli", "draw")):
         return "plan"
     return "base" if module[0] in ("files", "precision") else module[0]
 

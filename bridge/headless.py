@@ -1,0 +1,153 @@
+"""ComfyUI without its server: workflows run in this process, and their values are taken out by name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from .entering import enter
+
+KEEP = "ApprenticeDrawKeep"  # what takes a value out; known in this process alone
+
+
+def home(given: Path | None = None) -> Path:
+    """The folder of ComfyUI: as given, else ``$COMFYUI_PATH``, else the one that the pack is installed in.
+
+    Raises:
+        ValueError: There is none.
+    """
+    pack = Path(__file__).resolve().parents[1]
+    asked = [given, Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else None, pack.parents[1]]
+    for folder in asked[:1] if given else asked[1:]:
+        if folder is not None and (folder / "comfy").is_dir() and (folder / "nodes.py").is_file():
+            return folder.resolve()
+    where = f"There is no ComfyUI in {given}" if given else "No ComfyUI is found"
+    raise ValueError(f"{where}: give its folder with --comfyui, or set COMFYUI_PATH.")
+
+
+class NodeError(RuntimeError):
+    """A workflow was refused, or a node of it failed; the text is what an artist would see."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Somebody stopped it, within a step."""
+
+
+class _Keep:
+    """An output node that keeps what reaches it, as a list."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING", {})}, "optional": {"value": ("*",)}})
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE, INPUT_IS_LIST = (), "keep", "Apprentice", True, True
+    VALIDATE_INPUTS = classmethod(lambda cls, input_types: True)
+    IS_CHANGED = classmethod(lambda cls, **_: float("nan"))  # what is served from the cache must be kept again
+    kept: ClassVar[dict[str, list[Any]]] = {}
+
+    def keep(self, name: list[str], value: list[Any] | None = None) -> tuple[()]:
+        self.kept[name[0]] = value or []
+        return ()
+
+
+class Headless:
+    """A ComfyUI in this process with all its nodes, which keeps models between workflows as the server does.
+
+    Args:
+        folder: Of ComfyUI; see ``home``.
+        flags: Of its command line, such as --lowvram or --extra-model-paths-config FILE.
+        packs: Whether other packs of its custom_nodes are loaded, too.
+    """
+
+    def __init__(self, folder: Path, flags: Sequence[str] = (), packs: bool = True) -> None:
+        import torch
+
+        enter(folder, *flags, cpu=not (torch.cuda.is_available() or torch.backends.mps.is_available()))
+        logging.getLogger().setLevel(logging.WARNING)
+        self._loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self._loop)
+        import execution
+        import server
+
+        import nodes
+
+        self._server = server.PromptServer(self._loop)
+        self._server.send_sync = self._hear  # type: ignore[method-assign]
+        self._loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=packs, init_api_nodes=False))
+        self._loop.run_until_complete(_register())
+        nodes.NODE_CLASS_MAPPINGS[KEEP] = _Keep
+        self._executor = execution.PromptExecutor(
+            self._server, execution.CacheType.CLASSIC, {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
+        )
+        self.seen: list[str] = []  # classes of the nodes that the last workflow ran
+
+    def _hear(self, event: str, data: Any, _client: Any = None) -> None:
+        if event == "executing" and isinstance(data, dict) and data.get("node"):
+            self.seen.append(data["node"])
+
+    def interrupt(self) -> None:
+        """Stop the workflow that runs, within a step; for signal handlers."""
+        import comfy.model_management
+
+        comfy.model_management.interrupt_current_processing()
+
+    def run(self, graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+        """Run what leads to ``wanted``, and nothing else of the graph; its values by name, each a list as nodes pass them.
+
+        Args:
+            wanted: Links [node, output] by name.
+
+        Raises:
+            NodeError: ComfyUI refused the workflow, or a node failed.
+            Interrupted: Somebody stopped it.
+        """
+        import execution
+
+        kept = {
+            f"keep {name}": {"class_type": KEEP, "inputs": {"name": name, "value": list(link)}} for name, link in wanted.items()
+        }
+        prompt, number = {**_needed(graph, wanted), **kept}, uuid.uuid4().hex
+        valid, error, outputs, node_errors = self._loop.run_until_complete(execution.validate_prompt(number, prompt, None))
+        if not valid or node_errors:
+            raise NodeError(_refusal(error, node_errors))
+        _Keep.kept.clear()
+        self.seen.clear()
+        self._executor.execute(prompt, number, {"client_id": None}, outputs)
+        for kind, data in self._executor.status_messages:
+            if kind == "execution_interrupted":
+                raise Interrupted
+            if kind == "execution_error":
+                raise NodeError(f"{data['node_type']}: {str(data['exception_message']).strip()}")
+        return dict(_Keep.kept)
+
+
+async def _register() -> None:
+    """The pack's own nodes, wherever it lies."""
+    from comfyui_apprentice import comfy_entrypoint
+
+    import nodes
+
+    extension = await comfy_entrypoint()
+    for node in await extension.get_node_list():
+        nodes.NODE_CLASS_MAPPINGS.setdefault(node.define_schema().node_id, node)
+
+
+def _needed(graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The nodes that ``wanted`` are made of; output nodes beside them are left out."""
+    waiting, needed = [str(link[0]) for link in wanted.values()], dict[str, Any]()
+    while waiting:
+        key = waiting.pop()
+        if key in graph and key not in needed:
+            needed[key] = graph[key]
+            links = (value for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2)
+            waiting += [link[0] for link in links if isinstance(link[0], str)]
+    return needed
+
+
+def _refusal(error: Any, node_errors: Mapping[str, Any]) -> str:
+    """ComfyUI's sentences about a graph that it won't run."""
+    details = [e["details"] or e["message"] for node in (node_errors or {}).values() for e in node["errors"]]
+    general = error.get("message", "") if isinstance(error, dict) else str(error or "")
+    return "ComfyUI refuses the workflow: " + ("; ".join(dict.fromkeys(details)) or general)

@@ -1,0 +1,146 @@
+"""``apprentice draw``: prompts in, pictures with verdicts out; the same nodes as in the graph, over night."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .running import stop_signals, told_in_words
+
+if TYPE_CHECKING:
+    from ..bulk.items import Item
+    from ..bulk.job import Drawn, Job
+    from ..bulk.manifest import Manifest
+    from ..bulk.workflow import Template
+
+
+def draw(
+    prompts: Annotated[Path, typer.Argument(help="A .txt, one prompt a line; a .csv or .jsonl with captions.")],
+    out: Annotated[Path, typer.Option(help="A folder for the pictures; a job that was stopped goes on in it.")],
+    workflow: Annotated[
+        Path | None, typer.Option(help="Your workflow in API format: your models, oracle and gate. Left out: the tiny world.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Pictures a prompt.")] = 1,
+    limit: Annotated[int, typer.Option(min=0, help="Only the first so many prompts; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides all noise, with the number of the picture.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
+    threshold: Annotated[str | None, typer.Option(help="How the gate decides, such as percentile; as the workflow says.")] = None,
+    value: Annotated[float | None, typer.Option(help="The gate's number; as the workflow says.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Name of a calibration; as the workflow says.")] = None,
+    explore: Annotated[float | None, typer.Option(min=0, help="Evaluations a picture for Explore; 0: the gate.")] = None,
+    sheet: Annotated[int, typer.Option(min=0, help="Pictures of a contact sheet; 0 for no sheets.")] = 64,
+    parquet: Annotated[bool, typer.Option("--parquet", help="The manifest as Parquet, too, in the end.")] = False,
+    price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs, for the bill.")] = None,
+    comfyui: Annotated[Path | None, typer.Option(envvar="COMFYUI_PATH", help="ComfyUI's folder; the one the pack is in.")] = None,
+    flags: Annotated[str, typer.Option(help="ComfyUI's own options, such as '--lowvram'.")] = "",
+) -> None:
+    """Draw many prompts: the student drafts, the oracle judges, the teacher improves the weak ones.
+
+    Every picture is on disk, with its verdict in it and a line in manifest.jsonl, before the next batch is begun. Ctrl-C stops;
+    the same command goes on.
+    """
+    from ..bulk.items import read_items
+    from ..bulk.job import Job
+    from ..bulk.manifest import Manifest
+    from ..bulk.workflow import Policy, Template, read_workflow
+
+    with told_in_words():
+        items = read_items(prompts, count, limit)
+        graph = tiny_world() if workflow is None else read_workflow(workflow)
+        policy, texts = Policy(threshold, value, calibration, explore), [item.prompt for item in items]
+        template = Template(graph, batch, policy)
+        manifest = Manifest(out, {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch})
+        with manifest.held():
+            _run(Job(items, batch, seed, sheet), template, manifest, comfyui, flags, price)
+            if parquet:
+                typer.echo(f"{manifest.as_table()}")
+
+
+def tiny_world() -> dict[str, Any]:
+    """The built-in student, oracle and teacher, as Apprentice Sampler wires them."""
+    sampler = {
+        "student": ["world", 1], "teacher": ["world", 0], "vae": ["world", 3], "oracle": ["world", 4],
+        "positive": ["positive", 0], "negative": ["negative", 0], "prompt": ["positive", 1], "latent_image": ["latent", 0],
+        "seed": 0, "preset": "tiny-world", "steps": 2, "cfg": 1.0, "denoise": 1.0,
+        "threshold": "worst share", "value": 0.3, "strategy": "refine", "rollback": 0.7,
+        "teacher_steps": 9, "teacher_cfg": 2.0, "sampler_name": "dpmpp_2m", "scheduler": "karras", "margin": 0.0,
+    }  # fmt: skip
+    return {
+        "world": {"class_type": "ApprenticeTinyWorld", "inputs": {"student": "consistency"}},
+        "positive": {"class_type": "ApprenticePrompts", "inputs": {"clip": ["world", 2], "text": ""}},
+        "negative": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["world", 2], "text": ""}},
+        "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
+        "sampler": {"class_type": "ApprenticeSampler", "inputs": sampler},
+    }
+
+
+def _run(job: Job, template: Template, manifest: Manifest, comfyui: Path | None, flags: str, price: float | None) -> None:
+    """Raises: ValueError: There is no ComfyUI, or it can't draw the workflow."""
+    from ..bridge.headless import Headless, Interrupted, home
+    from ..bulk.job import PictureError, run
+
+    if all(item.number in manifest.records for item in job.items):
+        typer.echo(_summary(manifest, len(job.items)))
+        return
+    engine = Headless(home(comfyui), flags.split())
+    begun, text = time.monotonic(), ""
+    with stop_signals(engine.interrupt) as stopped, typer.progressbar(
+        length=len(job.items), label="Drawing", show_eta=True, file=sys.stderr, item_show_func=lambda _: text
+    ) as bar:
+
+        def progress(done: int, total: int, cost: float) -> None:
+            nonlocal text
+            text = "" if math.isnan(cost) else f"{cost:.3g} evaluations a picture{_bill(begun, price)}"
+            bar.update(done - bar.pos)
+
+        try:
+            finished = run(job, _drawer(engine, template), manifest, progress, stopped)
+        except Interrupted:
+            finished = False
+        except PictureError as error:
+            raise ValueError(f"{error} ({len(manifest.records)} of {len(job.items)} pictures are done and stay.)") from error
+    typer.echo(_summary(manifest, len(job.items)))
+    if not finished:
+        typer.echo("Stopped; the same command goes on.", err=True)
+        raise typer.Exit(130)
+
+
+def _drawer(engine: Any, template: Template) -> Callable[[Sequence[Item], int], Drawn]:
+    """Draws a batch by ComfyUI's nodes."""
+    from ..bridge.headless import NodeError
+    from ..bulk.job import Drawn, PictureError
+
+    def drawn(part: Sequence[Item], seed: int) -> Drawn:
+        graph = template.filled([item.prompt for item in part], seed)
+        try:
+            values = engine.run(graph, {"pictures": template.ends.pictures, "verdict": template.ends.verdict})
+        except NodeError as error:
+            raise PictureError(str(error)) from error
+        return Drawn(values["pictures"][0], values["verdict"][0], graph)
+
+    return drawn
+
+
+def _bill(begun: float, price: float | None) -> str:
+    return "" if price is None else f", {price * (time.monotonic() - begun) / 3600:.2f} spent"
+
+
+def _summary(manifest: Manifest, total: int) -> str:
+    """What there is, in a sentence or two."""
+    from ..bulk.job import mean_cost
+    from ..bulk.manifest import FAILED
+
+    words: dict[str, int] = {}
+    for record in manifest.records.values():
+        words[record.decision] = words.get(record.decision, 0) + 1
+    counts = ", ".join(f"{count} {word}" for word, count in sorted(words.items()))
+    failed = f" See 'error' in {manifest.folder / 'manifest.jsonl'}." if words.get(FAILED) else ""
+    cost = mean_cost(manifest)
+    evaluations = "" if math.isnan(cost) else f"; {cost:.4g} network evaluations a picture"
+    return f"{manifest.folder}: {len(manifest.records):,} of {total:,} pictures ({counts or 'none'}){evaluations}.{failed}"

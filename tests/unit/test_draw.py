@@ -1,0 +1,228 @@
+"""Bulk drawing without a model: what is read, what is kept, what a stop or a bad prompt costs, and how workflows are filled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from comfyui_apprentice.bulk.items import Item, read_items
+from comfyui_apprentice.bulk.job import Drawn, Job, PictureError, file_of, run
+from comfyui_apprentice.bulk.manifest import LINES, Manifest
+from comfyui_apprentice.bulk.workflow import Policy, Template
+from comfyui_apprentice.cli.draw import tiny_world
+from comfyui_apprentice.gate.story import read_story
+from comfyui_apprentice.gate.verdict import Judgement, Verdict
+
+FACTS = {"seed": 3}
+
+
+def items(count: int) -> list[Item]:
+    return [Item(number, f"prompt {number}") for number in range(count)]
+
+
+def toy(bad: Sequence[str] = (), nan: Sequence[str] = (), calls: list[list[str]] | None = None) -> Callable[..., Drawn]:
+    """Pictures whose grey is made of the batch's seed and the place; ``bad`` prompts raise, ``nan`` ones give NaN."""
+
+    def draw(part: Sequence[Item], seed: int) -> Drawn:
+        prompts = [item.prompt for item in part]
+        if calls is not None:
+            calls.append(prompts)
+        if hurt := [prompt for prompt in prompts if prompt in bad]:
+            raise PictureError(f"no tokens for {hurt[0]}")
+        grey = torch.tensor([(seed * 7 + place) % 100 / 100 for place in range(len(part))])
+        grey[[i for i, prompt in enumerate(prompts) if prompt in nan]] = torch.nan
+        judgements = [
+            Judgement(place, value, 0.5, value >= 0.5, prompts[place], seed, 2.0) for place, value in enumerate(grey.tolist())
+        ]
+        return Drawn(grey.view(-1, 1, 1, 1).expand(-1, 8, 8, 3), Verdict(tuple(judgements), "toy", "f" * 16, "absolute", 0.5))
+
+    return draw
+
+
+def drawn(folder: Path, draw: Callable[..., Drawn], count: int = 7, stop_after: int = 10**6, sheet: int = 0) -> dict[int, object]:
+    """Run a job of batches of three, which stops when so many are done; the manifest's records."""
+    manifest, seen = Manifest(folder, FACTS), []
+    with manifest.held():
+        run(Job(items(count), 3, 3, sheet), draw, manifest, lambda done, *_: seen.append(done), lambda: seen[-1] >= stop_after)
+    return dict(manifest.records)
+
+
+# ---------------------------------------------------------------------------------------------------------- what is read
+
+
+def test_prompts_come_from_lines_tables_and_json_lines(tmp_path: Path) -> None:
+    for name, text in {
+        "a.txt": "a cat\n\na dog\n", "a.csv": "id,caption\n1,a cat\n2,a dog\n",
+        "a.jsonl": '{"prompt": "a cat", "id": 1}\n"a dog"\n\n{"caption": "a\\ncat"}\n',
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert [item.prompt for item in read_items(tmp_path / name)] == ["a cat", "a dog"], name
+    twice = read_items(tmp_path / "a.txt", count=2)
+    assert [(item.number, item.prompt) for item in twice] == [(0, "a cat"), (1, "a dog"), (2, "a cat"), (3, "a dog")]
+    assert len(read_items(tmp_path / "a.txt", limit=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "has no prompts"), ("{", "Line 1 of 'a.jsonl' is not JSON"), ('{"x": 1}', "no text called caption, prompt or text"),
+     ("[1]", "no text called")],
+)  # fmt: skip
+def test_json_lines_without_prompts_are_refused_in_a_sentence(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=says):
+        read_items(tmp_path / "a.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------------------- what is kept
+
+
+def test_a_stopped_job_goes_on_to_the_same_manifest_and_pictures(tmp_path: Path) -> None:
+    whole = drawn(tmp_path / "whole", toy())
+    assert list(whole) == list(range(7))
+    calls: list[list[str]] = []
+    assert len(drawn(tmp_path / "stopped", toy(calls=calls), stop_after=3)) == 3
+    assert drawn(tmp_path / "stopped", toy(calls=calls)) == whole
+    assert len(calls) == 3  # no batch twice
+    for number in whole:
+        assert (tmp_path / "stopped" / file_of(number)).read_bytes() == (tmp_path / "whole" / file_of(number)).read_bytes()
+    assert read_story(tmp_path / "whole" / file_of(4))["seed"] == 6
+
+
+def test_a_line_that_a_power_cut_tore_is_drawn_again_and_only_that(tmp_path: Path) -> None:
+    whole = drawn(tmp_path / "job", toy())
+    lines = (tmp_path / "job" / LINES).read_bytes()
+    (tmp_path / "job" / LINES).write_bytes(lines[:-10])
+    before = {number: (tmp_path / "job" / file_of(number)).stat().st_mtime_ns for number in range(6)}
+    assert drawn(tmp_path / "job", toy()) == whole
+    assert (tmp_path / "job" / LINES).read_bytes() == lines
+    assert before == {number: (tmp_path / "job" / file_of(number)).stat().st_mtime_ns for number in range(6)}
+
+
+def test_a_folder_of_another_job_or_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    drawn(tmp_path / "job", toy())
+    with pytest.raises(ValueError, match=r"another job \(seed was 3 and is 4\)"):
+        Manifest(tmp_path / "job", {"seed": 4})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is not empty"):
+        Manifest(tmp_path / "mine", FACTS)
+    held = Manifest(tmp_path / "job", FACTS)
+    with held.held(), pytest.raises(ValueError, match="at work in"), Manifest(tmp_path / "job", FACTS).held():
+        pass
+
+
+def test_a_damaged_manifest_is_told_and_not_overwritten(tmp_path: Path) -> None:
+    drawn(tmp_path / "job", toy())
+    (tmp_path / "job" / LINES).write_text('{"number": "x"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="is damaged"):
+        drawn(tmp_path / "job", toy())
+    assert (tmp_path / "job" / LINES).read_text(encoding="utf-8") == '{"number": "x"}\n'
+
+
+def test_bad_prompts_are_marked_and_the_others_are_as_without_them(tmp_path: Path) -> None:
+    whole = drawn(tmp_path / "whole", toy())
+    marked = drawn(tmp_path / "marked", toy(bad=["prompt 1", "prompt 2"], nan=["prompt 4"]))
+    assert {number for number in whole if marked[number] == whole[number]} == {0, 3, 5, 6}
+    assert [marked[number].error for number in (1, 2)] == ["no tokens for prompt 1", "no tokens for prompt 2"]  # type: ignore[attr-defined]
+    assert "NaN" in marked[4].error and marked[4].file == "" and marked[4].decision == "failed"  # type: ignore[attr-defined]
+    assert not (tmp_path / "marked" / file_of(4)).exists()
+
+
+def test_a_model_that_draws_nothing_at_all_stops_the_job_and_keeps_what_is_done(tmp_path: Path) -> None:
+    drawn(tmp_path / "job", toy(), stop_after=3)
+
+    def broken(part: Sequence[Item], seed: int) -> Drawn:
+        raise PictureError("out of memory")
+
+    with pytest.raises(PictureError, match="out of memory"):
+        drawn(tmp_path / "job", broken)
+    assert len((tmp_path / "job" / LINES).read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_sheets_come_when_they_are_full(tmp_path: Path) -> None:
+    drawn(tmp_path / "job", toy(), stop_after=3, sheet=4)
+    assert not (tmp_path / "job" / "sheets").exists()
+    drawn(tmp_path / "job", toy(), sheet=4)
+    assert sorted(path.name for path in (tmp_path / "job" / "sheets").iterdir()) == ["0000000.png", "0000004.png"]
+
+
+def test_the_table_is_the_manifest(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    manifest = Manifest(tmp_path / "job", FACTS)
+    with manifest.held():
+        run(Job(items(4), 3, 2**64 - 1), toy(bad=["prompt 1"]), manifest, lambda *_: None)
+        rows = parquet.read_table(manifest.as_table()).to_pylist()
+    assert rows == [json.loads(line) for line in (tmp_path / "job" / LINES).read_text(encoding="utf-8").splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------------ workflows
+
+
+def hand_wired() -> dict[str, dict[str, object]]:
+    """Single nodes, with a stock text encoder and a latent without a batch size."""
+    return {
+        "clip": {"class_type": "CLIPLoader", "inputs": {}},
+        "words": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "a cat"}},
+        "ugly": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["clip", 0], "text": "ugly"}},
+        "guided": {"class_type": "FluxGuidance", "inputs": {"conditioning": ["words", 0], "guidance": 3.5}},
+        "photo": {"class_type": "VAEEncode", "inputs": {}},
+        "draft": {"class_type": "ApprenticeStudentSampler", "inputs": {
+            "positive": ["guided", 0], "negative": ["ugly", 0], "latent_image": ["photo", 0], "seed": 5}},
+        "seen": {"class_type": "VAEDecode", "inputs": {"samples": ["draft", 0]}},
+        "judge": {"class_type": "ApprenticeJudge", "inputs": {
+            "images": ["seen", 0], "prompt": "a cat", "threshold": "absolute", "value": 1.0}},
+        "teacher": {"class_type": "ApprenticeTeacher", "inputs": {
+            "verdict": ["judge", 0], "positive": ["words", 0], "seed": 6}},
+    }  # fmt: skip
+
+
+def test_a_hand_wired_workflow_is_filled() -> None:
+    template = Template(hand_wired(), 2, Policy("percentile", 30.0, "mine"))
+    graph = template.filled(["a dog", "a fox"], 100)
+    prompts = template._prompts
+    assert graph[prompts] == {"class_type": "ApprenticePrompts", "inputs": {"clip": ["clip", 0], "text": "a dog\na fox"}}
+    assert graph["guided"]["inputs"]["conditioning"] == graph["teacher"]["inputs"]["positive"] == [prompts, 0]
+    assert graph["ugly"]["inputs"]["text"] == "ugly" and graph["judge"]["inputs"]["prompt"] == [prompts, 1]
+    assert (graph["draft"]["inputs"]["seed"], graph["teacher"]["inputs"]["seed"]) == (100, 101)
+    repeated = graph["draft"]["inputs"]["latent_image"][0]
+    assert graph[repeated] == {"class_type": "RepeatLatentBatch", "inputs": {"samples": ["photo", 0], "amount": 2}}
+    gate = graph["judge"]["inputs"]
+    assert (gate["threshold"], gate["value"], graph[gate["calibration"][0]]["inputs"]) == ("percentile", 30.0, {"name": "mine"})
+    assert template.ends.pictures == ["seen", 0] and template.ends.verdict == ["judge", 0]
+    assert template.graph["draft"]["inputs"]["seed"] == 5  # the template itself is not used up
+
+
+def test_a_workflow_with_prompts_and_a_shared_seed_is_filled() -> None:
+    graph = tiny_world()
+    graph["number"] = {"class_type": "PrimitiveInt", "inputs": {"value": 1}}
+    graph["sampler"]["inputs"]["seed"] = ["number", 0]
+    filled = Template(graph, 3, Policy(explore=9.0)).filled(["a", "b", "c"], 77)
+    assert filled["number"]["inputs"]["value"] == 77 and filled["sampler"]["inputs"]["explore"] == 9.0
+    assert filled["positive"]["inputs"]["text"] == "a\nb\nc" and filled["latent"]["inputs"]["batch_size"] == 3
+    assert "apprentice draw: prompts" not in filled
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda g: g.pop("judge"), "no node that gives a verdict"),
+        (lambda g: g.update(other=g["judge"]), "2 nodes 'ApprenticeJudge'"),
+        (lambda g: g["words"].update(class_type="CLIPTextEncodeFlux"), "connect Prompts"),
+        (lambda g: g["draft"]["inputs"].pop("latent_image"), "Nothing is connected to 'latent_image'"),
+        (lambda g: g["judge"]["inputs"].pop("images"), "No pictures are connected"),
+        (lambda g: g.pop("draft"), "nobody knows its seed"),
+    ],
+)  # fmt: skip
+def test_workflows_that_cannot_be_filled_are_refused_in_a_sentence(change: Callable[..., object], says: str) -> None:
+    graph = hand_wired()
+    change(graph)
+    with pytest.raises(ValueError, match=says):
+        Template(graph, 2, Policy())
+
+
+def test_a_policy_that_no_node_takes_is_refused() -> None:
+    with pytest.raises(ValueError, match="no node that takes --explore"):
+        Template(hand_wired(), 2, Policy(explore=3.0))
