@@ -114,7 +114,7 @@ class Headless:
             raise NodeError(_refusal(error, node_errors))
         _Keep.kept.clear()
         self.seen.clear()
-        self._executor.execute(prompt, number, {"client_id": None}, outputs)
+        self._executor.execute(prompt, number, {"client_id": "apprentice"}, outputs)
         for kind, data in self._executor.status_messages:
             if kind == "execution_interrupted":
                 raise Interrupted
@@ -148,6 +148,9 @@ def _needed(graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> di
 
 def _refusal(error: Any, node_errors: Mapping[str, Any]) -> str:
     """ComfyUI's sentences about a graph that it won't run."""
-    details = [e["details"] or e["message"] for node in (node_errors or {}).values() for e in node["errors"]]
+    details = [
+        f"{node['class_type']}: {' '.join(part for part in (each['message'], each['details']) if part)}"
+        for node in (node_errors or {}).values() for each in node["errors"]
+    ]  # fmt: skip
     general = error.get("message", "") if isinstance(error, dict) else str(error or "")
     return "ComfyUI refuses the workflow: " + ("; ".join(dict.fromkeys(details)) or general)
