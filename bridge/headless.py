@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from .entering import enter
 
-KEEP = "ApprenticeDrawKeep"  # what takes a value out; known in this process alone
+KEEP, GIVEN = "ApprenticeDrawKeep", "ApprenticeDrawGiven"  # what takes a value out, and puts one in; known in this process alone
 
 
 def home(given: Path | None = None) -> Path:
@@ -52,6 +52,18 @@ class _Keep:
         return ()
 
 
+class _Given:
+    """A node that gives what it is handed from outside the graph."""
+
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING", {})}})
+    RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "give", "Apprentice"
+    IS_CHANGED = classmethod(lambda cls, **_: float("nan"))
+    given: ClassVar[dict[str, Any]] = {}
+
+    def give(self, name: str) -> tuple[Any]:
+        return (self.given[name],)
+
+
 class Headless:
     """A ComfyUI in this process with all its nodes, which keeps models between workflows as the server does.
 
@@ -77,7 +89,7 @@ class Headless:
         self._server.send_sync = self._hear  # type: ignore[method-assign]
         self._loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=packs, init_api_nodes=False))
         self._loop.run_until_complete(_register())
-        nodes.NODE_CLASS_MAPPINGS[KEEP] = _Keep
+        nodes.NODE_CLASS_MAPPINGS |= {KEEP: _Keep, GIVEN: _Given}
         self._executor = execution.PromptExecutor(
             self._server, execution.CacheType.CLASSIC, {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
         )
@@ -93,11 +105,14 @@ class Headless:
 
         comfy.model_management.interrupt_current_processing()
 
-    def run(self, graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    def run(
+        self, graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any] | None = None
+    ) -> dict[str, list[Any]]:
         """Run what leads to ``wanted``, and nothing else of the graph; its values by name, each a list as nodes pass them.
 
         Args:
             wanted: Links [node, output] by name.
+            given: Values of the graph's nodes of class ``GIVEN``, by their names.
 
         Raises:
             NodeError: ComfyUI refused the workflow, or a node failed.
@@ -113,6 +128,7 @@ class Headless:
         if not valid or node_errors:
             raise NodeError(_refusal(error, node_errors))
         _Keep.kept.clear()
+        _Given.given = dict(given or {})
         self.seen.clear()
         self._executor.execute(prompt, number, {"client_id": "apprentice"}, outputs)
         for kind, data in self._executor.status_messages:

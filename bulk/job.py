@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,20 +73,35 @@ class Job:
                 yield part
 
 
-def run(job: Job, draw: Draw, manifest: Manifest, progress: Progress, stopped: Callable[[], bool] = lambda: False) -> bool:
+def run(
+    job: Job, draw: Draw, manifest: Manifest, progress: Progress, stopped: Callable[[], bool] = lambda: False, at_once: int = 1
+) -> bool:
     """Draw what is missing, in the order of the batches. Whether everything is there afterwards.
+
+    Args:
+        at_once: Batches in work at a time, each in a thread of its own; files and lines are written by this one alone.
 
     Raises:
         PictureError: Not even a plain prompt can be drawn.
     """
     progress(len(manifest.records), len(job.items), mean_cost(manifest))
-    for part in job.todo(manifest):
-        if stopped():
-            return False
-        seed = job.seed_of(part)
-        finish(job, manifest, part, seed, *with_poison(draw, part, seed))
-        progress(len(manifest.records), len(job.items), mean_cost(manifest))
-    return True
+    todo, working = job.todo(manifest), dict[Future[tuple[Drawn, dict[int, str]]], list[Item]]()
+    failed: BaseException | None = None
+    with ThreadPoolExecutor(at_once) as threads:
+        while True:
+            while len(working) < at_once and not (failed or stopped()) and (part := next(todo, None)):
+                working[threads.submit(with_poison, draw, part, job.seed_of(part))] = part
+            if not working:
+                break
+            for future in wait(working, return_when=FIRST_COMPLETED).done:
+                part = working.pop(future)
+                if (error := future.exception()) is None:
+                    finish(job, manifest, part, job.seed_of(part), *future.result())
+                failed = failed or error  # what others are at is kept before it is told
+            progress(len(manifest.records), len(job.items), mean_cost(manifest))
+    if failed:
+        raise failed
+    return next(todo, None) is None
 
 
 def with_poison(draw: Draw, part: Sequence[Item], seed: int) -> tuple[Drawn, dict[int, str]]:

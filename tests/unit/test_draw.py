@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import torch
 from comfyui_apprentice.bulk.items import Item, read_items
 from comfyui_apprentice.bulk.job import Drawn, Job, PictureError, file_of, run
 from comfyui_apprentice.bulk.manifest import LINES, Manifest
+from comfyui_apprentice.bulk.pool import NoWorkersError, Pool
 from comfyui_apprentice.bulk.workflow import Policy, Template
 from comfyui_apprentice.cli.draw import tiny_world
 from comfyui_apprentice.gate.story import read_story
@@ -42,11 +47,14 @@ def toy(bad: Sequence[str] = (), nan: Sequence[str] = (), calls: list[list[str]]
     return draw
 
 
-def drawn(folder: Path, draw: Callable[..., Drawn], count: int = 7, stop_after: int = 10**6, sheet: int = 0) -> dict[int, object]:
+def drawn(
+    folder: Path, draw: Callable[..., Drawn], count: int = 7, stop_after: int = 10**6, sheet: int = 0, at_once: int = 1
+) -> dict[int, object]:
     """Run a job of batches of three, which stops when so many are done; the manifest's records."""
     manifest, seen = Manifest(folder, FACTS), []
     with manifest.held():
-        run(Job(items(count), 3, 3, sheet), draw, manifest, lambda done, *_: seen.append(done), lambda: seen[-1] >= stop_after)
+        job, stopped = Job(items(count), 3, 3, sheet), lambda: seen[-1] >= stop_after
+        run(job, draw, manifest, lambda done, *_: seen.append(done), stopped, at_once)
     return dict(manifest.records)
 
 
@@ -156,6 +164,83 @@ def test_the_table_is_the_manifest(tmp_path: Path) -> None:
         run(Job(items(4), 3, 2**64 - 1), toy(bad=["prompt 1"]), manifest, lambda *_: None)
         rows = parquet.read_table(manifest.as_table()).to_pylist()
     assert rows == [json.loads(line) for line in (tmp_path / "job" / LINES).read_text(encoding="utf-8").splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------------------- workers
+
+
+class GoneError(Exception):
+    """A worker is no longer there."""
+
+
+def test_several_batches_at_once_make_the_same_manifest(tmp_path: Path) -> None:
+    whole = drawn(tmp_path / "one", toy(), count=20)
+    assert drawn(tmp_path / "four", toy(), count=20, at_once=4) == whole
+
+
+def test_what_others_are_at_is_kept_when_a_batch_stops_the_job(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
+    def draw(part: Sequence[Item], seed: int) -> Drawn:
+        if part[0].prompt in ("prompt 0", "prompt 3"):
+            both.wait(10)
+        if seed == 3:
+            raise PictureError("out of memory")
+        return toy()(part, seed)
+
+    with pytest.raises(PictureError, match="out of memory"):
+        drawn(tmp_path / "job", draw, at_once=2)
+    lines = (tmp_path / "job" / LINES).read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["number"] for line in lines] == [3, 4, 5]
+
+
+def test_a_broken_worker_is_replaced_and_its_work_done_again_once() -> None:
+    made, done = itertools.count(), list[tuple[int, int]]()
+    pool = Pool(lambda: next(made), 2, broken=(GoneError,))
+
+    def work(worker: int, task: int) -> int:
+        if worker == 0:
+            raise GoneError("killed")
+        done.append((worker, task))
+        return task * 2
+
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(lambda task: pool.run(lambda worker: work(worker, task)), range(8)))
+    assert results == [task * 2 for task in range(8)] and sorted(task for _, task in done) == list(range(8))
+    assert pool.replaced == 1 and 2 <= next(made) <= 3
+
+
+def test_work_that_breaks_every_worker_is_given_up_in_a_sentence() -> None:
+    def work(worker: int) -> None:
+        raise GoneError("killed")
+
+    with pytest.raises(NoWorkersError, match="4 workers broke over the same pictures; the last said: killed"):
+        Pool(lambda: 0, 2, broken=(GoneError,)).run(work)
+
+
+def test_workers_are_made_when_needed_never_more_than_allowed_and_sent_away_when_idle() -> None:
+    made, ended, most = itertools.count(), list[int](), [0]
+    pool = Pool(lambda: next(made), 3, end=ended.append, idle=0.05)
+    pool.run(lambda worker: worker)
+    busy, lock = 0, threading.Lock()
+
+    def work(worker: int) -> None:
+        nonlocal busy
+        with lock:
+            busy += 1
+            most[0] = max(most[0], busy)
+        time.sleep(0.02)
+        with lock:
+            busy -= 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: pool.run(work), range(12)))
+    assert most[0] == 3 and next(made) == 3
+    time.sleep(0.1)
+    pool.run(lambda worker: worker)
+    assert len(ended) == 2
+    pool.close()
+    assert sorted(ended) == [0, 1, 2]
 
 
 # ------------------------------------------------------------------------------------------------------------ workflows

@@ -22,9 +22,10 @@ ROOMS = {
     "world": ("oracles", "networks", "base"),
     "bridge": ("training", "world", "gate", "samplers", "oracles", "weights", "networks", "base"),
     "nodes": ("bridge", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
+    "fleet": ("nodes", "bridge", "bulk", "charts", "gate", "base"),
     "cli": ("plan", "bulk", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
     # apprentice plan and draw ask ComfyUI's own classes, which the bridge enters.
-    "plan": ("cli", "bulk", "bridge", "training", "oracles", "weights", "networks", "base"),
+    "plan": ("cli", "fleet", "bulk", "bridge", "training", "oracles", "weights", "networks", "base"),
     "recipe": ("training", "world", "samplers", "oracles", "weights", "networks", "base"),  # of the tiny world; not shipped
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server"}
@@ -57,7 +58,7 @@ def wrong(source: str, module: tuple[str, ...]) -> list[str]:
     found = []
     for path in imports(source, module):
         if path[0] == "":
-            if path[1] in COMFYUI and room not in ("bridge", "nodes"):
+            if path[1] in COMFYUI and room not in ("bridge", "nodes", "fleet"):
                 found.append(f"{'/'.join(module)} imports ComfyUI's {path[1]}")
         elif path[0] != "__version__" and room_of(path) not in (room, *ROOMS[room]):
             found.append(f"{'/'.join(module)} imports {'.'.join(path)}")

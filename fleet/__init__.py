@@ -1,0 +1,1 @@
+"""More than one machine: Ray's workers, ComfyUIs that are there already, and a service."""

@@ -1,0 +1,153 @@
+"""Students, judges and teachers as actors of Ray, each with a ComfyUI of its own in its process.
+
+A batch goes draft -> judge -> teacher, and each kind of worker loads only what its own part of the workflow needs, once. All
+batches, seeds and places are those of one machine, and so are the pictures, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bulk.items import Item
+from ..bulk.job import Drawn, PictureError
+from ..bulk.pool import Pool
+from ..bulk.stages import Cut
+from ..bulk.workflow import Graph, Template
+
+STUDENT, JUDGE, TEACHER = "student", "judge", "teacher"
+KINDS = (STUDENT, JUDGE, TEACHER)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one kind of worker may take.
+
+    Attributes:
+        most: Workers at a time.
+        gpus: Of a GPU, for each; 0 for none.
+    """
+
+    most: int = 1
+    gpus: float = 0.0
+
+
+def read_shares(text: str, gpus: bool) -> dict[str, Share]:
+    """Shares from "student=2,judge=1,teacher=4" or "student=2x0.5": workers, and each one's part of a GPU.
+
+    Args:
+        gpus: Whether the machines have GPUs: then a worker takes a whole one where nothing is said.
+
+    Raises:
+        ValueError: It says something else.
+    """
+    shares = {kind: Share(1, 1.0 if gpus else 0.0) for kind in KINDS}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        kind, _, amount = entry.partition("=")
+        most, _, part = amount.partition("x")
+        try:
+            shares[kind] = Share(int(most), float(part) if part else shares[kind].gpus)
+            valid = shares[kind].most > 0 and shares[kind].gpus >= 0
+        except (KeyError, ValueError):
+            valid = False
+        if not valid:
+            raise ValueError(f"--workers: '{entry}' is not like student=2 or teacher=4x0.5; kinds are {', '.join(KINDS)}.")
+    return shares
+
+
+class Worker:
+    """What an actor does: a ComfyUI in its process, told which graph to run on which values.
+
+    Args:
+        make: Makes the engine; see ``bridge.headless.Headless``.
+    """
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.engine = make()
+
+    def run(self, graph: Graph, wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any]) -> Any:
+        """The values, or the sentence of what went wrong: other errors mean that the worker itself is broken."""
+        from ..bridge.headless import NodeError
+
+        try:
+            return self.engine.run(graph, wanted, given)
+        except NodeError as error:
+            return str(error)
+
+    def expand(self, inputs: Mapping[str, Any], prefix: str) -> tuple[Graph, Sequence[Any]]:
+        """The single nodes that Apprentice Sampler stands for; see ``stages.Expand``."""
+        from comfy_execution.graph_utils import GraphBuilder
+
+        from ..nodes.adaptive import ApprenticeSampler
+
+        GraphBuilder.set_default_prefix(prefix, 0)
+        out = ApprenticeSampler.execute(**inputs)
+        return out.expand, out.args
+
+
+class RayLine:
+    """Draws batches on Ray's workers.
+
+    Args:
+        address: "local" for workers on this machine, "auto" for the cluster that this machine is of, or an address.
+        template: The workflow.
+        shares: By kind; see ``read_shares``.
+        comfyui: Its folder, the same on every machine.
+        flags: Of ComfyUI's command line.
+
+    Raises:
+        ValueError: Ray is missing, or there is no cluster.
+    """
+
+    def __init__(
+        self, address: str, template: Template, shares: Mapping[str, Share], comfyui: Path, flags: Sequence[str]
+    ) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise ValueError("Ray is missing: pip install 'ray[default]', or leave --ray out.") from error
+        try:
+            if not ray.is_initialized():
+                ray.init(None if address == "local" else address, include_dashboard=False, log_to_driver=False)
+        except ConnectionError as error:
+            raise ValueError(f"No Ray cluster answers at {address} ({error}); start one, or take --ray local.") from error
+        self.ray, self.template = ray, template
+        self.pools = {kind: self._pool(share, comfyui, flags) for kind, share in shares.items()}
+        self.at_once = sum(share.most for share in shares.values()) + 1  # one waits, so that nobody else must
+
+    def _pool(self, share: Share, comfyui: Path, flags: Sequence[str]) -> Pool[Any]:
+        actor = self.ray.remote(num_cpus=0 if share.gpus else 1, num_gpus=share.gpus)(Worker)
+
+        def make() -> Any:
+            return actor.remote(lambda: _engine(comfyui, flags))
+
+        return Pool(make, share.most, (self.ray.exceptions.RayActorError,), self.ray.kill)
+
+    def _stage(self, kind: str) -> Callable[..., Mapping[str, list[Any]]]:
+        def run(graph: Graph, wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+            made = self.pools[kind].run(lambda worker: self.ray.get(worker.run.remote(graph, wanted, given)))
+            if isinstance(made, str):
+                raise PictureError(made)
+            return made  # type: ignore[no-any-return]
+
+        return run
+
+    def draw(self, part: Sequence[Item], seed: int) -> Drawn:
+        """See ``bulk.job.Draw``."""
+        graph = self.template.filled([item.prompt for item in part], seed)
+        cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
+        pictures, verdict = cut.draw(*(self._stage(kind) for kind in KINDS))
+        return Drawn(pictures, verdict, graph)
+
+    def close(self) -> None:
+        """Send all workers away."""
+        for pool in self.pools.values():
+            pool.close()
+
+
+def _engine(comfyui: Path, flags: Sequence[str]) -> Any:
+    from ..bridge.headless import Headless
+
+    return Headless(comfyui, flags)
