@@ -28,7 +28,7 @@ from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.account import SID_FULL, SID_LORA, Job
-from ..training.distill import Settings, Task, card, distil
+from ..training.distill import Settings, Task, card, distil, left_out
 from ..training.forecast import Forecast, held, learning, looking, sid_passes, variety_passes
 from ..training.lora import Adapters, checkpoint_blocks, in_half, switched
 from ..training.optimisers import check_optimiser
@@ -307,11 +307,12 @@ class _Run(NodeRun):
         """Save the student and hand it out, with its curve and samples."""
         self.task.generator.load_state_dict(average)
         student = self._save(average)
-        curve = loss_chart(self.folder.losses(), PANELS)
+        losses = self.folder.losses()
+        curve = loss_chart(losses, PANELS)
         latents = self.teacher.model.process_latent_out(self._drawn()).float()  # as ComfyUI has them
         samples = to_pixels(self.vae, latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
         images = self.settings.schedule.steps * self.settings.batch
-        result = shown(f"Saved {self.target.file.name} after {images:,} images. {self.foreseen}")
+        result = shown(f"Saved {self.target.file.name} after {images:,} images. {left_out(losses)}{self.foreseen}")
         return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.target.file.name, ui=result)
 
     def _drawn(self) -> Tensor:

@@ -126,7 +126,7 @@ def variety_loss(
     variety: Variety, generator: Denoise, teacher: Denoise, labels: Labels, empty: Labels, kappa: float,
     noising: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, noise: Tensor, u: Tensor, images: Tensor, steps: int,
 ) -> Tensor:  # fmt: skip
-    """The sum over a part of the batch, to be added to the generator's loss; one more network pass or three.
+    """Picture by picture [B], to be added to the generator's loss; one more network pass or three.
 
     Args:
         kappa: Guidance of the teacher.
@@ -149,16 +149,11 @@ def variety_loss(
         x = noising(images.detach(), _levels(z, path[place]), noise)
         # A picture's Huber distance is about sqrt(dim) of an element's.
         scale = images[0].numel() ** 0.5
-        return _sum(variety.weight * scale * consistency_loss(student, guide, x, place, path))
+        return variety.weight * scale * consistency_loss(student, guide, x, place, path)
     first = _levels(z, variety.path[0])
     start = noising(torch.zeros_like(z), first, z)
     said = images if steps == 1 else student(start, first)
-    return _sum(variety.weight * anchor_loss(said, anchor_target(guide, start, variety.path)).flatten(1).sum(1))
-
-
-def _sum(losses: Tensor) -> Tensor:
-    """Over a part of the batch, without those that are NaN, as SiD's losses leave them out."""
-    return losses[~losses.isnan()].sum()
+    return variety.weight * anchor_loss(said, anchor_target(guide, start, variety.path)).flatten(1).sum(1)
 
 
 def _levels(x: Tensor, level: Tensor | float) -> Tensor:
