@@ -29,7 +29,7 @@ _METHODS = {Method.SID: SID_LORA, Method.SID_FULL: SID_FULL, Method.REWARD: REWA
 
 
 def plan_memory(
-    model: Annotated[Path, typer.Argument(help="A diffusion model's file (.safetensors); its header alone is read.")],
+    model: Annotated[Path, typer.Argument(help="A diffusion model's file (.safetensors, .gguf); its header alone is read.")],
     method: Annotated[Method, typer.Option(help="SiD Distill as LoRA or as full copy, or Reward Finetune.")] = Method.SID,
     width: Annotated[int, typer.Option(min=16, help="Of the pictures.")] = 1024,
     height: Annotated[int, typer.Option(min=16, help="Of them.")] = 1024,
@@ -96,10 +96,14 @@ def _sketch(model: Path, job: Job, comfyui: Path | None, tokens: int, others: Se
     from ..bridge.account import NetworkSketch
     from ..bridge.sketches import conditioning_of, header, sketched
 
-    base, small = sketched(header(model), model.name)
+    tensors, packed = header(model)
+    if packed and job.method == SID_FULL:
+        raise ValueError("Packed weights (GGUF) can't learn themselves: take --method sid, or the same model in bf16 or fp16.")
+    base, small = sketched(tensors, model.name)
     texts = conditioning_of(base, tokens)
     judge = sum(file.stat().st_size for file in others)
-    return NetworkSketch(base, texts, None, judge), replace(job, fp8=job.fp8 or small)
+    job = replace(job, fp8=(job.fp8 or small) and not packed, packed=bool(packed))
+    return NetworkSketch(base, texts, None, judge, packed), job
 
 
 def _steps(sketch: Sketch, job: Job, room: float, name: str) -> list[Step]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..bridge import training as bridge
 from ..bridge.account import NetworkSketch, longest
-from ..bridge.copies import keeps_small
+from ..bridge.copies import keeps_small, packed_bytes
 from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
@@ -189,7 +189,7 @@ class _Run(NodeRun):
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
             options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
-            settings.variety != OFF, self.oracle is not None,
+            settings.variety != OFF, self.oracle is not None, bool(packed_bytes(base)),
         )  # fmt: skip
         judge = held([self.oracle.network], []) if self.oracle is not None else 0
         self.job = self.fitting(NetworkSketch(base, longest(encoded), self.vae, judge), job)
