@@ -240,7 +240,9 @@ def distil(
 
 def _nothing_learned(number: int, task: Task) -> str:
     """Why a run stops whose pictures all lack a finite loss, in the iteration ``number``."""
-    remedy = "lower the learning rates." if number else "it is so from the start, so compute in another precision, bf16 or fp32."
+    remedy = "lower the learning rates" + (
+        "." if number else ", or compute in another precision, bf16 or fp32, since it is so from the start."
+    )  # fmt: skip
     scores = "" if task.tilt is None else (
         " Or the oracle scores none of the pictures, or none with a gradient (NaN): try it on such pictures."
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,9 @@ def test_what_is_wrong_is_told_in_words(clicks: Path) -> None:
     prompts.write_text("one\n", encoding="utf-8")
     assert "There are 1 prompts, and the network has 10 classes" in run(clicks, "x.safetensors", code=2)
     assert "holds no clicks" in run(clicks.with_name("none.jsonl"), "x.safetensors", code=2)
+    assert "is a folder; give a file" in run(clicks.parent, "x.safetensors", code=2)
+    prompts.unlink()
+    assert re.search(r"There is no file or folder \S*prompts\.txt", run(clicks, "x.safetensors", code=2))
 
 
 def test_pictures_of_another_family_are_refused_before_work_and_told_of_where_some_are(clicks: Path) -> None:
