@@ -5,7 +5,8 @@ Both take the student back to the teacher's own way from a noise to a picture, w
 - ``anchor``: what the student's first step says is drawn towards what the teacher makes of the same noise in K Euler steps
   (DP-DMD, arXiv 2602.03139, whose velocity from noise to the K-step point is here the picture that the straight line through
   both ends in; with all of the way it is the regression of DMD, 2311.18828). With several steps that is all that the first
-  one learns, SiD teaches the last, and the gradient stays within a step: DP-DMD's division of labour.
+  one learns, SiD teaches the last, and the gradient stays within a step: DP-DMD's division of labour. With one step it pulls
+  against a reward, too (``tilted``): it takes 0.1 of reward / price an element from a shift, and all of less.
 - ``consistency``: along the teacher's way the student says the same at both ends of every step (arXiv 2303.01469, Algorithm
   2; beside a score distillation as in rCM, 2510.08431), from the student's own pictures under noise, for there are no others.
 
