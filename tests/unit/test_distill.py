@@ -446,7 +446,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_sentence(tmp_path: 
 def distill_iteration(loss: float) -> Any:
     from comfyui_apprentice.training.sid_iteration import Iteration
 
-    return Iteration(loss, 0.0, 0)
+    return Iteration(loss, 0.0, 0, 0)
 
 
 def test_help_tells_every_preset_s_published_distance_as_the_paper_s() -> None:
