@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +111,12 @@ def test_the_scale_is_drawn_once_and_reads_0_and_1_at_its_ends(tmp_path: Path, m
     assert measured.features.shape == (3, 1, 64) and style.together([measured, measured]).scores.shape == (3, 2)
     monkeypatch.setattr(style.Scale, "slow", None)  # what is kept isn't drawn again
     assert np.array_equal(style.Scale(World(), icons, styled, plan, tmp_path).look.direction, scale.look.direction)
+
+
+def test_a_figure_that_is_no_number_is_null_in_the_json(tmp_path: Path) -> None:
+    """As of a warm run that never comes to the look; NaN and Infinity are no JSON."""
+    short = [Run([{"pictures": 9, "kept": 0.1, "judge": 0.0}], NOTHING)]
+    never = ratio(short, short, 0.0)
+    Figures("style", {}, claims={"warm_start_ratio": never}).save(tmp_path / "style.json")
+    found = json.loads((tmp_path / "style.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    assert found["claims"]["warm_start_ratio"] == {"value": None, "lo": None, "hi": None}
