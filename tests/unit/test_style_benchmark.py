@@ -16,6 +16,7 @@ from comfyui_apprentice.benchmarks.style_score import Look, fisher
 from comfyui_apprentice.training.lora import adaptable
 from comfyui_apprentice.world.recipe.sampling import World
 from comfyui_apprentice.world.weights import load_unet
+from make_figures import STYLE_WORDS, style_figures
 
 NOTHING = Measured(np.zeros((2, 1, 2)), np.zeros((2, 1)), torch.zeros(2, 64, 64, 3))
 
@@ -119,4 +120,7 @@ def test_a_figure_that_is_no_number_is_null_in_the_json(tmp_path: Path) -> None:
     never = ratio(short, short, 0.0)
     Figures("style", {}, claims={"warm_start_ratio": never}).save(tmp_path / "style.json")
     found = json.loads((tmp_path / "style.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
-    assert found["claims"]["warm_start_ratio"] == {"value": None, "lo": None, "hi": None}
+    claim = found["claims"]["warm_start_ratio"]
+    assert claim == {"value": None, "lo": None, "hi": None}
+    told = style_figures({"rows": [{"way": "cold"}], "claims": dict.fromkeys(STYLE_WORDS, claim)})
+    assert "| not reached | one seed |" in told
