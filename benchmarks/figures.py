@@ -42,9 +42,9 @@ class Figures:
     findings: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        body = {**asdict(self), "machine": machine()}
-        text = json.dumps(body, indent=1, default=float) + "\n"
+        """Write as JSON, atomically; what is no number, as of a run that never came to where it should, is null there."""
+        body = json.loads(json.dumps({**asdict(self), "machine": machine()}, default=float), parse_constant=lambda _name: None)
+        text = json.dumps(body, indent=1, allow_nan=False) + "\n"
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

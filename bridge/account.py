@@ -16,7 +16,7 @@ from ..training.account import SID_FULL, Job
 from ..training.lora import Adapters, checkpoint_blocks, switched
 from ..training.metering import OnCard, Pass, measured
 from ..training.recompute import apart
-from .copies import FP8, around_copy, cast_each_time, copied
+from .copies import FP8, around_copy, cast_each_time, copied, packed_bytes
 from .latents import pixels_per_latent
 from .rows import Conditioning
 from .training import Conditions, denoiser
@@ -30,24 +30,25 @@ class NetworkSketch:
         conditioning: Of one prompt, as long as they get.
         vae: Of Reward Finetune.
         judge: Bytes of its oracle's weights.
+        packed: Bytes of the base's weights in a GGUF file; those of a base that is loaded are counted here.
     """
 
-    def __init__(self, base: Any, conditioning: Conditioning, vae: Any = None, judge: int = 0) -> None:
+    def __init__(self, base: Any, conditioning: Conditioning, vae: Any = None, judge: int = 0, packed: int = 0) -> None:
         self.base, self.conditioning, self.vae, self.judge = base, conditioning, vae, judge
+        self.packed = packed or packed_bytes(base)
         self._passes: dict[Any, Pass] = {}
         self._judged: dict[Any, Pass] = {}
 
     def weights(self, job: Job) -> int:
         """See ``Sketch``."""
-        network = _twin(self.base, job).diffusion_model
-        return _bytes(network)
+        return self.packed or _bytes(self._twin(job).diffusion_model)
 
     def learned(self, job: Job) -> Sequence[Sequence[int]]:
         """See ``Sketch``."""
         network = self.base.diffusion_model
         if job.method == SID_FULL:
             return [parameter.shape for parameter in network.parameters()]
-        twin = _twin(self.base, job)
+        twin = self._twin(job)
         return [value.shape for value in Adapters(twin.diffusion_model, ("one",), job.rank).of["one"].parameters()]
 
     def passed(self, job: Job, rows: int, learns: bool) -> Pass:
@@ -59,7 +60,7 @@ class NetworkSketch:
 
     def _measure(self, job: Job, rows: int, learns: bool) -> Pass:
         dtype, shape = DTYPES[job.dtype], latent_size(self.base, job)
-        twin, adapters = _twin(self.base, job, job.method == SID_FULL), None
+        twin, adapters = self._twin(job, job.method == SID_FULL), None
         learned: list[Tensor] = []
         if job.method != SID_FULL:
             adapters = Adapters(twin.diffusion_model, ("one",), job.rank)
@@ -100,6 +101,24 @@ class NetworkSketch:
         return self.judge + _bytes(network), self._judged[key]
 
 
+    def _twin(self, job: Job, learns: bool = False) -> Any:
+        """The base on the meta device as the job holds it: frozen, in 8 bits where that is asked for; or float32, to learn.
+
+        Packed weights stand there in 8 bits, which their layers unpack, too, when they compute, and keep until they are done.
+        """
+        base, full = self.base, job.method == SID_FULL
+        twin = around_copy(base, torch.float32 if learns else DTYPES[job.dtype], not full, "meta")
+        twin._modules["model_sampling"] = copy.deepcopy(base.model_sampling).to("meta")
+        if (job.fp8 or self.packed) and not full:
+            for layer in twin.diffusion_model.modules():
+                if isinstance(layer, nn.Linear) and hasattr(layer, "comfy_cast_weights") and layer.weight.dtype not in FP8:
+                    layer.weight = nn.Parameter(layer.weight.to(FP8[0]), requires_grad=False)
+                    layer.comfy_cast_weights = True  # type: ignore[assignment]
+            if not self.packed:
+                cast_each_time(twin.diffusion_model)
+        return twin
+
+
 def _pytorch_attention(_function: Any, *args: Any, **kwargs: Any) -> Tensor:
     """What cards use; others ask how much memory is free, or are not for the meta device."""
     return attention.attention_pytorch(*args, **kwargs)  # type: ignore[no-any-return]
@@ -119,19 +138,6 @@ def latent_size(base: Any, job: Job) -> tuple[int, ...]:
     scale = pixels_per_latent(latent)
     frames = (1,) if latent.latent_dimensions == 3 else ()
     return (latent.latent_channels, *frames, job.height // scale, job.width // scale)
-
-
-def _twin(base: Any, job: Job, learns: bool = False) -> Any:
-    """The base on the meta device as the job holds it: frozen, in 8 bits where that is asked for; or float32, to learn."""
-    full = job.method == SID_FULL
-    twin = around_copy(base, torch.float32 if learns else DTYPES[job.dtype], not full, "meta")
-    twin._modules["model_sampling"] = copy.deepcopy(base.model_sampling).to("meta")
-    if job.fp8 and not full:
-        for layer in twin.diffusion_model.modules():
-            if isinstance(layer, nn.Linear) and hasattr(layer, "comfy_cast_weights") and layer.weight.dtype not in FP8:
-                layer.weight = nn.Parameter(layer.weight.to(FP8[0]), requires_grad=False)
-        cast_each_time(twin.diffusion_model)
-    return twin
 
 
 def _bytes(network: nn.Module) -> int:

@@ -65,5 +65,6 @@ def _encoded(vae: Any, picture: ClickedPicture, shape: tuple[int, ...]) -> Tenso
     ratio = vae.spacial_compression_encode()
     size = (shape[-2] * ratio, shape[-1] * ratio)
     pixels = torch.nn.functional.interpolate(pixels.movedim(-1, 1), size, mode="bicubic", antialias=True).clamp(0, 1)
-    encoded: Tensor = vae.encode(pixels.movedim(1, -1))
-    return encoded.detach().float().cpu().clone().reshape(shape)
+    with torch.inference_mode():  # in which nodes load VAEs: elsewhere their weights can't be computed with
+        encoded: Tensor = vae.encode(pixels.movedim(1, -1))
+    return encoded.clone().float().cpu().reshape(shape)

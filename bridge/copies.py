@@ -53,6 +53,8 @@ def copied(network: Any, dtype: torch.dtype, frozen: bool = False, device: str =
 def _cast(value: Tensor, dtype: torch.dtype, keep: bool, device: str) -> Tensor:
     wanted = dtype if value.is_floating_point() and not keep else value.dtype
     if device == "meta":
+        if hasattr(value, "tensor_type"):  # GGUF's, whose shape is that of what is packed
+            return torch.empty(tuple(value.shape), dtype=dtype, device=device)
         return torch.empty_like(value, dtype=wanted, device=device)
     return value.detach().to(device, wanted, copy=True)
 
@@ -67,6 +69,26 @@ def keeps_small(base: Any) -> bool:
     """Whether most of a BaseModel's weights are in 8 bits, and stay so in a frozen copy."""
     sizes = [parameter.numel() for parameter in base.diffusion_model.parameters()]
     return 2 * sum(int(layer.weight.numel()) for layer in _small_layers(base.diffusion_model)) > sum(sizes)
+
+
+def packed_bytes(base: Any) -> int:
+    """Of all weights of a BaseModel, if some are no numbers by themselves: GGUF's, NF4's, Nunchaku's; else 0."""
+    parameters = list(base.diffusion_model.parameters())
+    return sum(p.nbytes for p in parameters) if any(not p.is_floating_point() for p in parameters) else 0
+
+
+def check_packed(base: Any) -> None:
+    """Whether a copy of a BaseModel, with packed weights or without, computes what it does: ComfyUI-GGUF's does.
+
+    Raises:
+        ValueError: It doesn't.
+    """
+    if any(not parameter.is_floating_point() and not hasattr(parameter, "tensor_type") for parameter in
+           base.diffusion_model.parameters()):  # fmt: skip
+        raise ValueError(
+            "The model's weights are packed in 4 or 8 bits (NF4, Nunchaku or the like), which can't be trained over: load the "
+            "same model in bf16, fp16, fp8 or GGUF."
+        )
 
 
 def cast_each_time(network: Any) -> Any:

@@ -27,7 +27,7 @@ def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
     digests = _DIGESTS.setdefault(model.model, {})
     if model.patches_uuid not in digests:
         digest = hashlib.sha256(model_name(model).encode())
-        for key, (weight, *patches) in sorted(model.get_key_patches().items()):
+        for key, (weight, *patches) in sorted(_patched(model).items()):
             digest.update(key.encode())
             _digest(digest, weight[0])
             for patch in patches:
@@ -35,6 +35,16 @@ def model_fingerprint(model: comfy.model_patcher.ModelPatcher) -> str:
         digests[model.patches_uuid] = digest.hexdigest()
     objects = {key: type(value).__name__ for key, value in sorted(model.object_patches.items())}
     return hashlib.sha256(f"{digests[model.patches_uuid]}|{objects}".encode()).hexdigest()[:16]
+
+
+def _patched(model: comfy.model_patcher.ModelPatcher) -> dict[str, Any]:
+    """By its name each weight as it was loaded, and the patches on it, as ComfyUI has them."""
+    try:
+        return model.get_key_patches()  # type: ignore[no-any-return]
+    except AttributeError:  # ComfyUI-GGUF's networks name a weight in their state that they don't have: room for the largest
+        there = [*model.model.named_parameters(), *model.model.named_buffers()]
+        loaded = {key: kept.weight for key, kept in model.backup.items()}
+        return {key: [(loaded.get(key, value),), *model.patches.get(key, [])] for key, value in there}
 
 
 def part_fingerprint(part: Any) -> str:

@@ -18,6 +18,7 @@ from ..training.lora import Lora, adaptable, in_half, lora_state_dict
 from ..training.qualities import KEEP
 from ..training.sid_options import BASE, STUDENT, TEACHER
 from ..training.warm_start import Weights, begin_at, learned, recompressed
+from .copies import check_packed, packed_bytes
 from .drafts import chosen_preset
 from .fingerprints import model_fingerprint, model_name
 
@@ -208,6 +209,7 @@ class Models:
         Raises:
             ValueError: They don't.
         """
+        self._check_packed(lora, made_for)
         if lora:
             adaptable(self.teacher.model.diffusion_model)
         elif made_for != TEACHER or self.base is not None:
@@ -225,6 +227,21 @@ class Models:
             raise ValueError(
                 f"The student lacks layers of the model, so a LoRA on it can't be all that is learned: set made_for to '{BASE}' "
                 f"or '{TEACHER}'."
+            )
+
+    def _check_packed(self, lora: bool, made_for: str) -> None:
+        """Whether what is done with the weights can be done with packed ones. Raises: ValueError: It can't."""
+        there = [model.model for model in (self.teacher, self.student, self.base) if model is not None]
+        for base in there:
+            check_packed(base)
+        if not any(packed_bytes(base) for base in there):
+            return
+        if not lora:
+            raise ValueError("Packed weights (GGUF) can't learn themselves: choose the method LoRA, or load bf16, fp16 or fp8.")
+        if made_for != TEACHER or (self.student is not None and not _same(self.student, self.teacher)):
+            raise ValueError(
+                "Packed weights (GGUF) can't be compared, which student, base and made_for do: load all models in bf16, fp16 or "
+                f"fp8, or disconnect student and base and set made_for to '{TEACHER}'."
             )
 
     def check_look(self, quality: Any) -> None:

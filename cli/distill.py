@@ -138,7 +138,7 @@ def _run(
         FloatingPointError: A loss is no longer finite.
         ValueError: The student's file is in the way, the folder holds another run, or it has gone further than it shall.
     """
-    from ..training.distill import distil
+    from ..training.distill import distil, left_out
     from ..training.edm_task import Samples, save_student
 
     def say(text: str) -> None:
@@ -168,4 +168,7 @@ def _run(
     if processes.main:
         about = run.target.about
         save_student(ema.shadow, config, out, settings, teacher, fingerprint, options.precision, about)
-    say(f"{out}: a student of {teacher} after {steps * batch:,} pictures. Losses, samples: {run.folder.path}")
+    say(
+        f"{out}: a student of {teacher} after {steps * batch:,} pictures. {left_out(run.folder.losses())}Losses, samples: "
+        f"{run.folder.path}"
+    )

@@ -29,20 +29,20 @@ _METHODS = {Method.SID: SID_LORA, Method.SID_FULL: SID_FULL, Method.REWARD: REWA
 
 
 def plan_memory(
-    model: Annotated[Path, typer.Argument(help="A diffusion model's file (.safetensors); its header alone is read.")],
+    model: Annotated[Path, typer.Argument(help="A diffusion model's file (.safetensors, .gguf); its header alone is read.")],
     method: Annotated[Method, typer.Option(help="SiD Distill as LoRA or as full copy, or Reward Finetune.")] = Method.SID,
-    width: Annotated[int, typer.Option(min=16, help="Of the pictures.")] = 1024,
-    height: Annotated[int, typer.Option(min=16, help="Of them.")] = 1024,
-    at_once: Annotated[int, typer.Option(min=1, help="Pictures in memory at a time.")] = 1,
-    rank: Annotated[int, typer.Option(min=1, help="Of LoRAs.")] = 64,
+    width: Annotated[int, typer.Option(min=16, max=16384, help="Of the pictures.")] = 1024,
+    height: Annotated[int, typer.Option(min=16, max=16384, help="Of them.")] = 1024,
+    at_once: Annotated[int, typer.Option(min=1, max=8192, help="Pictures in memory at a time.")] = 1,
+    rank: Annotated[int, typer.Option(min=1, max=1024, help="Of LoRAs.")] = 64,
     checkpointing: Annotated[bool, typer.Option(help="Whether blocks are computed again.")] = True,
     fp8: Annotated[bool, typer.Option("--fp8", help="The base loaded in 8 bits; of itself for a file that is.")] = False,
     optimiser: Annotated[Optimiser, typer.Option(help="See SiD Distill.")] = Optimiser.ADAM,
     precision: Annotated[Precision, typer.Option(help="What networks compute in.")] = Precision.BF16,
     guidance: Annotated[bool, typer.Option(help="SiD: whether any kappa is another number than 1.")] = True,
-    tokens: Annotated[int, typer.Option(min=1, help="Of the longest prompt.")] = 256,
-    vae: Annotated[Path | None, typer.Option(help="Reward Finetune: its VAE's file; weights alone count.")] = None,
-    oracle: Annotated[Path | None, typer.Option(help="Likewise the oracle's.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=16384, help="Of the longest prompt.")] = 256,
+    vae: Annotated[Path | None, typer.Option(help="Beside an oracle: the VAE's file; its weights alone count.")] = None,
+    oracle: Annotated[Path | None, typer.Option(help="The oracle's file, of Reward Finetune or beside SiD; likewise.")] = None,
     card: Annotated[float | None, typer.Option(help="GiB of the card; left out, of the GPU that is here.")] = None,
     comfyui: Annotated[Path | None, typer.Option(envvar="COMFYUI_PATH", help="The ComfyUI that knows the model.")] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
@@ -57,9 +57,10 @@ def plan_memory(
     )  # fmt: skip
     with told_in_words():
         _check(card)
-        sketch, job = _sketch(model, job, comfyui, tokens, [file for file in (vae, oracle) if file is not None])
+        others = [_there(file) for file in (vae, oracle) if file is not None]
+        sketch, job = _sketch(model, replace(job, pleased=bool(others)), comfyui, tokens, others)
         room = _room(card)
-        steps = _steps(sketch, job, room or 0.0, model.name)
+        steps = _steps(sketch, job, room or 0.0, model.name, type(sketch.base).__name__)
     if json:
         typer.echo(json_format.dumps({"model": model.name, "room": room, "steps": [step.as_json() for step in steps]}, indent=1))
         return
@@ -70,6 +71,13 @@ def _check(card: float | None) -> None:
     """Raises: ValueError: The card is no size."""
     if card is not None and not (math.isfinite(card) and card > 0):
         raise ValueError(f"--card is {card}; it must be the GiB of a card, such as 16.")
+
+
+def _there(file: Path) -> Path:
+    """Raises: FileNotFoundError: It is no file."""
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    return file
 
 
 def _room(card: float | None) -> float | None:
@@ -96,18 +104,32 @@ def _sketch(model: Path, job: Job, comfyui: Path | None, tokens: int, others: Se
     from ..bridge.account import NetworkSketch
     from ..bridge.sketches import conditioning_of, header, sketched
 
-    base, small = sketched(header(model), model.name)
+    tensors, packed = header(model)
+    if packed and job.method == SID_FULL:
+        raise ValueError("Packed weights (GGUF) can't learn themselves: take --method sid, or the same model in bf16 or fp16.")
+    base, small = sketched(tensors, model.name)
     texts = conditioning_of(base, tokens)
     judge = sum(file.stat().st_size for file in others)
-    return NetworkSketch(base, texts, None, judge), replace(job, fp8=job.fp8 or small)
+    job = replace(job, fp8=(job.fp8 or small) and not packed, packed=bool(packed))
+    return NetworkSketch(base, texts, None, judge, packed), job
 
 
-def _steps(sketch: Sketch, job: Job, room: float, name: str) -> list[Step]:
-    """``plan``. Raises: ValueError: The network doesn't run without values."""
+_TRAINED = "HiDream", "StableCascade_C"  # whose networks look at values, or take more than a text
+_SECOND = "StableCascade_B"
+
+
+def _steps(sketch: Sketch, job: Job, room: float, name: str, kind: str = "") -> list[Step]:
+    """``plan``. Raises: ValueError: The network, of this ``kind``, doesn't run without values."""
     try:
         return plan(job, lambda turned: account(sketch, turned), room)
     except UNACCOUNTED as error:
-        raise ValueError(f"{name} can't be accounted without computing ({error}); it can be trained all the same.") from error
+        if kind == _SECOND:
+            raise ValueError(f"{name} is Stable Cascade's second stage, which follows no prompt: give stage C.") from error
+        trained = "it can be trained all the same" if kind in _TRAINED else "if it can't be trained, the node says so at once"
+        of = f" ({kind})" if kind else ""
+        raise ValueError(
+            f"{name}{of} can't be accounted for: its network looks at values, or takes more than a text; {trained}."
+        ) from error
 
 
 def table(steps: Sequence[Step], room: float | None) -> str:

@@ -47,6 +47,8 @@ def prefer(
         set_threads(flags.threads, device, sum(weight.numel() for weight in snapshot[1].values()))
         edm = build_network(snapshot, network.name)
         pictures = _given(edm, there, lines)
+        if foreign := _foreign(edm, there, clicks.name):
+            typer.echo(foreign)
         facts = {**asdict(settings), "steps": options.steps, "network": sha256(network), "clicks": file.state(), "prompts": lines}
         run = CommandRun(out, flags, processes, facts, ("part",))
         with run.followed("Learning", settings.updates) as progress:
@@ -68,7 +70,7 @@ def _given(edm: Any, clicks: Clicks, lines: tuple[str, ...]) -> Preferences:
     """
     import torch
 
-    from ..training.click_origins import stock_noise
+    from ..training.click_origins import EDM, stock_noise
     from ..training.preference import Preferences
 
     classes = int(edm.label_dim)
@@ -81,7 +83,7 @@ def _given(edm: Any, clicks: Clicks, lines: tuple[str, ...]) -> Preferences:
         picture = clicks.pictures[key]
         if classes and picture.prompt not in lines:
             raise ValueError(f"There are clicks on '{picture.prompt}', which is no line of the prompts: add it at its class.")
-        origin = picture.origin if picture.origin is not None and picture.origin.latents.shape == shape else None
+        origin = picture.origin if picture.origin is not None and picture.origin.fits(EDM, shape) else None
         images.append(_image(picture, shape) if origin is None else torch.from_numpy(origin.latents.astype("float32")))
         if origin is not None and origin.seed is not None:
             noise.append(stock_noise(shape, origin.seed, origin.place))
@@ -90,6 +92,28 @@ def _given(edm: Any, clicks: Clicks, lines: tuple[str, ...]) -> Preferences:
         rows.append(lines.index(picture.prompt) if classes else 0)
     pairs = [(place[better], place[worse]) for better, worse in clicks.pairs]
     return Preferences(torch.stack(images), torch.stack(noise), torch.tensor(rows), pairs)
+
+
+def _foreign(edm: Any, clicks: Clicks, name: str) -> str:
+    """A sentence on clicked pictures that another family of models drew; "" where there are none.
+
+    Raises:
+        ValueError: All were, of those of which that is known.
+    """
+    from ..training.click_origins import EDM
+
+    channels = int(edm.img_channels)
+    origins = [o for key in clicks.clicked if (o := clicks.pictures[key].origin) is not None]
+    foreign = [o for o in origins if o.family not in ("", EDM) or len(o.latents) != channels]
+    if not foreign:
+        return ""
+    which = f"latents of {len(foreign[0].latents)} channels{f', {foreign[0].family}' if foreign[0].family else ''}"
+    if len(foreign) == len(origins):
+        raise ValueError(
+            f"The pictures in {name} were drawn by another family of models ({which}), and this network draws pictures of "
+            f"{channels} channels: teach that model by Taste Finetune, or click on this network's own pictures."
+        )
+    return f"{len(foreign)} of {len(clicks.clicked)} pictures are another model's ({which}), and are taken as they look."
 
 
 def _image(picture: ClickedPicture, shape: tuple[int, int, int]) -> Any:

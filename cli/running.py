@@ -83,7 +83,20 @@ def told_in_words() -> Iterator[None]:
         typer.echo(f"{error} A run with other settings needs another --work.", err=True)
         raise typer.Exit(1) from error
     except (ValueError, OSError) as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    """What the system says of a file, "[Errno 21] Is a directory", in words; other errors have them already."""
+    if not isinstance(error, OSError) or error.filename is None or error.strerror is None:
+        return str(error)
+    ways: dict[type[OSError], str] = {
+        FileNotFoundError: "There is no file or folder {}.", IsADirectoryError: "{} is a folder; give a file.",
+        NotADirectoryError: "{} lies in a file, where a folder should be.",
+        PermissionError: "{} may not be read or written by you; take another place, or change who may.",
+    }  # fmt: skip
+    way = next((text for kind, text in ways.items() if isinstance(error, kind)), f"{{}} can't be used: {error.strerror}.")
+    return way.format(error.filename)
 
 
 def pick_device(asked: str, processes: Processes) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..bridge import training as bridge
 from ..bridge.account import NetworkSketch, longest
-from ..bridge.copies import keeps_small
+from ..bridge.copies import keeps_small, packed_bytes
 from ..bridge.fast_decode import fast_decode
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
@@ -28,7 +28,7 @@ from ..samplers.edm import sid_sigmas
 from ..samplers.presets import CUSTOM
 from ..samplers.schedules import INIT_SIGMA, INIT_TIMESTEP, rollback_sigma
 from ..training.account import SID_FULL, SID_LORA, Job
-from ..training.distill import Settings, Task, card, distil
+from ..training.distill import Settings, Task, card, distil, left_out
 from ..training.forecast import Forecast, held, learning, looking, sid_passes, variety_passes
 from ..training.lora import Adapters, checkpoint_blocks, in_half, switched
 from ..training.optimisers import check_optimiser
@@ -189,7 +189,7 @@ class _Run(NodeRun):
         job = Job(
             method, options.width, options.height, settings.part or settings.batch, options.rank,
             options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype), guided,
-            settings.variety != OFF, self.oracle is not None,
+            settings.variety != OFF, self.oracle is not None, bool(packed_bytes(base)),
         )  # fmt: skip
         judge = held([self.oracle.network], []) if self.oracle is not None else 0
         self.job = self.fitting(NetworkSketch(base, longest(encoded), self.vae, judge), job)
@@ -307,11 +307,12 @@ class _Run(NodeRun):
         """Save the student and hand it out, with its curve and samples."""
         self.task.generator.load_state_dict(average)
         student = self._save(average)
-        curve = loss_chart(self.folder.losses(), PANELS)
+        losses = self.folder.losses()
+        curve = loss_chart(losses, PANELS)
         latents = self.teacher.model.process_latent_out(self._drawn()).float()  # as ComfyUI has them
         samples = to_pixels(self.vae, latents) if self.vae is not None else fast_decode(self.teacher, {"samples": latents})
         images = self.settings.schedule.steps * self.settings.batch
-        result = shown(f"Saved {self.target.file.name} after {images:,} images. {self.foreseen}")
+        result = shown(f"Saved {self.target.file.name} after {images:,} images. {left_out(losses)}{self.foreseen}")
         return io.NodeOutput(student, curve, samples.reshape(-1, *samples.shape[-3:]), self.target.file.name, ui=result)
 
     def _drawn(self) -> Tensor:

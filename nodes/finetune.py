@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bridge import training as bridge
 from ..bridge.account import NetworkSketch, longest
-from ..bridge.copies import keeps_small
+from ..bridge.copies import check_packed, keeps_small, packed_bytes
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.levels import Level, levels_of, one_step, student_level
@@ -136,6 +136,7 @@ class _Run(NodeRun):
         self.drawn = student_level(model, options) if direct else Level(model)
         self.process = one_step(model, self.drawn.sigma) if direct else levels_of(model, options)
         adaptable(model.model.diffusion_model)
+        check_packed(model.model)
         size = options.width, options.height
         self.shape = bridge.latent_shape(model, size)
         self.fingerprint, self.dtype = model_fingerprint(model), bridge.training_dtype(options.precision)
@@ -154,6 +155,7 @@ class _Run(NodeRun):
         job = Job(
             REWARD, options.width, options.height, settings.part or settings.batch, options.rank,
             options.gradient_checkpointing, False, keeps_small(base), settings.optimiser, name_of(self.dtype),
+            packed=bool(packed_bytes(base)),
         )  # fmt: skip
         self.fitting(NetworkSketch(base, longest(encoded), vae, held([self.oracle.network], [])), job)
 

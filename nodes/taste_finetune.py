@@ -12,6 +12,7 @@ from torch import Tensor
 from ..bridge import taste_clicks
 from ..bridge import training as bridge
 from ..bridge.clicked_pictures import clicked_shape, preferences_of
+from ..bridge.copies import check_packed
 from ..bridge.fingerprints import model_fingerprint, model_name, part_fingerprint
 from ..bridge.info import CARD
 from ..bridge.latents import family
@@ -117,6 +118,7 @@ class _Run(NodeRun):
         self.drawn = student_level(model, options) if once else Level(model)
         self.process = one_step(model, self.drawn.sigma) if once else levels_of(model, options)
         adaptable(model.model.diffusion_model)
+        check_packed(model.model)
         self.shape = clicked_shape(model, clicks, (options.width, options.height))
         self.fingerprint, self.dtype = model_fingerprint(model), bridge.training_dtype(options.precision)
         if once:

@@ -92,13 +92,13 @@ def check_combos(**values: Any) -> bool | str:
 def without_nodes_texts(**values: Any) -> dict[str, Any]:
     """Values of combos that came late, for ``check_combos``, without a node's old text, which front ends save behind its widgets.
 
-    Such a text is longer than any choice, or has lines, or is a sentence; ``schema.read`` takes the default for it.
+    Such a text is longer than any choice, or has lines, or is a sentence, or is empty; ``schema.read`` takes the default for it.
     """
     return {name: value for name, value in values.items() if not isinstance(value, str) or not _is_text(value)}
 
 
 def _is_text(value: str) -> bool:
-    return len(value) > _LONGEST_CHOICE or "\n" in value or value.rstrip().endswith(".")
+    return not value or len(value) > _LONGEST_CHOICE or "\n" in value or value.rstrip().endswith(".")
 
 
 _LONGEST_CHOICE = 24

@@ -159,8 +159,8 @@ def style_figures(results: dict[str, Any]) -> str:
     lines += ["", "| figure | value | 95 % interval |", "| --- | ---: | --- |"]
     for name, words in STYLE_WORDS.items():
         claim = results["claims"][name]
-        within = "one seed" if math.isnan(claim["lo"]) else f"{claim['lo']:.3f} to {claim['hi']:.3f}"
-        value = "not reached" if math.isinf(claim["value"]) else f"{claim['value']:.3f}"
+        within = "one seed" if claim["lo"] is None or math.isnan(claim["lo"]) else f"{claim['lo']:.3f} to {claim['hi']:.3f}"
+        value = "not reached" if claim["value"] is None or math.isinf(claim["value"]) else f"{claim['value']:.3f}"
         lines.append(f"| {words} (`{name}`) | {value} | {within} |")
     return "\n".join(lines)
 

@@ -30,6 +30,7 @@ class Job:
         checkpointing: Whether blocks are computed again.
         apart: Whether each pass of a network is computed again as a whole, picture by picture (``recompute.apart``).
         fp8: Whether the frozen base is in 8 bits.
+        packed: Whether it is packed as GGUF does.
         optimiser: See ``optimisers``.
         dtype: What networks compute in, "bf16" or the like.
         guided: Whether the fake score in its training, the same where it judges, and the teacher have guidance.
@@ -50,6 +51,12 @@ class Job:
     guided: tuple[bool, bool, bool] = (True, True, True)
     varied: bool = False
     pleased: bool = False
+    packed: bool = False
+
+    @property
+    def base(self) -> str:
+        """What the frozen base is kept in, in a word."""
+        return "GGUF" if self.packed else "fp8" if self.fp8 else self.dtype
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ def account(sketch: Sketch, job: Job) -> Account:
     numbers = sum(_size(shape) for shape in shapes)
     copies = 1 if job.method == REWARD else 2
     lora = job.method != SID_FULL
-    parts = {f"base ({'fp8' if job.fp8 else job.dtype}, frozen)": sketch.weights(job)}
+    parts = {f"base ({job.base}, frozen)": sketch.weights(job)}
     if lora:
         name = "LoRA" if copies == 1 else "LoRAs of student and fake score"
         parts[f"{name}, rank {job.rank} (fp32)"] = 4 * copies * numbers
@@ -149,7 +156,7 @@ def turned_down(job: Job) -> Iterator[tuple[str, Job]]:
         yield "pass by pass (a quarter slower; taken by itself where it is needed)", (job := replace(job, apart=True))
     while job.method != SID_FULL and job.rank > _LEAST_RANK:
         yield f"rank {job.rank // 2}", (job := replace(job, rank=job.rank // 2))
-    if not job.fp8 and job.method != SID_FULL:
+    if not job.fp8 and not job.packed and job.method != SID_FULL:
         yield "base in fp8 (weight_dtype of Load Diffusion Model)", (job := replace(job, fp8=True))
     for kind in (ADAM_8BIT, ADAFACTOR):
         if state_bytes(kind, [(4096, 4096)]) < state_bytes(job.optimiser, [(4096, 4096)]):

@@ -90,8 +90,8 @@ class AugmentDraws:
     def __len__(self) -> int:
         return len(self.xflip)
 
-    def rows(self, part: slice) -> AugmentDraws:
-        """A part of the batch."""
+    def rows(self, part: slice | Tensor) -> AugmentDraws:
+        """A part of the batch: a slice, or which [B]."""
         return AugmentDraws(**{f.name: getattr(self, f.name)[..., part] for f in fields(self)})
 
     def to(self, device: torch.device | str) -> AugmentDraws:

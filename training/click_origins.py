@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 MOST_BYTES = 600_000  # of a picture's latents: a line of the file holds them, and the small picture
+EDM = "EDMPixels"
+"""The family of EDM networks' pictures, in their nodes' words."""
 Array = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -202,9 +202,9 @@ def distil(
         ),
     }  # fmt: skip
     ema = Ema(task.generator, settings.ema_half_life, settings.ema_rampup)
-    rows, cancelled, lost = processes.rows(settings.batch), False, 0
+    rows, cancelled, lost, told = processes.rows(settings.batch), False, 0, False
 
-    def step(_number: int, rng: torch.Generator) -> Means:
+    def step(number: int, rng: torch.Generator) -> Means:
         # What an anchored student's first step says is no picture yet, so it is drawn in all its steps.
         steps = settings.steps if settings.variety == ANCHOR else draw_steps(rng, settings.steps)
         objective = task.objective(settings, steps)
@@ -217,14 +217,17 @@ def distil(
             part=settings.part, reduce=processes.add_gradients, batch=settings.batch,
             interrupted=watch.interrupted if processes.count == 1 else None, cancelled_by=watch.cancelled_by,
         )  # fmt: skip
-        nonlocal cancelled, lost
+        nonlocal cancelled, lost, told
         cancelled = cancelled or result.cancelled
-        means = processes.total({"fake": result.fake_loss, "generator": result.generator_loss, "dropped": result.dropped})
-        lost = lost + 1 if means["dropped"] >= settings.batch else 0  # some may be, as in the official loop
+        halves = {"dropped": result.fake_dropped, "of generator's": result.generator_dropped}
+        means = processes.total({"fake": result.fake_loss, "generator": result.generator_loss, **halves})
+        lost = lost + 1 if max(means[half] for half in halves) >= settings.batch else 0  # some may be, as in the official loop
         if lost and (settings.batch > 1 or lost > 1):
-            unscored = " Or the oracle scores none of the pictures, or none with a gradient (NaN): try it on such pictures."
-            scores = unscored if task.tilt is not None else ""
-            raise FloatingPointError(f"Nothing can be learned: the loss is no longer finite; lower the learning rates.{scores}")
+            raise FloatingPointError(_nothing_learned(number, task))
+        means["dropped"] += means.pop("of generator's")
+        if means["dropped"] and not told:
+            told = True
+            watch.say("Pictures whose loss isn't finite (NaN) are left out; 'dropped' says how many, of both halves of a step.")
         return means
 
     watched = replace(watch, interrupted=lambda: processes.any(cancelled or watch.interrupted()))
@@ -233,6 +236,24 @@ def distil(
         watch=watched, main_process=processes.main,
     )  # fmt: skip
     return ema
+
+
+def _nothing_learned(number: int, task: Task) -> str:
+    """Why a run stops whose pictures all lack a finite loss, in the iteration ``number``."""
+    remedy = "lower the learning rates" + (
+        "." if number else ", or compute in another precision, bf16 or fp32, since it is so from the start."
+    )  # fmt: skip
+    scores = "" if task.tilt is None else (
+        " Or the oracle scores none of the pictures, or none with a gradient (NaN): try it on such pictures."
+    )  # fmt: skip
+    return f"Nothing can be learned: the loss is no longer finite; {remedy}{scores}"
+
+
+def left_out(losses: Sequence[Mapping[str, Any]]) -> str:
+    """How many pictures of a run, by its log, had no finite loss; nothing where none."""
+    steps = [0, *(int(entry["step"]) for entry in losses)]
+    count = round(sum(float(losses[i].get("dropped", 0)) * (steps[i + 1] - steps[i]) for i in range(len(losses))))
+    return f"{count:,} pictures had no finite loss (NaN) and were left out. " if count else ""
 
 
 def draw_steps(rng: torch.Generator, most: int) -> int:

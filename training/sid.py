@@ -119,10 +119,9 @@ class TimestepLevels:
 # ---------------------------------------------------------------------------------------------------- losses
 
 
-def not_nan(*tensors: Tensor) -> Tensor:
-    """Which samples [B] are free of NaN in all ``tensors`` [B, ...]."""
-    bad = torch.stack([t.isnan().flatten(1).any(1) for t in tensors]).any(0)
-    return ~bad
+def finite(*tensors: Tensor) -> Tensor:
+    """Which samples [B] are finite in all ``tensors`` [B, ...]. (The official code looks for NaN, which infinities become.)"""
+    return torch.stack([t.isfinite().flatten(1).all(1) for t in tensors]).all(0)
 
 
 def sid_weight(images: Tensor, y_real: Tensor) -> Tensor:
@@ -139,8 +138,8 @@ def generator_loss(
     This is SiD eq. 23, L~_theta = (1 - alpha) omega / sigma^4 ||f_phi - f_psi||^2 + omega / sigma^4 (f_phi - f_psi)^T (f_psi -
     x_g), with omega / sigma^4 = 1 / w: since f_psi - x_g = (f_phi - x_g) - (f_phi - f_psi), both read the same. The paper
     divides by the mean absolute error over all dimensions C and multiplies by C (eq. 24); the code, followed here, divides
-    by the mean error per element and sums, which is the same, and clips it at 1e-5. Samples with NaN are dropped, so the
-    result may have fewer rows. Sum it, and multiply by 100 / batch, as the official runs do.
+    by the mean error per element and sums, which is the same, and clips it at 1e-5. Samples that aren't finite are dropped, so
+    the result may have fewer rows. Sum it, and multiply by 100 / batch, as the official runs do.
 
     Args:
         images: The generator's pictures x_g [B, C, H, W], with their gradient.
@@ -152,7 +151,7 @@ def generator_loss(
     Returns:
         [B', C, H, W], B' <= B.
     """
-    keep = not_nan(images, y_real, y_fake)
+    keep = finite(images, y_real, y_fake)
     if not keep.all():
         images, y_real, y_fake = images[keep], y_real[keep], y_fake[keep]
         weight = None if weight is None else weight[keep]
@@ -179,7 +178,7 @@ def fake_score_loss(
 ) -> Tensor:
     """The fake score network's loss, element by element: lambda(sigma) (D_fake - images)^2 (EDM eq. 2, on generated pictures).
 
-    Samples with NaN are dropped. Sum it and divide by the batch.
+    Samples that aren't finite are dropped. Sum it and divide by the batch.
 
     Args:
         images: The generator's pictures [B, C, H, W], without gradient.
@@ -187,7 +186,7 @@ def fake_score_loss(
         sigma: [B, 1, 1, 1].
         weight: ``edm_weight``, or ``epsilon_weight`` for epsilon- and v-prediction.
     """
-    keep = not_nan(images, D_fake)
+    keep = finite(images, D_fake)
     if not keep.all():
         images, D_fake, sigma = images[keep], D_fake[keep], sigma[keep]
     return weight(sigma) * (D_fake - images) ** 2

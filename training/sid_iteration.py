@@ -30,10 +30,10 @@ from .sid import (
     edm_denoise,
     edm_weight,
     fake_score_loss,
+    finite,
     generate,
     generator_loss,
     guided,
-    not_nan,
     sid_weight,
 )
 from .tilted import Tilt, kl_weight, tilted_loss
@@ -126,8 +126,8 @@ class Draws:
     def __len__(self) -> int:
         return len(self.z)
 
-    def rows(self, part: slice) -> Draws:
-        """A part of the batch."""
+    def rows(self, part: slice | Tensor) -> Draws:
+        """A part of the batch: a slice, or which [B]."""
         return self._change(lambda t: t[part], None if self.augment is None else self.augment.rows(part))
 
     def split(self, size: int) -> Iterator[Draws]:
@@ -162,10 +162,19 @@ def _map(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
 
 @dataclass(frozen=True)
 class Loss:
-    """The sum of a loss over a part of the batch, before the division by the batch, and how many samples had NaN."""
+    """The sum of a loss over a part of the batch, before the division by the batch.
+
+    Attributes:
+        kept: Which samples [B] are in the sum: those that are finite.
+    """
 
     total: Tensor
-    dropped: int
+    kept: Tensor
+
+    @property
+    def dropped(self) -> int:
+        """How many aren't."""
+        return len(self.kept) - int(self.kept.sum())
 
 
 def fake_score_objective(players: Players, objective: Objective, draws: Draws) -> Loss:
@@ -186,8 +195,9 @@ def fake_score_objective(players: Players, objective: Objective, draws: Draws) -
         labels = with_augmentation(labels, augment_labels)
     x = objective.noising(images, sigma, draws.noise)
     denoised = guided(players.fake, x, sigma, labels, draws.empty, objective.kappa1)
-    loss = fake_score_loss(images, denoised.to(images.dtype), sigma, objective.weight)
-    return Loss(loss.sum() * objective.fake_scale, len(draws) - len(loss))
+    denoised = denoised.to(images.dtype)
+    loss = fake_score_loss(images, denoised, sigma, objective.weight)
+    return Loss(loss.sum() * objective.fake_scale, finite(images, denoised))
 
 
 def generator_objective(players: Players, objective: Objective, draws: Draws) -> Loss:
@@ -202,24 +212,35 @@ def generator_objective(players: Players, objective: Objective, draws: Draws) ->
         y_fake = guided(players.fake, x, sigma, draws.labels, draws.empty, objective.kappa2)
     y_real = guided(players.teacher, x, sigma, draws.labels, draws.empty, objective.kappa4)
     y_fake, y_real = y_fake.to(images.dtype), y_real.to(images.dtype)
-    if objective.tilt is None:
-        loss = generator_loss(images, y_real, y_fake, objective.alpha)
-    else:
-        weight = kl_weight(objective.levels, objective.noising, draws.level)
-        loss = tilted_loss(objective.tilt, images, y_real, y_fake, draws.labels, weight, objective.alpha)
-    total, dropped = loss.sum() * objective.generator_scale, len(draws) - len(loss)
+    total, kept = _towards_teacher(objective, draws, images, y_real, y_fake)
     if objective.variety is not None:
-        total = total + objective.generator_scale * variety_loss(
+        apart = variety_loss(
             objective.variety, players.generator, players.teacher, draws.labels, draws.empty, objective.kappa4,
             objective.noising, draws.z, draws.noise, draws.level, images, len(objective.sigmas),
         )  # fmt: skip
-    if features is None:
-        return Loss(total, dropped)
-    keep = not_nan(images, y_real, y_fake)
-    against = adversarial_loss(discriminator_logits(features), sid_weight(images[keep], y_real[keep]))
-    # G = 0.5 SiD + 0.5 GAN, the latter spread over all elements of the picture (the official training loop).
-    total = 0.5 * total + 0.5 * against.sum() * images[0].numel() * objective.adversarial
-    return Loss(total, dropped)
+        kept = kept & apart.isfinite()
+        total = total + objective.generator_scale * apart[apart.isfinite()].sum()
+    if features is not None:
+        logits = discriminator_logits(features)
+        kept = kept & finite(logits)
+        against = adversarial_loss(logits[kept], sid_weight(images[kept], y_real[kept]))
+        # G = 0.5 SiD + 0.5 GAN, the latter spread over all elements of the picture (the official training loop).
+        total = 0.5 * total + 0.5 * against.sum() * images[0].numel() * objective.adversarial
+    return Loss(total, kept)
+
+
+def _towards_teacher(
+    objective: Objective, draws: Draws, images: Tensor, y_real: Tensor, y_fake: Tensor
+) -> tuple[Tensor, Tensor]:
+    """SiD's loss, or the tilted one, summed over the samples that are finite; and which those are [B]."""
+    if objective.tilt is None:
+        loss, kept = generator_loss(images, y_real, y_fake, objective.alpha), finite(images, y_real, y_fake)
+    else:
+        weight = kl_weight(objective.levels, objective.noising, draws.level)
+        losses = tilted_loss(objective.tilt, images, y_real, y_fake, draws.labels, weight, objective.alpha)
+        kept = losses.isfinite()
+        loss = losses[kept]
+    return loss.sum() * objective.generator_scale, kept
 
 
 def _fake_and_discriminator(
@@ -231,21 +252,32 @@ def _fake_and_discriminator(
     denoised, features = players.fake_features(objective.noising(images, sigma, draws.noise), sigma, draws.labels)
     _, real_features = players.fake_features(objective.noising(draws.real, sigma, draws.noise), sigma, draws.labels)
     fake, real = discriminator_logits(features), discriminator_logits(real_features)
-    keep = not_nan(images, denoised, fake, real)
+    keep = finite(images, denoised, fake, real)
     loss = fake_score_loss(images[keep], denoised[keep].to(images.dtype), sigma[keep], objective.weight).sum()
     against = discriminator_loss(real[keep], fake[keep], sigma[keep]).sum()
     total = loss * objective.fake_scale + against * objective.discriminator_scale
-    return Loss(total, len(draws) - int(keep.sum()))
+    return Loss(total, keep)
 
 
 @dataclass(frozen=True)
 class Iteration:
-    """What an iteration did: both losses as the official code prints them, how many samples had NaN, was it cancelled."""
+    """What an iteration did: both losses as the official code prints them, and was it cancelled.
+
+    Attributes:
+        fake_dropped, generator_dropped: How many samples of each half weren't finite.
+    """
 
     fake_loss: float
     generator_loss: float
-    dropped: int
+    fake_dropped: int
+    generator_dropped: int
     cancelled: bool = False
+
+    @property
+    def dropped(self) -> int:
+        """Of both halves."""
+        return self.fake_dropped + self.generator_dropped
+
 
 def iterate(
     players: Players, fake_optimiser: torch.optim.Optimizer, generator_optimiser: torch.optim.Optimizer, objective: Objective,
@@ -286,7 +318,7 @@ def iterate(
         cancelled = True
         score_loss, dropped = _accumulate(generator_optimiser, loss, for_generator, batch, part)
     _update(generator_optimiser, players.generator_parameters, reduce)
-    return Iteration(fake_loss, score_loss, fake_dropped + dropped, cancelled)
+    return Iteration(fake_loss, score_loss, fake_dropped, dropped, cancelled)
 
 
 def _learn(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> None:
@@ -301,17 +333,34 @@ def _accumulate(
     optimiser: torch.optim.Optimizer, loss: Callable[[Draws], Loss], draws: Draws, batch: int, part: int,
     interrupted: Callable[[], bool] | None = None,
 ) -> tuple[float, int]:  # fmt: skip
-    """Fresh gradients of ``loss`` over ``batch``, part by part; returns its value, and how many samples had NaN."""
+    """Fresh gradients of ``loss`` over ``batch``, part by part; returns its value, and how many samples weren't finite."""
     optimiser.zero_grad(set_to_none=True)
     total, dropped = 0.0, 0
     for rows in draws.split(part or len(draws)):
         if interrupted is not None and interrupted():
             raise Interrupted
-        result = loss(rows)
-        if result.dropped < len(rows):
-            (result.total / batch).backward()
-        total, dropped = total + float(result.total.detach()) / batch, dropped + result.dropped
+        result, kept = _of_finite(loss, rows)
+        if result is not None:
+            (result / batch).backward()
+            total += float(result.detach()) / batch
+        dropped += len(rows) - kept
     return total, dropped
+
+
+def _of_finite(loss: Callable[[Draws], Loss], draws: Draws) -> tuple[Tensor | None, int]:
+    """``loss`` of the samples that are finite, and how many those are; None where none is.
+
+    Where some aren't, it is computed anew without them: though the sum leaves them out, 0 times NaN is NaN on the way back, and
+    in every weight's gradient.
+    """
+    while len(draws):
+        result = loss(draws)
+        if not result.dropped:
+            return result.total, len(draws)
+        kept = result.kept
+        del result  # and all that it holds for the way back
+        draws = draws.rows(kept)
+    return None, 0
 
 
 def _update(

@@ -42,7 +42,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .sid import generator_loss, not_nan
+from .sid import finite, generator_loss
 
 LEAST = 0.1  # noise to picture, below which levels aren't weighed by any more
 _STEP = 0.005  # of u, for the slope of levels: longer than a timestep of a thousand
@@ -97,7 +97,7 @@ def tilted_loss(
 ) -> Tensor:
     """Eq. 1, picture by picture: SiD's loss with (2)'s weights, less r / price.
 
-    Pictures with NaN, in a network's answer, in the reward or in its gradient, are dropped.
+    Pictures that aren't finite, in a network's answer, in the reward or in its gradient, have NaN.
 
     Args:
         images, y_real, y_fake: As ``generator_loss`` has them [B, ...].
@@ -105,12 +105,13 @@ def tilted_loss(
         weight: [B, 1, ...], see ``kl_weight``.
 
     Returns:
-        [B'], B' <= B.
+        [B].
     """
     rewards = _rewards(tilt, images, labels)
-    kept = rewards.isfinite() & not_nan(images, y_real, y_fake)
+    kept = rewards.isfinite() & finite(images, y_real, y_fake)
     loss = generator_loss(images[kept], y_real[kept], y_fake[kept], alpha, weight[kept])
-    return loss.flatten(1).sum(1) - rewards[kept] / tilt.price
+    losses = loss.flatten(1).sum(1) - rewards[kept] / tilt.price
+    return losses.new_full((len(images),), torch.nan).masked_scatter(kept, losses)
 
 
 def _rewards(tilt: Tilt, images: Tensor, labels: Any) -> Tensor:

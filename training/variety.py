@@ -5,7 +5,8 @@ Both take the student back to the teacher's own way from a noise to a picture, w
 - ``anchor``: what the student's first step says is drawn towards what the teacher makes of the same noise in K Euler steps
   (DP-DMD, arXiv 2602.03139, whose velocity from noise to the K-step point is here the picture that the straight line through
   both ends in; with all of the way it is the regression of DMD, 2311.18828). With several steps that is all that the first
-  one learns, SiD teaches the last, and the gradient stays within a step: DP-DMD's division of labour.
+  one learns, SiD teaches the last, and the gradient stays within a step: DP-DMD's division of labour. With one step it pulls
+  against a reward, too (``tilted``): it takes 0.1 of reward / price an element from a shift, and all of less.
 - ``consistency``: along the teacher's way the student says the same at both ends of every step (arXiv 2303.01469, Algorithm
   2; beside a score distillation as in rCM, 2510.08431), from the student's own pictures under noise, for there are no others.
 
@@ -126,7 +127,7 @@ def variety_loss(
     variety: Variety, generator: Denoise, teacher: Denoise, labels: Labels, empty: Labels, kappa: float,
     noising: Callable[[Tensor, Tensor, Tensor], Tensor], z: Tensor, noise: Tensor, u: Tensor, images: Tensor, steps: int,
 ) -> Tensor:  # fmt: skip
-    """The sum over a part of the batch, to be added to the generator's loss; one more network pass or three.
+    """Picture by picture [B], to be added to the generator's loss; one more network pass or three.
 
     Args:
         kappa: Guidance of the teacher.
@@ -149,16 +150,11 @@ def variety_loss(
         x = noising(images.detach(), _levels(z, path[place]), noise)
         # A picture's Huber distance is about sqrt(dim) of an element's.
         scale = images[0].numel() ** 0.5
-        return _sum(variety.weight * scale * consistency_loss(student, guide, x, place, path))
+        return variety.weight * scale * consistency_loss(student, guide, x, place, path)
     first = _levels(z, variety.path[0])
     start = noising(torch.zeros_like(z), first, z)
     said = images if steps == 1 else student(start, first)
-    return _sum(variety.weight * anchor_loss(said, anchor_target(guide, start, variety.path)).flatten(1).sum(1))
-
-
-def _sum(losses: Tensor) -> Tensor:
-    """Over a part of the batch, without those that are NaN, as SiD's losses leave them out."""
-    return losses[~losses.isnan()].sum()
+    return variety.weight * anchor_loss(said, anchor_target(guide, start, variety.path)).flatten(1).sum(1)
 
 
 def _levels(x: Tensor, level: Tensor | float) -> Tensor:

@@ -22,6 +22,8 @@ from torch import Tensor
 from ..files import UnsafeCheckpoint, parse_json, read_safetensors, refuse_impostors
 from ..networks.limits import LONGEST_NAME, MOST_NESTED, MOST_PARTS, MOST_SETTINGS
 from .budget import Budget, Refused
+from .gguf import is_gguf
+from .kinds import kind_of
 from .stack_machine import (
     BUILTINS,
     NUMPY,
@@ -74,6 +76,8 @@ def read_snapshot(path: str | os.PathLike[str]) -> Snapshot:
     """
     file = Path(path)
     refuse_impostors(file)
+    if is_gguf(file):
+        raise UnsafeCheckpoint(_another(file.name, "a GGUF file"))
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             budget = Budget(len(data))
@@ -101,7 +105,13 @@ def read_edm(path: str | os.PathLike[str]) -> Snapshot:
         return read_snapshot(file)
     refuse_impostors(file)
     tensors, metadata = read_safetensors(file, "convert it again")
+    if not metadata.keys() & set(_CONFIGS.values()) and (kind := kind_of(tensors)):
+        raise UnsafeCheckpoint(_another(file.name, kind))
     return _recorded_config(metadata, file.name), tensors
+
+
+def _another(name: str, kind: str) -> str:
+    return f"{name} is {kind}, no EDM network: give a snapshot (.pkl), or what apprentice convert made of one."
 
 
 def snapshot_metadata(config: Mapping[str, Any]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import pytest
 import torch
 from comfyui_apprentice.benchmarks import family_training as training
@@ -15,6 +16,7 @@ from comfyui_apprentice.benchmarks import tiny_families as tiny
 from comfyui_apprentice.bridge import training as bridge
 from comfyui_apprentice.bridge.account import NetworkSketch
 from comfyui_apprentice.bridge.copies import FP8, copy_network
+from comfyui_apprentice.bridge.fingerprints import model_fingerprint
 from comfyui_apprentice.bridge.sketches import conditioning_of, header, sketched
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.nodes import distill, runs
@@ -257,7 +259,8 @@ def saved(name: str, folder: Path) -> Path:
 
 def test_a_header_is_enough_to_know_the_network(folder: Path) -> None:
     file = saved("qwen", folder)
-    tensors = header(file)
+    tensors, packed = header(file)
+    assert not packed
     base, small = sketched(tensors, file.name)
     assert type(base).__name__ == "QwenImage" and not small
     assert all(p.is_meta for p in base.diffusion_model.parameters())
@@ -265,6 +268,105 @@ def test_a_header_is_enough_to_know_the_network(folder: Path) -> None:
         sketched({"nothing.weight": torch.empty(3, device="meta")}, "nothing.safetensors")
     with pytest.raises(ValueError, match="holds no diffusion network that ComfyUI knows"):  # one of several files, or a stub
         sketched({"joint_blocks.0.context_block.attn.qkv.weight": torch.empty(4, 4, device="meta")}, "00001-of-00002.safetensors")
+
+
+def test_a_gguf_file_is_accounted_as_large_as_it_is_and_its_full_copy_refused(folder: Path) -> None:
+    base = true_sizes.base_of("Flux dev", depth=1, depth_single_blocks=1)
+    shapes = {key: tuple(value.shape) for key, value in base.diffusion_model.state_dict().items()}
+    file = gguf_files.write(folder / "flux-Q4.gguf", "flux", shapes, nbytes=GIB // 4)
+    asked = ["plan", str(file), "--width", "256", "--height", "256", "--rank", "16", "--card", "24"]
+    done = CliRunner().invoke(app, [*asked, "--json"])
+    assert done.exit_code == 0, done.output
+    (step,) = json.loads(done.stdout)["steps"]
+    assert step["parts"]["base (GGUF, frozen)"] == GIB // 4
+    assert "can't learn themselves" in " ".join(CliRunner().invoke(app, [*asked, "--method", "sid-full"]).output.split())
+    other = gguf_files.write(folder / "t5.gguf", "t5", {"enc.blk.0.attn_q.weight": (4096, 4096)})
+    assert "t5.gguf is a text encoder" in CliRunner().invoke(app, ["plan", str(other)]).output
+
+
+@pytest.mark.parametrize(("names", "said"), [
+    ({"a.lora_up.weight": torch.bfloat16}, "x.safetensors is a LoRA, no diffusion network"),
+    ({"decoder.conv_in.weight": torch.bfloat16}, "x.safetensors is a VAE, no diffusion network"),
+    ({"double_blocks.0.img_attn.qkv.weight": torch.uint8}, "packed in whole numbers, and nothing can be trained over them"),
+    ({"blocks.0.qkv.qweight": torch.int8, "blocks.0.qkv.wscales": torch.bfloat16}, "for Nunchaku"),
+])  # fmt: skip
+def test_what_is_no_network_to_train_is_named(names: dict[str, torch.dtype], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sketched({key: torch.empty(8, 8, dtype=dtype, device="meta") for key, dtype in names.items()}, "x.safetensors")
+
+
+def test_a_unet_in_diffusers_layout_is_known_and_a_folder_is_refused(folder: Path) -> None:
+    from comfy.utils import unet_to_diffusers
+
+    base = true_sizes.base_of("SDXL")
+    values, names = base.diffusion_model.state_dict(), unet_to_diffusers(base.model_config.unet_config)
+    found, _small = sketched({theirs: values[ours] for theirs, ours in names.items() if ours in values}, "unet.safetensors")
+    assert type(found).__name__ == "SDXL"
+    with pytest.raises(ValueError, match="is a folder: give one file"):
+        header(folder)
+
+
+def test_an_oracle_beside_sid_is_accounted_and_a_file_that_isn_t_there_is_named(folder: Path) -> None:
+    file = sparse(true_sizes.base_of("Flux dev", depth=1, depth_single_blocks=1), folder / "flux.safetensors")
+    asked = ["plan", str(file), "--width", "256", "--height", "256", "--rank", "16", "--json", "--oracle"]
+    parts = json.loads(CliRunner().invoke(app, [*asked, str(file)]).stdout)["steps"][0]["parts"]
+    assert parts["VAE and oracle"] == file.stat().st_size
+    for missing in (folder / "none.safetensors", folder):
+        assert "There is no file" in CliRunner().invoke(app, [*asked, str(missing)]).output
+
+
+# --------------------------------------------------------------------------------------------------------- packed weights
+
+
+class Packed(torch.Tensor):
+    """A weight as ComfyUI-GGUF packs it: bytes, and a name for how."""
+
+    tensor_type = 8
+
+
+def pack(model: Any, kind: type[Tensor] = Packed) -> Any:
+    """A model one of whose weights is bytes that nobody can read."""
+    layer = next(layer for layer in adaptable(model.model.diffusion_model).values())
+    bytes_ = torch.zeros(layer.weight.shape, dtype=torch.uint8)
+    del layer.weight
+    layer.weight = bytes_.as_subclass(kind)
+    layer._parameters["weight"] = layer.__dict__.pop("weight")
+    return model
+
+
+def test_packed_weights_learn_as_no_full_copy_and_are_not_compared(folder: Path) -> None:
+    for said, changes in (("can't learn themselves", {"method": "full copy"}), ("can't be compared", {"made_for": "base"})):
+        with pytest.raises(ValueError, match=said):
+            training.distil(pack(tiny.model("flux")), "flux", **changes)
+    assert not (folder / "apprentice").exists()
+
+
+def test_packed_weights_that_a_copy_would_lose_are_refused_before_anything(folder: Path) -> None:
+    for train in (training.distil, training.tune):
+        with pytest.raises(ValueError, match="packed in 4 or 8 bits"):
+            train(pack(tiny.model("flux"), Tensor), "flux")
+    assert not (folder / "apprentice").exists()
+
+
+def test_packed_weights_are_accounted_as_they_lie_and_their_layers_as_unpacked() -> None:
+    model, plain = pack(tiny.model("flux")), tiny.model("flux")
+    side = side_of("flux", plain)
+    packed, whole = (NetworkSketch(m.model, tiny.text("flux")) for m in (model, plain))
+    job = Job(width=side, height=side, rank=2, dtype="fp32")
+    assert packed.weights(job) == sum(p.nbytes for p in model.model.diffusion_model.parameters()) < whole.weights(job)
+    assert packed.learned(job) == whole.learned(job)
+    assert packed.passed(job, 1, True).peak > whole.passed(job, 1, True).peak
+
+
+def test_a_weight_that_a_network_names_and_hasn_t_is_no_part_of_its_fingerprint() -> None:
+    """ComfyUI-GGUF's state has one more, for the memory of the largest."""
+    model = tiny.model("flux")
+    before = model_fingerprint(model.clone())
+    layer = next(iter(adaptable(model.model.diffusion_model).values()))
+    layer._register_state_dict_hook(lambda _layer, state, prefix, _: state.update({f"{prefix}temp.weight": torch.empty(1)}))
+    other = model.clone()
+    other.add_patches({}, 0.0)  # another set of patches: looked at anew
+    assert len(model_fingerprint(other)) == len(before) == 16 and any("temp" in key for key in model.model.state_dict())
 
 
 def test_texts_are_as_wide_as_the_network_reads_them() -> None:

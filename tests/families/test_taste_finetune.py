@@ -11,7 +11,7 @@ import pytest
 import torch
 from comfyui_apprentice.benchmarks import family_training as training
 from comfyui_apprentice.benchmarks import tiny_families as tiny
-from comfyui_apprentice.training.click_origins import Origin, stock_noise
+from comfyui_apprentice.training.click_origins import EDM, Origin, stock_noise
 from comfyui_apprentice.training.clicks import ClickedPicture
 from torch import Tensor
 
@@ -100,10 +100,12 @@ def test_pictures_without_latents_are_encoded_and_take_fresh_noise(folder: Path)
     for i in range(8):
         click_file("sdxl").add(shown, keys[i], keys[(i + 1) % 8])
     asked: list[tuple[int, ...]] = []
+    with torch.inference_mode():  # as loaders make weights
+        weight = torch.nn.Parameter(torch.ones(3))
 
     def encode(pixels: Tensor) -> Tensor:
         asked.append(tuple(pixels.shape))
-        return pixels.mean((1, 2))[:, :1, None, None].expand(1, 4, 8, 8)
+        return (pixels * weight * weight).mean((1, 2))[:, :1, None, None].expand(1, 4, 8, 8)
 
     vae = SimpleNamespace(**vars(training.vae("sdxl")), encode=encode, spacial_compression_encode=lambda: 8)
     _made, _curve, _file, report = prefer(tiny.model("sdxl"), "sdxl", vae, width=64, height=64)
@@ -136,6 +138,12 @@ def test_latents_of_another_family_are_not_taken_for_the_model_s_though_they_hav
         assert [torch.allclose(picture, inside) for picture in given.pictures] == [i == encoded for i in range(3)]
         assert given.known == 2
         assert clicked_shape(model, clicks, (0, 0)) == shape
+
+
+def test_the_command_for_edm_networks_calls_their_family_as_comfyui_s_model_does() -> None:
+    from comfyui_apprentice.bridge.edm import EDMPixels
+
+    assert EDMPixels.__name__ == EDM
 
 
 def test_few_clicks_are_refused_before_anything_is_computed(folder: Path) -> None:

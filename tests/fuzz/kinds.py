@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,7 @@ from comfyui_apprentice.training.critic import load_teacher, save_tokens
 from comfyui_apprentice.training.domain_data import read_picture
 from comfyui_apprentice.weights.checkpoints import read_metadata, read_weights, to_safetensors
 from comfyui_apprentice.weights.edm_pickle import read_edm
+from comfyui_apprentice.weights.gguf import read_gguf_header
 from comfyui_apprentice.weights.promptkd_checkpoint import read_official
 from comfyui_apprentice.weights.torch_archive import read_tree
 from PIL import Image
@@ -64,6 +66,13 @@ def _torchs(value: Any, zipped: bool = True) -> bytes:
     held = io.BytesIO()
     torch.save(value, held, _use_new_zipfile_serialization=zipped)
     return held.getvalue()
+
+
+def _gguf() -> bytes:
+    """A header with two facts and a tensor of 64 x 3072."""
+    words = [struct.pack("<Q", len(word)) + word for word in (b"general.architecture", b"flux", b"list", b"img_in.weight")]
+    facts = words[0] + struct.pack("<I", 8) + words[1] + words[2] + struct.pack("<IIQ3i", 9, 5, 3, 1, 2, 3)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + facts + words[3] + struct.pack("<IQQIQ", 2, 64, 3072, 8, 0)
 
 
 def _weights() -> dict[str, torch.Tensor]:
@@ -270,5 +279,6 @@ KINDS = (
     Kind("split.json", lambda: json.dumps(_SPLIT).encode(), lambda path: read_split_file(path, path.parent), mutations.json_text),
     Kind("prompts.csv", lambda: b'id,caption\n1,"a red heart, on sand"\n2,a zebra\n', read_prompts, mutations.table),
     Kind("prompts.txt", lambda: "a red heart\nein süßer Hund\n".encode(), read_prompts, mutations.table),
+    Kind("flux.gguf", _gguf, read_gguf_header, mutations.raw),
     Kind("picture.png", _picture, read_picture, mutations.raw),
 )  # fmt: skip

@@ -38,12 +38,29 @@ def test_each_saved_value_falls_on_its_input_and_comfyui_takes_it(comfy: Comfy, 
     strays = {node["widgets_values"][-1] for node in workflow["nodes"] if node.get("widgets_values")} | {STRAY}
     assert set(surplus(to_prompt(workflow, info), PROMPTS[path.stem])) <= strays  # some were saved after a run
     assert refusal(comfy, PROMPTS[path.stem]) is None
-    for node in workflow["nodes"]:
-        if node["type"].startswith("Apprentice"):
-            node["widgets_values"] = [*(node.get("widgets_values") or []), STRAY]
-    strayed = to_prompt(workflow, info)
-    assert set(surplus(strayed, PROMPTS[path.stem])) <= strays
-    assert refusal(comfy, strayed) is None
+    saved_values = {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
+    for stray in (STRAY, ""):
+        for node in workflow["nodes"]:
+            if node["type"].startswith("Apprentice"):
+                node["widgets_values"] = [*saved_values[node["id"]], stray]
+        strayed = to_prompt(workflow, info)
+        assert set(surplus(strayed, PROMPTS[path.stem])) <= strays | {stray}
+        assert refusal(comfy, strayed) is None
+
+
+@pytest.mark.parametrize("stray", [STRAY, "Saved my look.safetensors.", ""])
+def test_a_text_behind_the_widgets_of_a_younger_version_is_no_choice_of_what_is_newer(comfy: Comfy, stray: str) -> None:
+    """Where ``quality`` was the last widget it falls on the next one."""
+    newer = {"ApprenticeSiDDistill": ("made_for", "variety", "optimiser"), "ApprenticeRewardFinetune": ("optimiser",)}
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        workflow = json.loads(path.read_text())
+        workflow["nodes"] = [{**node, "mode": 0} for node in workflow["nodes"]]
+        for node in [node for node in workflow["nodes"] if node["type"] in newer]:
+            prompt = to_prompt(workflow, comfy.get("/object_info"))
+            inputs = prompt[str(node["id"])]["inputs"]
+            for name in newer[node["type"]]:
+                prompt[str(node["id"])]["inputs"] = {**inputs, name: stray}
+                assert "not one of" not in str(refusal(comfy, prompt)), (path.stem, name)
 
 
 def surplus(prompt: dict[str, Any], old: dict[str, Any]) -> list[Any]:

@@ -237,12 +237,23 @@ def test_the_page_on_memory_has_the_accounted_tables_and_each_fits_its_card() ->
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ZeroDivisionError, AssertionError, KeyError])
-def test_a_network_that_can_t_be_accounted_is_told_in_words(error: type[Exception]) -> None:
-    """Stable Cascade's and HiDream's take texts that no header tells of."""
+@pytest.mark.parametrize(("kind", "said"), [
+    ("HiDream", "it can be trained all the same"), ("StableCascade_C", "it can be trained all the same"),
+    ("StableCascade_B", "give stage C"), ("SVD_img2vid", "the node says so at once"),
+])  # fmt: skip
+def test_a_network_that_can_t_be_accounted_is_told_in_words(error: type[Exception], kind: str, said: str) -> None:
+    """They take texts that no header tells of, or look at values; the library's own words are left out."""
 
     class Broken:
         def __getattr__(self, _name: str) -> Any:
             raise error("two sizes")
 
-    with pytest.raises(ValueError, match=r"cascade.safetensors can't be accounted"):
-        _steps(Broken(), Job(), 0.0, "cascade.safetensors")
+    with pytest.raises(ValueError, match=rf"^model\.safetensors.*{said}\.$") as told:
+        _steps(Broken(), Job(), 0.0, "model.safetensors", kind)
+    assert "two sizes" not in str(told.value)
+
+
+def test_a_packed_base_is_named_and_not_turned_down_to_more() -> None:
+    packed = Job(packed=True)
+    assert "base (GGUF, frozen)" in account(Sketch(), packed).parts
+    assert not any("fp8" in change for change, _ in turned_down(packed))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import typer
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.networks.edm import build_edm
 from comfyui_apprentice.training import distill, edm_task
-from comfyui_apprentice.training.distill import Settings, Task, distil
+from comfyui_apprentice.training.distill import Settings, Task, distil, left_out
 from comfyui_apprentice.training.edm_task import EDM_PRESETS, RealPictures, build_network, fit_settings, sample
 from comfyui_apprentice.training.loop import Schedule, Watch
 from comfyui_apprentice.training.run_folder import RunFolder
@@ -130,19 +131,31 @@ def test_parts_change_memory_and_not_the_result(tmp_path: Path) -> None:
             assert torch.allclose(value, found[1][key], atol=3e-5), key
 
 
-def test_pictures_with_nan_are_counted_in_the_log_and_leave_finite_weights(tmp_path: Path) -> None:
+def test_pictures_with_nan_are_counted_in_the_log_and_told_once(tmp_path: Path) -> None:
+    told: list[str] = []
     task = edm_task.edm_task(TINY)
     good = task.players.generator
 
     def bad(x: Tensor, sigma: Tensor, labels: Any) -> Tensor:
         images = good(x, sigma, labels)
-        return torch.where(torch.arange(len(x)).view(-1, 1, 1, 1) == 1, images * float("nan"), images)
+        return torch.where((torch.arange(len(x)) == 1).view(-1, 1, 1, 1) & (len(x) == 4), images * float("nan"), images)
 
     task.players.generator = bad
-    watch = Watch(report_every=2)
+    watch = Watch(report_every=2, say=told.append)
     shadow = distil(task, replace(SHORT, pictures=8), RunFolder(tmp_path / "a"), watch=watch).shadow
-    assert [entry["dropped"] for entry in RunFolder(tmp_path / "a").losses()] == [2.0]  # one in each half of an iteration
+    losses = RunFolder(tmp_path / "a").losses()
+    assert [entry["dropped"] for entry in losses] == [2.0]  # one in each half of an iteration
     assert all(value.isfinite().all() for value in shadow.values())
+    assert sum("left out" in sentence for sentence in told) == 1
+    assert left_out(losses) == "4 pictures had no finite loss (NaN) and were left out. " and left_out([]) == ""
+
+
+def test_a_half_without_any_finite_picture_ends_the_run_in_a_sentence(tmp_path: Path) -> None:
+    task = edm_task.edm_task(TINY)
+    teacher = task.players.teacher
+    task.players.teacher = lambda x, sigma, labels: teacher(x, sigma, labels) * math.nan
+    with pytest.raises(FloatingPointError, match="compute in another precision, bf16 or fp32, since it is so from the start"):
+        distil(task, SHORT, RunFolder(tmp_path / "a"))
 
 
 def test_dropout_is_on_in_a_network_where_it_learns_and_only_there(tmp_path: Path) -> None:
@@ -433,7 +446,7 @@ def test_a_loss_that_is_no_longer_finite_ends_the_run_with_a_sentence(tmp_path: 
 def distill_iteration(loss: float) -> Any:
     from comfyui_apprentice.training.sid_iteration import Iteration
 
-    return Iteration(loss, 0.0, 0)
+    return Iteration(loss, 0.0, 0, 0)
 
 
 def test_help_tells_every_preset_s_published_distance_as_the_paper_s() -> None:

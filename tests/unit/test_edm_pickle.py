@@ -25,6 +25,7 @@ import torch
 from comfyui_apprentice.files import UnsafeCheckpoint
 from comfyui_apprentice.weights.edm_pickle import read_edm, read_snapshot, snapshot_metadata
 from comfyui_apprentice.weights.stored_tensors import Tensors
+from gguf_files import write
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -831,3 +832,11 @@ def test_a_torn_converted_file_is_called_so(tmp_path):
     assert "cut short or damaged" in sentence(path, read_edm)
     path.write_bytes(GOLDEN.read_bytes())
     assert "no safetensors file" in sentence(path, read_edm)
+
+
+def test_other_kinds_of_files_are_named(tmp_path):
+    save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, tmp_path / "look.safetensors")
+    write(tmp_path / "flux.gguf", "flux", {"img_in.weight": (4, 4)})
+    for name, kind in (("look.safetensors", "a LoRA"), ("flux.gguf", "a GGUF file")):
+        with pytest.raises(UnsafeCheckpoint, match=f"{name} is {kind}, no EDM network: give a snapshot"):
+            read_edm(tmp_path / name)

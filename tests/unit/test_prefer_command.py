@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,21 @@ def test_what_is_wrong_is_told_in_words(clicks: Path) -> None:
     prompts.write_text("one\n", encoding="utf-8")
     assert "There are 1 prompts, and the network has 10 classes" in run(clicks, "x.safetensors", code=2)
     assert "holds no clicks" in run(clicks.with_name("none.jsonl"), "x.safetensors", code=2)
+    assert "is a folder; give a file" in run(clicks.parent, "x.safetensors", code=2)
+    prompts.unlink()
+    assert re.search(r"There is no file or folder \S*prompts\.txt", run(clicks, "x.safetensors", code=2))
+
+
+def test_pictures_of_another_family_are_refused_before_work_and_told_of_where_some_are(clicks: Path) -> None:
+    """By their channels, and by their family's name where the channels are the same."""
+    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
+    whole = np.zeros((3, 32, 32), np.float16)
+    for number, origin in enumerate([Origin(np.zeros((4, 8, 8), np.float16), 1), Origin(whole, 1, family="Tiny")]):
+        other = clicks.with_name(f"other {number}.jsonl")
+        shown = {f"{9 + i:016x}": ClickedPicture(pixels + i, f"digit {i}", origin=origin) for i in range(2)}
+        ClickFile(other).add(shown, *shown)
+        said = run(other, "x.safetensors", code=2)
+        assert f"were drawn by another family of models (latents of {len(origin.latents)} channels" in said
+        assert not clicks.with_name("x.run").exists()
+    ClickFile(clicks).add(shown, *shown)
+    assert "2 of 6 pictures are another model's (latents of 3 channels, Tiny)" in run(clicks, "mixed.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from comfyui_apprentice.training import sid, sid_iteration
 from comfyui_apprentice.training.distill import Settings, Task, draw_steps, draws
 from comfyui_apprentice.training.sid import TimestepLevels
 from comfyui_apprentice.training.sid_iteration import Draws, Objective, Players
+from comfyui_apprentice.training.variety import ANCHOR, CONSISTENCY, OFF, karras_path, variety_of
 from safetensors.torch import load_file
 from sid_goldens import DATA, FAKE, GENERATOR, recorded_players, recorded_randomness, train_step
 from torch import Tensor
@@ -50,6 +52,55 @@ def test_an_iteration_with_nan_counts_it_and_leaves_finite_weights() -> None:
     everything = train_step(players, {"z": z * math.nan, **others}, Objective())
     assert everything.dropped == 12
     assert all(p.isfinite().all() for p in [*players.fake_parameters, *players.generator_parameters])
+
+
+@pytest.mark.parametrize(
+    ("who", "kind"), [("teacher", OFF), ("fake", OFF), ("generator", OFF), ("on the way", ANCHOR), ("on the way", CONSISTENCY)]
+)
+@pytest.mark.parametrize("part", [0, 2])
+def test_a_picture_with_nan_costs_itself_alone(who: str, kind: str, part: int) -> None:
+    """Whoever makes it: the weights move as if the picture had not been there, since 0 times NaN never comes to them."""
+    moved = []
+    for spoilt in (True, False):
+        _nets, players = recorded_players()
+        for name in ("teacher", "fake", "generator"):
+            setattr(players, name, _spoiling(getattr(players, name), name, who if spoilt else ""))
+        path = variety_of(kind, (2.5,), karras_path) if kind != OFF else None
+        made = [_with_marks(recorded, spoilt) for recorded in _halves()]
+        slow = [torch.optim.SGD(p, lr=1e-9) for p in (players.fake_parameters, players.generator_parameters)]
+        result = sid_iteration.iterate(players, *slow, Objective(variety=path), *made, part=part, batch=6)
+        dropped = {"fake": (1, 1), "generator": (1, 1)}.get(who, (0, 1))
+        assert (result.fake_dropped, result.generator_dropped) == (dropped if spoilt else (0, 0))
+        moved.append([p.grad for p in players.generator_parameters if p.grad is not None])
+    assert sum(bool(gradient.any()) for gradient in moved[1]) > 50
+    for without, expected in zip(*moved, strict=True):
+        assert torch.allclose(without, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item() + 1e-6)
+
+
+def _halves() -> list[Draws]:
+    draws = recorded_randomness()
+    return [
+        Draws(draws["z_fake"], draws["noise_fake"], draws["rnd_normal"], draws["labels"]),
+        Draws(draws["z"], draws["noise"], draws["u"], draws["labels"]),
+    ]
+
+
+def _with_marks(draws: Draws, spoilt: bool) -> Draws:
+    """The six pictures, the third marked; or the other five."""
+    marks = (torch.arange(6) == 2).view(6, 1)
+    marked = replace(draws, labels={"class_labels": draws.labels, "marked": marks})
+    return marked if spoilt else marked.rows(~marks[:, 0])
+
+
+def _spoiling(denoise: sid.Denoise, name: str, who: str) -> sid.Denoise:
+    """The network ``name``, which answers NaN to what is marked if it is ``who``; "on the way" is the teacher of the variety."""
+
+    def spoil(x: Tensor, sigma: Tensor, labels: dict[str, Tensor]) -> Tensor:
+        bad = who == name or (who == "on the way" and name == "teacher" and not torch.is_grad_enabled())
+        rows = labels["marked"].view(-1, 1, 1, 1) & bad
+        return denoise(x + torch.where(rows, math.nan, 0.0), sigma, labels["class_labels"])
+
+    return spoil
 
 
 def test_gradients_are_cleaned_as_the_official_loop_does() -> None:

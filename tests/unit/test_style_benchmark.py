@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from comfyui_apprentice.benchmarks.style_score import Look, fisher
 from comfyui_apprentice.training.lora import adaptable
 from comfyui_apprentice.world.recipe.sampling import World
 from comfyui_apprentice.world.weights import load_unet
+from make_figures import STYLE_WORDS, style_figures
 
 NOTHING = Measured(np.zeros((2, 1, 2)), np.zeros((2, 1)), torch.zeros(2, 64, 64, 3))
 
@@ -110,3 +112,15 @@ def test_the_scale_is_drawn_once_and_reads_0_and_1_at_its_ends(tmp_path: Path, m
     assert measured.features.shape == (3, 1, 64) and style.together([measured, measured]).scores.shape == (3, 2)
     monkeypatch.setattr(style.Scale, "slow", None)  # what is kept isn't drawn again
     assert np.array_equal(style.Scale(World(), icons, styled, plan, tmp_path).look.direction, scale.look.direction)
+
+
+def test_a_figure_that_is_no_number_is_null_in_the_json(tmp_path: Path) -> None:
+    """As of a warm run that never comes to the look; NaN and Infinity are no JSON."""
+    short = [Run([{"pictures": 9, "kept": 0.1, "judge": 0.0}], NOTHING)]
+    never = ratio(short, short, 0.0)
+    Figures("style", {}, claims={"warm_start_ratio": never}).save(tmp_path / "style.json")
+    found = json.loads((tmp_path / "style.json").read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(name))
+    claim = found["claims"]["warm_start_ratio"]
+    assert claim == {"value": None, "lo": None, "hi": None}
+    told = style_figures({"rows": [{"way": "cold"}], "claims": dict.fromkeys(STYLE_WORDS, claim)})
+    assert "| not reached | one seed |" in told

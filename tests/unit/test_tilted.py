@@ -12,6 +12,7 @@ import torch
 from comfyui_apprentice.training.sid import EdmLevels, TimestepLevels, add_noise
 from comfyui_apprentice.training.sid_iteration import Draws, Objective, Players, generator_objective
 from comfyui_apprentice.training.tilted import LEAST, Levels, Tilt, kl_weight, noise_to_picture
+from comfyui_apprentice.training.variety import ANCHOR, CONSISTENCY, Variety, karras_path, variety_loss, variety_of
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -28,7 +29,9 @@ def gaussian(mean: Tensor, deviation: Tensor) -> Callable[[Tensor, Tensor, Any],
     return lambda x, sigma, _labels: (deviation**2 * x + sigma**2 * mean) / (deviation**2 + sigma**2)
 
 
-def learned(reward: Reward, price: float, alpha: float, tilted: bool = True) -> tuple[float, float]:
+def learned(
+    reward: Reward, price: float, alpha: float, tilted: bool = True, variety: Variety | None = None
+) -> tuple[float, float]:
     """Mean and deviation that a generator mean + deviation z comes to, from the teacher N(0, 1), its fake score always exact."""
     mean, log = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
     optimiser = torch.optim.Adam([mean, log], lr=0.05)
@@ -41,7 +44,7 @@ def learned(reward: Reward, price: float, alpha: float, tilted: bool = True) -> 
         players = Players(
             gaussian(torch.zeros(()), torch.ones(())), fake, lambda x, sigma, _labels: mean + log.exp() * x / sigma, [], []
         )
-        objective = Objective(alpha, generator_scale=1.0, tilt=Tilt(reward, price) if tilted else None)
+        objective = Objective(alpha, generator_scale=1.0, tilt=Tilt(reward, price) if tilted else None, variety=variety)
         draws = Draws(z, noise, u[:, 2].float().view(-1, 1, 1, 1))
         optimiser.zero_grad()
         generator_objective(players, objective, draws).total.div(len(z)).backward()
@@ -163,6 +166,67 @@ def test_a_score_that_looks_at_no_picture_changes_nothing() -> None:
         for to in (0.0, 3.0)
     ]
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == 0
+
+
+# ------------------------------------------------------------------------------------------- beside a loss of variety
+
+
+def test_an_anchor_takes_a_tenth_from_what_a_one_step_student_shifts() -> None:
+    """Of a shift m the anchor's slope is 2 x 0.05 m / |m|, and the KL's is m: so m = slope of the reward / price - 0.1."""
+    anchor = variety_of(ANCHOR, (2.5,), karras_path)
+    assert learned(rewards(1.0, 0.0), 1.0, alpha=0.5, variety=anchor)[0] == pytest.approx(0.9, abs=0.02)
+    assert learned(rewards(0.5, 0.0), 1.0, alpha=0.5, variety=anchor)[0] == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize("sigmas", [(2.5,), (2.5, 0.8)])
+@pytest.mark.parametrize("kind", [ANCHOR, CONSISTENCY])
+def test_a_reward_and_a_variety_add_up_and_of_two_steps_an_anchor_s_is_the_first_alone(
+    kind: str, sigmas: tuple[float, ...]
+) -> None:
+    """By hand, with a generator that has one number a level: scale (KL - r / price + the variety's loss)."""
+    _players, draws, _learned = pieces()
+    draws = replace(draws, between=[draws.z.flip(0)] * 2)
+    by_level = {level: torch.full((), 0.7 + 0.1 * i, requires_grad=True) for i, level in enumerate((2.5, 0.8))}
+
+    def generator(x: Tensor, sigma: Tensor, _labels: Any) -> Tensor:
+        rows = [by_level[min(by_level, key=lambda level: abs(level - float(s)))] for s in sigma.flatten()]
+        return torch.stack(rows).view(-1, 1, 1, 1) * x / sigma
+
+    teacher, fake = gaussian(torch.zeros(()), torch.ones(())), gaussian(torch.tensor(0.3), torch.tensor(0.8))
+    players, price, scale, alpha = Players(teacher, fake, generator, [], []), 0.3, 2.0, 0.5
+    reward = rewards(1.0, 0.5)
+    variety = variety_of(kind, sigmas, karras_path)
+    objective = Objective(alpha, sigmas, generator_scale=scale, tilt=Tilt(reward, price), variety=variety)
+    found = generator_objective(players, objective, draws).total
+
+    images = by_level[2.5] * draws.z
+    if len(sigmas) > 1:
+        images = by_level[0.8] * (images.detach() + 0.8 * draws.between[0]) / 0.8
+    level = objective.levels.of_generator(draws.level)
+    x = images + level * draws.noise
+    real, false = teacher(x, level, None), fake(x, level, None)
+    kl = kl_weight(objective.levels, add_noise, draws.level) * (real - false) * (real - images - alpha * (real - false))
+    beside = anchored(by_level[2.5] * draws.z, draws.z, variety, teacher) if kind == ANCHOR else variety_loss(
+        variety, generator, teacher, None, None, 1.0, add_noise, draws.z, draws.noise, draws.level, images, len(sigmas)
+    ).sum()  # fmt: skip
+    expected = scale * (kl.sum() - reward(images, None).sum() / price + beside)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+    used = [by_level[level] for level in sigmas]
+    slopes = [torch.stack(torch.autograd.grad(loss, used, retain_graph=True)) for loss in (found, expected)]
+    assert torch.allclose(*slopes, rtol=1e-3)
+    if kind == ANCHOR and len(sigmas) > 1:
+        (alone,) = torch.autograd.grad(scale * beside, used[:1])
+        assert slopes[0][0].item() == pytest.approx(alone.item(), rel=1e-3), "the first step learns of the anchor alone"
+
+
+def anchored(said: Tensor, z: Tensor, variety: Variety, teacher: Any) -> Tensor:
+    """0.05 (said - target)^2 / mean |said - target|, summed; the target by Euler's steps of the teacher, and the line's end."""
+    x, path = 2.5 * z, variety.path
+    for high, low in zip(path, path[1:], strict=False):
+        x = x + (low - high) * (x - teacher(x, torch.tensor(high), None)) / high
+    target = x - path[-1] * (2.5 * z - x) / (2.5 - path[-1])
+    scales = (said - target).detach().abs().flatten(1).mean(1).view(-1, 1, 1, 1)
+    return 0.05 * ((said - target) ** 2 / scales).sum()
 
 
 def test_a_price_of_nothing_is_refused() -> None:
