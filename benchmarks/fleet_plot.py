@@ -1,0 +1,113 @@
+"""The figure of ``apprentice bench fleet``: GPUs by policy, quality over GPUs, bursts, and what the ratio depends on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .figures import Figures
+
+COLOURS = {"student": "#e0a030", "judge": "#6aa84f", "teacher": "#346eb4"}
+SHORT = {
+    "teacher only": "teacher only", "student only": "student only", "cascade, fixed threshold": "cascade, fixed",
+    "cascade, running threshold": "cascade, running", "cascade, running threshold by load": "cascade, by load",
+    "Explore": "Explore",
+}  # fmt: skip
+LINES = {"teacher only": "#555555", "cascade, fixed threshold": "#d05030", "cascade, running threshold by load": "#346eb4"}
+
+
+def draw_plot(figures: Figures, path: Path) -> None:
+    """Four panels."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ((gpus, quality), (bursts, tornado)) = plt.subplots(2, 2, figsize=(12, 8.2), layout="constrained")
+    pictures, deadline = figures.settings["pictures"] / 1e6, figures.settings["deadline"]
+    figure.suptitle(f"{pictures:g} million pictures a day, 99 of 100 within {deadline:g} s; simulated, with assumed seconds")
+    _gpus(gpus, figures)
+    _quality(quality, figures)
+    _bursts(bursts, figures)
+    _tornado(tornado, figures)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _gpus(axis: Any, figures: Figures) -> None:
+    """Stacked bars, the far student's below the near one's."""
+    rows = figures.rows
+    labels = [SHORT[row["policy"]] + (" (far)" if row["student"] == "far" else "") for row in rows]
+    left = [0.0] * len(rows)
+    for stage, colour in COLOURS.items():
+        counts = [row[f"{stage} GPUs"] for row in rows]
+        axis.barh(labels, counts, left=left, color=colour, label=stage)
+        left = [a + b for a, b in zip(left, counts, strict=True)]
+    for place, row in enumerate(rows):
+        axis.annotate(f"{row['GPUs']:.0f}", (left[place], place), xytext=(4, 0), textcoords="offset points", va="center",
+                      fontsize=8)  # fmt: skip
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.12 * max(left))
+    axis.set(xlabel="GPUs", title="GPUs that meet the deadline")
+    axis.legend(fontsize=8, loc="lower right")
+
+
+def _quality(axis: Any, figures: Figures) -> None:
+    """Gain over the teacher by GPUs: the cascade's shares with a worse and worse oracle, and the other policies."""
+    for world, style in (("near", "-"), ("far", "--")):
+        points = figures.findings["by share"].get(world, [])
+        for key, shade in zip([k for k in (points[0] if points else {}) if k.startswith("gain")], (1.0, 0.6, 0.3), strict=False):
+            label = f"cascade, {world} student" if shade == 1 else None
+            axis.plot([p["gpus"] for p in points], [p[key] for p in points], style, color="#d05030", alpha=shade, label=label,
+                      marker=".", lw=1.4)  # fmt: skip
+            if points:
+                axis.annotate(key.split(", ")[1], (points[-1]["gpus"], points[-1][key]), xytext=(6, -3),
+                              textcoords="offset points", fontsize=7, color="#888888")  # fmt: skip
+    for row in figures.rows:
+        if row["policy"] in ("student only", "Explore", "teacher only"):
+            mark = {"student only": "s", "Explore": "o", "teacher only": "^"}[row["policy"]]
+            far = row["student"] == "far"
+            axis.plot(row["GPUs"], row["judge, minus the teacher's"], mark, color="#346eb4", mfc="none" if far else "#346eb4",
+                      label=row["policy"] + (", far student" if far else ""), ls="")  # fmt: skip
+    axis.axhline(0, color="0.8", lw=1, zorder=0)
+    axis.set_xlim(left=-60)
+    axis.set(xlabel="GPUs", ylabel="judge's score minus the teacher's")
+    axis.set_title("Quality over GPUs, for shares of 0.1 to 0.8 and a noisier oracle", fontsize=11)
+    axis.legend(fontsize=7.5, loc="lower right")
+    axis.grid(alpha=0.3)
+
+
+def _bursts(axis: Any, figures: Figures) -> None:
+    """Late pictures by the height of bursts that the fleet wasn't made for."""
+    for name, colour in LINES.items():
+        points = [p for p in figures.findings["in bursts"] if p["policy"] == name]
+        label = SHORT[name] + (", GPUs of the fixed" if "load" in name else "")
+        places, late = [p["burst"] for p in points], [100 * p["late"] for p in points]
+        axis.plot(places, late, "o-", color=colour, label=label, ms=4)
+        ends = [[100 * p[end] for p in points] for end in ("lo", "hi")]
+        axis.fill_between(places, *ends, color=colour, alpha=0.12, lw=0)
+    axis.axhline(1, color="0.6", lw=1, ls=":")
+    axis.axvline(figures.settings["burst"], color="0.6", lw=1, ls=":")
+    axis.annotate("made for", (figures.settings["burst"], 0.97), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                  textcoords="offset points", fontsize=8, color="0.4", va="top")  # fmt: skip
+    axis.set_ylim(0, 110 * max(p["late"] for p in figures.findings["in bursts"]))
+    axis.set(xlabel="height of bursts (times the usual load)", ylabel="late pictures (%)", title="Load swings")
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.93))
+    axis.grid(alpha=0.3)
+
+
+def _tornado(axis: Any, figures: Figures) -> None:
+    """The cascade's GPUs over the teacher's, one assumption at a time, the widest on top."""
+    base = figures.claims["fleet_gpus_cascade_over_teacher"]
+    bars = sorted(figures.findings["around"], key=lambda bar: abs(bar["down"]["value"] - bar["up"]["value"]))
+    for place, bar in enumerate(bars):
+        for end, colour in (("down", "#8fb4d9"), ("up", "#d98f7a")):
+            axis.barh(place, bar[end]["value"], left=base.value, color=colour, height=0.6,
+                      label={"down": "first value", "up": "second value"}[end] if place == 0 else None)  # fmt: skip
+    axis.axvline(base.value, color="#333333", lw=1)
+    axis.axvspan(base.lo, base.hi, color="0.5", alpha=0.15, lw=0)
+    axis.set_yticks(range(len(bars)), [bar["what"] for bar in bars], fontsize=8)
+    axis.set(xlabel="GPUs of the fixed cascade over the teacher's", title="One assumption changed at a time")
+    axis.legend(fontsize=8, loc="lower right")
+    axis.grid(alpha=0.3, axis="x")
