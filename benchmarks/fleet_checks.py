@@ -55,11 +55,11 @@ def formulas(service: Service, jobs: int, seeds: int) -> dict[str, Claim]:
     small, large = (np.array([erlang_errors(*each, jobs, seed) for seed in range(seeds)]) for each in ERLANG)
     mixed = [service.seconds(TEACHER, 1)] * 3 + [service.seconds(STUDENT, 1)] * 7
     pollaczek = [pollaczek_error(mixed, 0.6, jobs, seed) for seed in range(seeds)]
-    return {
-        "fleet_erlang_error": mean_of_seeds(small[:, 0]), "fleet_erlang_waiting_error": mean_of_seeds(small[:, 1]),
-        "fleet_erlang_quantile_error": mean_of_seeds(small[:, 2]), "fleet_erlang_large_error": mean_of_seeds(large[:, 0]),
-        "fleet_pollaczek_error": mean_of_seeds(pollaczek),
+    errors = {
+        "fleet_erlang_error": small[:, 0], "fleet_erlang_waiting_error": small[:, 1], "fleet_erlang_quantile_error": small[:, 2],
+        "fleet_erlang_large_error": large[:, 0], "fleet_pollaczek_error": np.array(pollaczek),
     }  # fmt: skip
+    return {name: mean_of_seeds(values.tolist()) for name, values in errors.items()}
 
 
 def half_slice(
@@ -74,8 +74,9 @@ def half_slice(
     gpus = np.array([[sum(sized(half, policy, rows, seed).servers.values()) for policy in (cascade, teacher)]
                      for seed in range(len(whole))], dtype=np.float64)  # fmt: skip
     before = np.array(whole, dtype=np.float64)
-    return {
-        "fleet_half_slice_gpus_cascade": mean_of_seeds(2 * gpus[:, 0] / before[:, 0]),
-        "fleet_half_slice_gpus_teacher": mean_of_seeds(2 * gpus[:, 1] / before[:, 1]),
-        "fleet_half_slice_difference": mean_of_seeds(gpus[:, 0] / gpus[:, 1] - before[:, 0] / before[:, 1]),
+    changes = {
+        "fleet_half_slice_gpus_cascade": 2 * gpus[:, 0] / before[:, 0],
+        "fleet_half_slice_gpus_teacher": 2 * gpus[:, 1] / before[:, 1],
+        "fleet_half_slice_difference": gpus[:, 0] / gpus[:, 1] - before[:, 0] / before[:, 1],
     }
+    return {name: mean_of_seeds(values.tolist()) for name, values in changes.items()}

@@ -111,3 +111,56 @@ def _tornado(axis: Any, figures: Figures) -> None:
     axis.set(xlabel="GPUs of the fixed cascade over the teacher's", title="One assumption changed at a time")
     axis.legend(fontsize=8, loc="lower right")
     axis.grid(alpha=0.3, axis="x")
+
+
+# ------------------------------------------------------------------------------------------------- tables of docs/scale.md
+
+COLUMNS = {
+    "GPUs": ("GPUs", "{:.0f}"), "GPUs, 95 %": ("95 %", "{}"), "student GPUs": ("student", "{:.0f}"), "judge GPUs": ("judge", "{:.0f}"),
+    "teacher GPUs": ("teacher", "{:.0f}"), "median s": ("median, s", "{:.2f}"), "95 of 100 s": ("95 of 100", "{:.2f}"),
+    "99 of 100 s": ("99 of 100", "{:.2f}"), "GPU-seconds a picture": ("GPU-s a picture", "{:.2f}"),
+    "cost of 1000": ("$ for 1000", "{:.2f}"), "to the teacher": ("to the teacher", "{:.0%}"),
+    "judge, minus the teacher's": ("judge, minus the teacher's", "{:+.2f}"), "95 %": ("95 %", "{}"),
+}  # fmt: skip
+WORDS = {
+    "fleet_gpus_cascade_over_teacher": "GPUs, fixed cascade over teacher only",
+    "fleet_gpus_running_by_load_over_teacher": "GPUs, running threshold by load over teacher only",
+    "fleet_gpus_explore_over_teacher": "GPUs, Explore over teacher only",
+    "fleet_cost_ratio_cascade": "GPU-seconds of work a picture, fixed cascade over teacher only",
+    "fleet_cost_ratio_explore": "the same, Explore over teacher only",
+    "fleet_quality_difference": "judge's score, fixed cascade minus teacher only",
+    "fleet_quality_difference_noise_1": "the same with the oracle's noise as wide as its scores spread",
+    "fleet_quality_difference_noise_2": "the same with noise twice as wide",
+    "fleet_far_quality_difference": "judge's score, fixed cascade minus teacher only, far student",
+    "fleet_far_quality_difference_explore": "the same, Explore, far student",
+    "fleet_late_in_bursts_teacher_only": "late in bursts of 3 times the load, teacher only",
+    "fleet_late_in_bursts_cascade": "the same, fixed cascade",
+    "fleet_late_in_bursts_running_by_load": "the same, running threshold by load on the same GPUs",
+    "fleet_half_slice_difference": "half of the slice: change of GPUs, cascade over teacher",
+    "fleet_half_slice_gpus_cascade": "half of the slice: GPUs of the cascade over those of the slice",
+    "fleet_half_slice_gpus_teacher": "half of the slice: GPUs of the teacher over those of the slice",
+    "fleet_erlang_error": "error of the mean wait, M/M/8 at 80 %",
+    "fleet_erlang_waiting_error": "error of the probability to wait there",
+    "fleet_erlang_quantile_error": "error of the wait that 1 in 100 exceeds there",
+    "fleet_erlang_large_error": "error of the mean wait, M/M/100 at 90 %",
+    "fleet_pollaczek_error": "error of the mean wait, M/G/1 at 60 %, drafts and answers mixed",
+}
+
+
+def policy_table(rows: list[dict[str, Any]]) -> str:
+    """A line a policy."""
+    lines = ["| student | policy | " + " | ".join(words for words, _ in COLUMNS.values()) + " |"]
+    lines.append("| --- | --- |" + " ---: |" * len(COLUMNS))
+    for row in rows:
+        cells = [form.format(row[name]) for name, (_, form) in COLUMNS.items()]
+        lines.append(f"| {row['student']} | {row['policy']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def claim_table(claims: dict[str, dict[str, float]]) -> str:
+    """A line a figure."""
+    lines = ["| figure | value | 95 % interval |", "| --- | ---: | --- |"]
+    for name, words in WORDS.items():
+        claim = claims[name]
+        lines.append(f"| {words} (`{name}`) | {claim['value']:.2f} | {claim['lo']:.2f} to {claim['hi']:.2f} |")
+    return "\n".join(lines)

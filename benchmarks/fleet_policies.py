@@ -25,10 +25,15 @@ PRICES = (0.05, 0.1, 0.2, 0.4, 0.8)  # score an evaluation that Explore's price 
 
 
 class Policy(Protocol):
-    """Attributes: name; passes, how often a picture visits each pool on average."""
+    """A way of serving requests."""
 
-    name: str
-    passes: dict[str, float]
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def passes(self) -> dict[str, float]:
+        """How often a picture visits each pool on average."""
 
     def way(self, row: int, draft: int, now: float, pools: dict[str, Pool]) -> Stages:
         """The way of a picture that comes ``now``; it returns the judge's score of what is delivered."""

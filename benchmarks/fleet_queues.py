@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class Pool:
             self.free -= 1
             took = self.seconds(len(batch))
             self.busy += took
-            _after(self.env, took, lambda batch=batch: self._finish(batch))
+            _after(self.env, took, partial(self._finish, batch))
 
     def _wake(self, when: float) -> None:
         if self.alarm > when:

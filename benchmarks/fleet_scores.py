@@ -101,7 +101,8 @@ def load(path: Path = FILE) -> Measured:
     sources = {name: Scores(s["evaluations"], *(np.array(s[key]) for key in ("gate", "judge", "taught")))
                for name, s in body["sources"].items()}  # fmt: skip
     worlds = {world: Drawings({n: sources[n] for n in names}, sources[REDRAWN]) for world, names in WORLDS.items()}
-    return Measured(worlds, *(Seconds(**body["cpu_seconds"][part]) for part in PARTS), body["provenance"])
+    evaluation, decoding, verdict = (Seconds(**body["cpu_seconds"][part]) for part in PARTS)
+    return Measured(worlds, evaluation, decoding, verdict, body["provenance"])
 
 
 def draw(path: Path, say: Callable[[str], None] = print) -> None:

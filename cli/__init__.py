@@ -328,7 +328,7 @@ def fleet(
     plot: Annotated[Path, typer.Option(help="Where the plot goes; with --draw there is none.")] = Path("fleet.png"),
     seeds: Annotated[int | None, typer.Option(min=1, help="Simulated days of each policy; 5, and 2 with --quick.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Of the service, as evaluation=0.08; again for more. All are in docs/scale.md.")
+        list[str] | None, typer.Option("--set", help="Of the service: evaluation=0.08, for one; again for more: docs/scale.md.")
     ] = None,
     draw: Annotated[Path | None, typer.Option(help="Draw the tiny world's scores anew instead, into this file.")] = None,
     threads: Threads = None,
