@@ -8,18 +8,16 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from comfyui_apprentice.benchmarks import fleet, fleet_checks, fleet_plot, fleet_policies, fleet_queues, fleet_scores
+from comfyui_apprentice.benchmarks import fleet_service as services
+from comfyui_apprentice.benchmarks.fleet_policies import JUDGE, STUDENT, TEACHER
+from comfyui_apprentice.benchmarks.fleet_queues import Load, Pool
+from comfyui_apprentice.benchmarks.fleet_service import Service
+from comfyui_apprentice.cli import app
 from comfyui_apprentice.gate.thresholds import percentile
 from harness import ROOT
 from scipy.integrate import quad
-
-simpy = pytest.importorskip("simpy")
-
-from comfyui_apprentice.benchmarks import (  # noqa: E402
-    fleet, fleet_checks, fleet_plot, fleet_policies, fleet_queues, fleet_scores, fleet_service,
-)  # fmt: skip
-from comfyui_apprentice.benchmarks.fleet_policies import JUDGE, STUDENT, TEACHER  # noqa: E402
-from comfyui_apprentice.benchmarks.fleet_queues import Load, Pool  # noqa: E402
-from comfyui_apprentice.benchmarks.fleet_service import Service  # noqa: E402
+from typer.testing import CliRunner
 
 SMALL = Service(pictures=4e6, slice=20, day=120)  # about 280 pictures
 
@@ -192,15 +190,15 @@ def test_staffing_is_load_plus_a_root():
 def test_the_fleet_found_is_the_smallest_that_meets_the_deadline(few):
     policy = fleet_policies.Only("teacher only", TEACHER, few.teacher)
     service = replace(SMALL, pictures=4e7)
-    day = fleet_service.sized(service, policy, 16, 0)
+    day = services.sized(service, policy, 16, 0)
     assert day.late(service.deadline) <= 0.01
-    fewer = fleet_service.simulated(service, policy, 16, {TEACHER: day.servers[TEACHER] - 1}, 0)
+    fewer = services.simulated(service, policy, 16, {TEACHER: day.servers[TEACHER] - 1}, 0)
     assert fewer.late(service.deadline) > 0.01
 
 
 def test_a_deadline_below_a_batch_is_refused(few):
     with pytest.raises(ValueError, match="no fleet meets 1 s"):
-        fleet_service.sized(replace(SMALL, deadline=1.0), fleet_policies.Only("teacher only", TEACHER, few.teacher), 16, 0)
+        services.sized(replace(SMALL, deadline=1.0), fleet_policies.Only("teacher only", TEACHER, few.teacher), 16, 0)
 
 
 # Policies
@@ -211,7 +209,7 @@ def test_a_fixed_threshold_is_the_packs_percentile_and_the_better_is_kept(few):
     student, teacher = few.student, few.teacher
     tau = percentile([], 40, student.taught.ravel().tolist()).threshold
     assert (policy.accepted == (student.gate >= tau)).all() and 0 < policy.passes[TEACHER] < 1
-    day = fleet_service.simulated(SMALL, policy, 16, {STUDENT: 2, JUDGE: 2, TEACHER: 4}, 0)
+    day = services.simulated(SMALL, policy, 16, {STUDENT: 2, JUDGE: 2, TEACHER: 4}, 0)
     drafts = np.random.default_rng(0)
     times = SMALL.load.times(drafts)
     rows, numbers = drafts.integers(16, size=len(times)), drafts.integers(fleet_scores.DRAFTS, size=len(times))
@@ -226,14 +224,14 @@ def test_a_running_threshold_holds_the_share_that_a_shifted_calibration_misses(f
     shifted = replace(few, students={"student": worse})
     servers = {STUDENT: 2, JUDGE: 2, TEACHER: 6}
     service = replace(SMALL, pictures=2e7)
-    fixed, running = (fleet_service.simulated(service, policy, 16, servers, 0)
+    fixed, running = (services.simulated(service, policy, 16, servers, 0)
                       for policy in (fleet_policies.Fixed(shifted, 0.3), fleet_policies.Running(shifted, 0.3)))  # fmt: skip
     assert fixed.answered < 0.02 and running.answered == pytest.approx(0.3, abs=0.03)
 
 
 def test_a_share_that_follows_the_load_keeps_the_deadline_with_too_few_gpus(few):
     service, servers = replace(SMALL, pictures=4e7), {STUDENT: 4, JUDGE: 2, TEACHER: 4}
-    usual, follows = (fleet_service.simulated(service, fleet_policies.Running(few, 0.6, horizon), 16, servers, 0)
+    usual, follows = (services.simulated(service, fleet_policies.Running(few, 0.6, horizon), 16, servers, 0)
                       for horizon in (0.0, service.deadline))  # fmt: skip
     assert usual.late(service.deadline) > 0.2 and follows.late(service.deadline) < 0.05
     assert 0.1 < follows.answered < usual.answered
@@ -241,7 +239,7 @@ def test_a_share_that_follows_the_load_keeps_the_deadline_with_too_few_gpus(few)
 
 def test_explore_replays_searches_of_the_pack(few):
     policy = fleet_policies.Explore(few, 0.3)
-    day = fleet_service.simulated(SMALL, policy, 16, {STUDENT: 4, JUDGE: 2, TEACHER: 4}, 0)
+    day = services.simulated(SMALL, policy, 16, {STUDENT: 4, JUDGE: 2, TEACHER: 4}, 0)
     for number in range(0, len(day.rows), 40):
         assert day.run.worth[number] == policy.plans[day.rows[number]].judge
     for plan in policy.plans:
@@ -264,10 +262,10 @@ def test_noise_on_the_oracle_costs_quality_and_leaves_the_judge_alone(measured):
 
 def test_the_gain_is_over_the_teachers_picture_of_the_same_row(few):
     policy = fleet_policies.Only("teacher only", TEACHER, few.teacher)
-    day = fleet_service.simulated(SMALL, policy, 16, {TEACHER: 8}, 0)
+    day = services.simulated(SMALL, policy, 16, {TEACHER: 8}, 0)
     assert fleet.Tried(policy, few, [day]).gain().value == pytest.approx(0, abs=1e-12)
     student = fleet_policies.Only("student only", STUDENT, few.student)
-    day = fleet_service.simulated(SMALL, student, 16, {STUDENT: 8}, 0)
+    day = services.simulated(SMALL, student, 16, {STUDENT: 8}, 0)
     assert fleet.Tried(student, few, [day]).gain().value < -1
 
 
@@ -303,3 +301,30 @@ def test_the_simulator_kept_to_the_formulas_in_the_figures(results):
         claim = results["claims"][f"fleet_{name}"]
         assert abs(claim["value"]) < claim["hi"] - claim["lo"] < 0.2
     assert results["claims"]["fleet_little_error"]["value"] < 1e-9
+
+
+# The command
+
+
+def test_a_wrong_setting_is_told_in_words():
+    told = CliRunner().invoke(app, ["bench", "fleet", "--set", "speed=1"])
+    assert told.exit_code == 2 and "There is no setting 'speed'" in " ".join(told.output.replace("│", " ").split())
+
+
+def test_the_scores_are_drawn_again_by_the_command(measured, monkeypatch, tmp_path):
+    """Noise depends on the seed and the place alone, so the first rows come again; rounding differs between machines."""
+    for name, value in (("PROMPTS", 1), ("TAUGHT", 1), ("DRAFTS", 1), ("TURNS", 1)):
+        monkeypatch.setattr(fleet_scores, name, value)
+    drawn = CliRunner().invoke(app, ["bench", "fleet", "--draw", str(tmp_path / "scores.json")])
+    again = fleet_scores.load(tmp_path / "scores.json")
+    assert drawn.exit_code == 0 and again.evaluation.each > 0
+    for world, before in measured.worlds.items():
+        after = again.worlds[world]
+        pairs = [(after.teacher, before.teacher), *((after.students[n], before.students[n]) for n in before.students)]
+        for new, old in pairs:
+            assert new.gate == pytest.approx(old.gate[:4, :1], abs=0.5) and new.judge == pytest.approx(old.judge[:4, :1], abs=0.5)
+
+
+def test_scores_that_are_not_there_are_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="apprentice bench fleet --draw"):
+        fleet_scores.load(tmp_path / "scores.json")
