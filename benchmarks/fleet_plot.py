@@ -117,10 +117,11 @@ def _tornado(axis: Any, figures: Figures) -> None:
 
 COLUMNS = {
     "GPUs": ("GPUs", "{:.0f}"), "GPUs, 95 %": ("95 %", "{}"), "student GPUs": ("student", "{:.0f}"),
-    "judge GPUs": ("judge", "{:.0f}"), "teacher GPUs": ("teacher", "{:.0f}"), "median s": ("median, s", "{:.2f}"), "95 of 100 s": ("95 of 100", "{:.2f}"),
-    "99 of 100 s": ("99 of 100", "{:.2f}"), "GPU-seconds a picture": ("GPU-s a picture", "{:.2f}"),
-    "cost of 1000": ("$ for 1000", "{:.2f}"), "to the teacher": ("to the teacher", "{:.0%}"),
-    "judge, minus the teacher's": ("judge, minus the teacher's", "{:+.2f}"), "95 %": ("95 %", "{}"),
+    "judge GPUs": ("judge", "{:.0f}"), "teacher GPUs": ("teacher", "{:.0f}"), "median s": ("median, s", "{:.2f}"),
+    "95 of 100 s": ("95 of 100", "{:.2f}"), "99 of 100 s": ("99 of 100", "{:.2f}"),
+    "GPU-seconds a picture": ("GPU-s a picture", "{:.2f}"), "cost of 1000": ("$ for 1000", "{:.2f}"),
+    "to the teacher": ("to the teacher", "{:.0%}"), "judge, minus the teacher's": ("judge, minus the teacher's", "{:+.2f}"),
+    "95 %": ("95 %", "{}"),
 }  # fmt: skip
 WORDS = {
     "fleet_gpus_cascade_over_teacher": "GPUs, fixed cascade over teacher only",

@@ -205,8 +205,8 @@ def test_a_deadline_below_a_batch_is_refused(few):
 
 
 def test_a_fixed_threshold_is_the_packs_percentile_and_the_better_is_kept(few):
-    policy = fleet_policies.Fixed(few, 0.4)
-    student, teacher = few.student, few.teacher
+    teacher = replace(few.teacher, gate=few.teacher.gate - 4)  # so that some rejected drafts are the better ones
+    policy, student = fleet_policies.Fixed(replace(few, teacher=teacher), 0.4), few.student
     tau = percentile([], 40, student.taught.ravel().tolist()).threshold
     assert (policy.accepted == (student.gate >= tau)).all() and 0 < policy.passes[TEACHER] < 1
     day = services.simulated(SMALL, policy, 16, {STUDENT: 2, JUDGE: 2, TEACHER: 4}, 0)
@@ -215,6 +215,7 @@ def test_a_fixed_threshold_is_the_packs_percentile_and_the_better_is_kept(few):
     rows, numbers = drafts.integers(16, size=len(times)), drafts.integers(fleet_scores.DRAFTS, size=len(times))
     assert day.run.worth == pytest.approx(policy.delivered()[rows, numbers])
     kept = (student.gate >= tau) | (student.gate >= teacher.gate)
+    assert not kept.all() and (kept & ~policy.accepted)[rows, numbers].any()
     assert (policy.delivered() == np.where(kept, student.judge, teacher.judge)).all()
     assert day.answered == pytest.approx(1 - policy.accepted[rows, numbers].mean())
 
