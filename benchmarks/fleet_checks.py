@@ -52,7 +52,8 @@ def pollaczek_error(services: Sequence[float], busy: float, jobs: int, seed: int
 
 def formulas(service: Service, jobs: int, seeds: int) -> dict[str, Claim]:
     """Relative errors, means over independent runs; each interval should hold 0."""
-    small, large = (np.array([erlang_errors(*each, jobs, seed) for seed in range(seeds)]) for each in ERLANG)
+    small, large = (np.array([erlang_errors(*each, jobs * (4 if each[0] > 10 else 1), seed) for seed in range(seeds)])
+                    for each in ERLANG)  # fmt: skip
     mixed = [service.seconds(TEACHER, 1)] * 3 + [service.seconds(STUDENT, 1)] * 7
     pollaczek = [pollaczek_error(mixed, 0.6, jobs, seed) for seed in range(seeds)]
     errors = {

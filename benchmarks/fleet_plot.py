@@ -61,9 +61,9 @@ def _quality(axis: Any, figures: Figures) -> None:
             label = f"cascade, {world} student" if shade == 1 else None
             axis.plot([p["gpus"] for p in points], [p[key] for p in points], style, color="#d05030", alpha=shade, label=label,
                       marker=".", lw=1.4)  # fmt: skip
-            if points:
-                axis.annotate(key.split(", ")[1], (points[-1]["gpus"], points[-1][key]), xytext=(6, -3),
-                              textcoords="offset points", fontsize=7, color="#888888")  # fmt: skip
+            noise = key.split(", ")[1] if world == "far" else {1.0: "noise 0", 0.3: "noise 2"}.get(shade, "")
+            axis.annotate(noise, (points[-1]["gpus"], points[-1][key]), xytext=(6, {"noise 0": 1, "noise 2": -7}.get(noise, -3)),
+                          textcoords="offset points", fontsize=7, color="#888888")  # fmt: skip
     for row in figures.rows:
         if row["policy"] in ("student only", "Explore", "teacher only"):
             mark = {"student only": "s", "Explore": "o", "teacher only": "^"}[row["policy"]]
@@ -71,9 +71,9 @@ def _quality(axis: Any, figures: Figures) -> None:
             axis.plot(row["GPUs"], row["judge, minus the teacher's"], mark, color="#346eb4", mfc="none" if far else "#346eb4",
                       label=row["policy"] + (", far student" if far else ""), ls="")  # fmt: skip
     axis.axhline(0, color="0.8", lw=1, zorder=0)
-    axis.set_xlim(left=-60)
+    axis.set_xlim(-60, 1.15 * axis.get_xlim()[1])
     axis.set(xlabel="GPUs", ylabel="judge's score minus the teacher's")
-    axis.set_title("Quality over GPUs, for shares of 0.1 to 0.8 and a noisier oracle", fontsize=11)
+    axis.set_title("Quality over GPUs: shares of 0.1 to 0.8")
     axis.legend(fontsize=7.5, loc="lower right")
     axis.grid(alpha=0.3)
 
