@@ -26,7 +26,13 @@ QUICK = {"slice": 40.0, "day": 200.0}
 SHARES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
 NOISES = (0.0, 1.0, 2.0)  # of the oracle, in spreads of its scores
 BLURS = 8  # noises that a quality is the mean over
-BURSTS = (1.0, 1.5, 2.0, 2.5, 3.0)
+BURSTS = (1.5, 2.0, 3.0)
+FIXED, BY_LOAD = "cascade, fixed threshold", "cascade, running threshold by load"
+IN_BURSTS = {
+    "teacher_only": ("teacher only", False), "cascade": (FIXED, False), "running_by_load": (BY_LOAD, False),
+    "cascade_twice_students": (FIXED, True), "running_by_load_twice_students": (BY_LOAD, True),
+}  # fmt: skip
+"""Line -> its policy, and whether it has twice the students and judges."""
 AROUND: dict[str, tuple[dict[str, float], dict[str, float]]] = {
     "teacher's evaluations: 9, 36 (in 10 s)": ({"teacher_evaluations": 9}, {"teacher_evaluations": 36, "deadline": 10.0}),
     "share to the teacher: 0.2, 0.4": ({"share": 0.2}, {"share": 0.4}),
@@ -39,8 +45,8 @@ AROUND: dict[str, tuple[dict[str, float], dict[str, float]]] = {
 """What the GPUs of the cascade over the teacher's depend on; of a verdict it is a factor."""
 NEAR, FAR = "near", "far"
 KEYS = {
-    "teacher only": "teacher_only", "student only": "student_only", "cascade, fixed threshold": "cascade",
-    "cascade, running threshold": "running", "cascade, running threshold by load": "running_by_load", "Explore": "explore",
+    "teacher only": "teacher_only", "student only": "student_only", FIXED: "cascade",
+    "cascade, running threshold": "running", BY_LOAD: "running_by_load", "Explore": "explore",
 }  # fmt: skip
 
 
@@ -118,20 +124,22 @@ def blurred(drawings: Drawings, share: float, noise: float) -> Array:
 def in_bursts(service: Service, found: dict[str, Tried], seeds: int) -> list[dict[str, Any]]:
     """Fleets that were made for the usual bursts, in higher ones: the share of late pictures, and the teacher's share.
 
-    The policy that follows the load has the GPUs of the fixed threshold.
+    The cascades have the GPUs of the fixed threshold, or those with twice the students and judges.
     """
     points = []
-    for name in ("teacher only", "cascade, fixed threshold", "cascade, running threshold by load"):
-        owner = found["teacher only" if name == "teacher only" else "cascade, fixed threshold"]
+    for key, (name, twice) in IN_BURSTS.items():
+        owner = found[FIXED if "cascade" in name else name]
         policy, rows = found[name].policy, len(found[name].drawings.teacher.gate)
         for burst in BURSTS:
-            harder = replace(service, burst=burst)
-            days = [simulated(harder, policy, rows, owner.days[seed].servers, seed) for seed in range(seeds)]
+            days = []
+            for seed in range(seeds):
+                servers = {s: c * (2 if twice and s != TEACHER else 1) for s, c in owner.days[seed].servers.items()}
+                days.append(simulated(replace(service, burst=burst), policy, rows, servers, seed))
             late = mean_of_seeds([day.late(service.deadline) for day in days])
-            worth = float(np.mean([day.run.worth.mean() for day in days]))
-            answered = float(np.mean([day.answered for day in days]))
-            points.append({"policy": name, "burst": burst, "late": late.value, "lo": late.lo, "hi": late.hi,
-                           "judge": worth, "to the teacher": answered})  # fmt: skip
+            points.append({"line": key, "burst": burst, **{f"late {end}": getattr(late, end) for end in ("value", "lo", "hi")},
+                           "judge": float(np.mean([day.run.worth.mean() for day in days])),
+                           "to the teacher": float(np.mean([day.answered for day in days])),
+                           "GPUs": service.slice * float(np.mean([sum(day.servers.values()) for day in days]))})  # fmt: skip
     return points
 
 
@@ -190,7 +198,7 @@ def run(
         figures.rows += [row(service, world, each) for each in by_policy.values()]
     say("formulas, and half of the slice")
     figures.claims = {**claims(service, found), **formulas(service, 8_000 if quick else 60_000, 4 if quick else 10)}
-    cascade, teacher = found[NEAR]["cascade, fixed threshold"], found[NEAR]["teacher only"]
+    cascade, teacher = found[NEAR][FIXED], found[NEAR]["teacher only"]
     whole = list(zip(cascade.gpus, teacher.gpus, strict=True))
     figures.claims |= half_slice(service, cascade.policy, teacher.policy, len(near.teacher.gate), whole)
     say("shares, the oracle's accuracy, bursts")
@@ -204,8 +212,8 @@ def run(
             )
     for point in figures.findings["in bursts"]:
         if point["burst"] == BURSTS[-1]:
-            name = f"fleet_late_in_bursts_{KEYS[point['policy']]}"
-            figures.claims[name] = Claim(point["late"], point["lo"], point["hi"])
+            late = Claim(*(point[f"late {end}"] for end in ("value", "lo", "hi")))
+            figures.claims[f"fleet_late_in_bursts_{point['line']}"] = late
     print_table(figures.rows)
     print()
     print_claims(figures.claims)
