@@ -251,6 +251,19 @@ def test_explore_replays_searches_of_the_pack(few):
     assert {plan.judge for plan in policy.plans} <= pictures
 
 
+def test_explore_stops_at_a_good_draft_and_goes_on_from_a_bad_one(few):
+    gate = few.student.gate.copy()
+    gate[0], gate[1] = gate.max() + 10, gate.min() - 10
+    plans = fleet_policies.Explore(replace(few, students={"student": replace(few.student, gate=gate)}), 0.3).plans
+    assert plans[0].stages == (STUDENT, JUDGE) and len(plans[1].stages) > 2
+
+
+def test_a_policy_that_learns_begins_every_day_anew(few):
+    policy, servers = fleet_policies.Running(few, 0.3, 5.0), {STUDENT: 2, JUDGE: 2, TEACHER: 6}
+    days = [services.simulated(SMALL, policy, 16, servers, 0) for _ in range(2)]
+    assert (days[0].run.worth == days[1].run.worth).all() and (days[0].run.latency == days[1].run.latency).all()
+
+
 def test_noise_on_the_oracle_costs_quality_and_leaves_the_judge_alone(measured):
     drawings = measured.worlds["far"]
     gains = [fleet.blurred(drawings, 0.3, noise).mean() for noise in (0.0, 1.0, 4.0)]
