@@ -324,6 +324,26 @@ def gpu_memory(
 
 
 @bench.command()
+def fleet(
+    quick: Annotated[bool, typer.Option("--quick", help="A minute on one core.")] = False,
+    json: Json = None,
+    plot: Annotated[Path, typer.Option(help="Where the plot goes; with --draw there is none.")] = Path("fleet.png"),
+    seeds: Annotated[int | None, typer.Option(min=1, help="Simulated days of each policy; 5, and 2 with --quick.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Of the service: evaluation=0.08, for one; again for more: docs/scale.md.")
+    ] = None,
+    draw: Annotated[Path | None, typer.Option(help="Draw the tiny world's scores anew instead, into this file.")] = None,
+    threads: Threads = None,
+) -> None:
+    """A hundred million pictures a day on paper: a simulated service's GPUs, latency, cost and quality, by policy."""
+    benchmark = _benchmark("fleet", threads)
+    if draw:
+        _report(lambda: benchmark.draw(draw, _say), None)
+    else:
+        _report(lambda: benchmark.run(quick, plot, _say, seeds, settings or ()), json)
+
+
+@bench.command()
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""
     _report(_benchmark("startup").run, json)
