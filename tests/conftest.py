@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 
+os.environ["TQDM_DISABLE"] = "1"  # no bars, here and in every child; tqdm looks once
 sys.path.insert(0, str(Path(__file__).parent))
 
 import offline
@@ -42,6 +44,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if offline.REFUSED:
         print("addresses outside of this machine:", *offline.REFUSED)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What is there before a file's tests is no garbage: ComfyUI collects often, and each time Python would look through it all."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
