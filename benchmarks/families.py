@@ -34,13 +34,15 @@ class Case:
 
     @cached_property
     def student(self) -> Any:
-        """A MODEL."""
-        return tiny.model(self.family, seed=1)
+        """A MODEL, made in inference mode as ComfyUI's loaders make it."""
+        with torch.inference_mode():
+            return tiny.model(self.family, seed=1)
 
     @cached_property
     def teacher(self) -> Any:
         """Another of the same family."""
-        return tiny.model(self.family)
+        with torch.inference_mode():
+            return tiny.model(self.family)
 
     @property
     def positive(self) -> Any:
@@ -262,7 +264,7 @@ def _by_pictures(case: Case, student: str, drafts: Tensor, vaes: tuple[Any, Any]
 def distilled(case: Case) -> str:
     """SiD Distill makes a LoRA that the stock loader takes whole, and hands out what the file draws."""
     with training.folders() as folder:
-        student, _curve, _samples, file = training.distil(case.teacher, case.family).result
+        student, _curve, _samples, file = training.distil(case.teacher, case.family, pictures=2).result
         return training.lora_wrong(case.teacher, student, case.family, folder / "loras" / file)
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from filelock import FileLock
 
-os.environ["TQDM_DISABLE"] = "1"  # no bars, here and in every child; tqdm looks once
 sys.path.insert(0, str(Path(__file__).parent))
 
 import offline
@@ -48,7 +47,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen() -> None:
-    """What is there before a file's tests is no garbage: ComfyUI collects often, and each time Python would look through it all."""
+    """What is there before a file's tests is no garbage: Python would look through it all each time that ComfyUI collects."""
     gc.collect()
     gc.freeze()
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from comfyui_apprentice.benchmarks import tiny_families
 
-tiny_families.start("--use-pytorch-cross-attention")
+tiny_families.start()

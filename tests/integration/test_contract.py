@@ -124,7 +124,7 @@ def test_locale_says_what_the_schemas_say(comfy: Comfy) -> None:
 
 
 def quickly(prompt: dict[str, Any], name: str) -> None:
-    """Make training and calibration in an example a matter of seconds, the former under names of its own."""
+    """Make training in an example a matter of seconds, under names of its own."""
     for node in prompt.values():
         if node["class_type"] == "ApprenticeSiDDistill":  # a few iterations instead of minutes of them
             assert node["inputs"]["pictures"] >= 1000
@@ -136,9 +136,6 @@ def quickly(prompt: dict[str, Any], name: str) -> None:
         if node["class_type"] == "ApprenticePromptKDDistill":
             assert node["inputs"]["epochs"] >= 10
             node["inputs"] |= {"epochs": 2, "batch_size": 64, "name": f"from {name}"}
-        if node["class_type"] == "ApprenticeCalibrate":
-            assert node["inputs"]["max_prompts"] > 6
-            node["inputs"]["max_prompts"] = 6  # a cascade wants ten drafts
 
 
 def test_examples_and_blueprints_are_what_the_generator_writes(comfy: Comfy) -> None:

@@ -169,7 +169,7 @@ def test_teachers_of_other_kinds_are_distilled_by_their_own_sampling(
     loader = g.add("CheckpointLoaderSimple", ckpt_name="mini_sd15.safetensors")
     teacher = g.add(patch[0], model=loader[0], **patch[1])
     made = distil(
-        g, teacher, loader[1], name=f"student {kind}", text="a castle\na road", pictures=4, batch_size=2, steps=2,
+        g, teacher, loader[1], name=f"student {kind}", text="a castle\na road", pictures=2, batch_size=2, steps=2,
     )  # fmt: skip
     once = {"cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
     draw(g, made[0], loader[1], "made", "KSampler", **once)
