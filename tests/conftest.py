@@ -40,6 +40,7 @@ def _seeded() -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """What a library asked for, and was silent about when it was refused."""
+    gc.unfreeze()  # or models would outlive the modules that put them away
     if offline.REFUSED:
         print("addresses outside of this machine:", *offline.REFUSED)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -154,7 +154,7 @@ def test_equal_weights_are_the_plain_diversity(world: World) -> None:
 
 
 def test_promising_noise_is_promising_for_the_teacher_too(world: World) -> None:
-    rows, claims = start_laws(world, 8, 2, lambda _text: None, (0.3,))
+    rows, claims = start_laws(world, 12, 2, lambda _text: None, (0.3,))
     assert [row["law"] for row in rows] == ["any noise", "of 8, alpha 0.3"]
     assert claims["start_reward_gain"].value > 0.3 and claims["start_reward_gain"].lo > 0
 
