@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -34,13 +34,15 @@ class Case:
 
     @cached_property
     def student(self) -> Any:
-        """A MODEL."""
-        return tiny.model(self.family, seed=1)
+        """A MODEL, made in inference mode as ComfyUI's loaders make it."""
+        with torch.inference_mode():
+            return tiny.model(self.family, seed=1)
 
     @cached_property
     def teacher(self) -> Any:
         """Another of the same family."""
-        return tiny.model(self.family)
+        with torch.inference_mode():
+            return tiny.model(self.family)
 
     @property
     def positive(self) -> Any:
@@ -56,6 +58,11 @@ class Case:
     def latent(self) -> dict[str, Any]:
         """Empty."""
         return tiny.empty(self.family, PICTURES)
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """What the stock sampler draws on the teacher."""
+        return self.stock(self.teacher)
 
     def drawing(self, cfg: float = CFG, sampler: str = "euler") -> Any:
         """Settings of a stock sampler."""
@@ -92,6 +99,12 @@ class Case:
 EVERYONE = list(range(PICTURES))
 
 
+@cache
+def case_of(family: str) -> Case:
+    """The family's, made once in a process: checks read its models and latents, and change none."""
+    return Case(family)
+
+
 def gate_open(case: Case) -> str:
     """The drafts are the stock sampler's."""
     return same(case.drafts["samples"], case.stock(case.student, 1.0))
@@ -99,16 +112,15 @@ def gate_open(case: Case) -> str:
 
 def gate_shut(case: Case) -> str:
     """All redrawn is the stock sampler on the teacher."""
-    return same(case.improved(EVERYONE, "regenerate"), case.stock(case.teacher))
+    return same(case.improved(EVERYONE, "regenerate"), case.whole)
 
 
 def part(case: Case) -> str:
     """Each picture redrawn alone is the one of the whole batch; the others stay drafts."""
-    whole = case.stock(case.teacher)
     for row in EVERYONE:
         drawn = case.improved([row], "regenerate")
         others = [i for i in EVERYONE if i != row]
-        if wrong := close(drawn[row], whole[row]) or same(drawn[others], case.drafts["samples"][others]):
+        if wrong := close(drawn[row], case.whole[row]) or same(drawn[others], case.drafts["samples"][others]):
             return wrong
     return ""
 
@@ -186,6 +198,7 @@ def presets(case: Case) -> str:
     from ..samplers.schedules import sampling_kind
 
     sampling = case.student.get_model_object("model_sampling")
+    one, text = tiny.empty(case.family, 1), tiny.text(case.family, 1)
     fitting = [name for name, preset in PRESETS.items() if name != CUSTOM and preset.kind == sampling_kind(sampling)]
     for name in fitting:
         sigmas, count = preset_sigmas(name, 0, sampling), tiny.Count()
@@ -193,9 +206,9 @@ def presets(case: Case) -> str:
             return f"{name}: the levels don't fall"
         with torch.inference_mode():
             drawn = draw_drafts(
-                count.on(case.student), case.positive, case.negative, case.latent, name, Drawing(0, 1.0, "euler", "simple", SEED)
+                count.on(case.student), text, case.negative, one, name, Drawing(0, 1.0, "euler", "simple", SEED)
             )
-        if not bool(drawn["samples"].isfinite().all()) or count.rows != PICTURES * (len(sigmas) - 1):
+        if not bool(drawn["samples"].isfinite().all()) or count.rows != len(sigmas) - 1:
             return f"{name}: {count.rows} evaluations for {len(sigmas) - 1} steps"
     return ""
 
@@ -209,7 +222,7 @@ def references(case: Case) -> str:
         whole = tiny.stock(case.teacher, case.latent, positive, case.negative, seed=SEED, steps=STEPS)
     except AttributeError:  # newer ComfyUIs' Lumina 2 has Z-Image's way with references, and not the weights for it
         return NOTHING
-    if not close(whole, case.stock(case.teacher)):
+    if not close(whole, case.whole):
         return NOTHING
     return close(case.improved([1], "regenerate", positive=positive)[1], whole[1])
 
@@ -224,7 +237,7 @@ def other_families(case: Case) -> str:
     for name in PAIRED:
         if name == case.family:
             continue
-        vaes, drafts = (vae(name), vae(case.family)), Case(name).drafts
+        vaes, drafts = (vae(name), vae(case.family)), case_of(name).drafts
         with torch.inference_mode():
             drawn = improve(
                 case.teacher, case.positive, case.negative, drafts, [2], "refine", 0.6, case.drawing(), vaes=vaes
@@ -239,7 +252,7 @@ def _by_pictures(case: Case, student: str, drafts: Tensor, vaes: tuple[Any, Any]
     """What the stock sampler and the VAEs make of the last of ``drafts``, in its own latents."""
     from ..bridge.pixels import to_latents, to_pixels
 
-    spaces = {type(c.teacher.get_model_object("latent_format")) for c in (case, Case(student))}
+    spaces = {type(model.get_model_object("latent_format")) for model in (case.teacher, case_of(student).student)}
     if len(spaces) == 1:
         return refinement(case, drafts)[-1]
     with torch.inference_mode():
@@ -251,7 +264,7 @@ def _by_pictures(case: Case, student: str, drafts: Tensor, vaes: tuple[Any, Any]
 def distilled(case: Case) -> str:
     """SiD Distill makes a LoRA that the stock loader takes whole, and hands out what the file draws."""
     with training.folders() as folder:
-        student, _curve, _samples, file = training.distil(case.teacher, case.family).result
+        student, _curve, _samples, file = training.distil(case.teacher, case.family, pictures=2).result
         return training.lora_wrong(case.teacher, student, case.family, folder / "loras" / file)
 
 
@@ -282,10 +295,10 @@ def close(drawn: Tensor, expected: Tensor) -> str:
     return "" if off <= ROUNDING else f"off by {off:.2g} of the largest"
 
 
-def checked(family: str, check: str) -> str:
+def checked(case: Case, check: str) -> str:
     """"" where it is right, ``NOTHING`` where nothing is to be right, else what is wrong; an error is told, not raised."""
     try:
-        return CHECKS[check](Case(family))
+        return CHECKS[check](case)
     except Exception as error:  # whatever a family brings must not end the table
         return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
@@ -305,7 +318,7 @@ def run(say: Callable[[str], None] = print) -> Figures:
     wrong: list[str] = []
     for family in tiny.FAMILIES:
         say(family)
-        outcomes = {check: checked(family, check) for check in CHECKS}
+        outcomes = {check: checked(case_of(family), check) for check in CHECKS}
         verdicts = {check: why if why == NOTHING else "no" if why else "yes" for check, why in outcomes.items()}
         figures.rows.append({"family": family, **verdicts})
         wrong += [f"{family}, {check}: {why}" for check, why in outcomes.items() if why not in ("", NOTHING)]

@@ -28,7 +28,7 @@ SID: dict[str, Any] = {
 }  # fmt: skip
 REWARD: dict[str, Any] = {
     "prompts": "bundled", "text": "\n".join(LINES), "max_prompts": 2, "algorithm": "adjoint_matching", "divergence": "kl",
-    "strength": "alpha", "value": 0.1, "rank": 2, "updates": 2, "batch_size": 2, "at_once": 8, "steps": 4,
+    "strength": "alpha", "value": 0.1, "rank": 2, "updates": 1, "batch_size": 2, "at_once": 8, "steps": 4,
     "scheduler": "simple", "regressed_steps": 2, "learning_rate": 1e-3, "base_draws": 8, "rounds": 1, "precision": "fp32",
     "gradient_checkpointing": True, "first_seed": 1, "save_every": 100,
 }  # fmt: skip

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import os
@@ -64,12 +65,13 @@ class Family:
 
 _UNET: dict[str, Any] = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-    "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1, "context_dim": 32,
+    "transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0], "transformer_depth_middle": 1, "context_dim": 32,
     "use_spatial_transformer": True, "legacy": False, "num_heads": 4, "num_head_channels": -1, "adm_in_channels": None,
     "use_linear_in_transformer": False,
 }  # fmt: skip
 _SDXL = {
-    **_UNET, "model_channels": 64, "adm_in_channels": 2816, "num_classes": "sequential", "use_linear_in_transformer": True,
+    **_UNET, "model_channels": 64, "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
+    "adm_in_channels": 2816, "num_classes": "sequential", "use_linear_in_transformer": True,
 }  # fmt: skip
 _SD3 = {
     "in_channels": 16, "patch_size": 2, "depth": 1, "adm_in_channels": 2048, "num_patches": 1024, "pos_embed_max_size": 32,
@@ -162,23 +164,37 @@ def fill(network: nn.Module, seed: int = 0) -> nn.Module:
     return network
 
 
-def model(name: str, seed: int = 0) -> Any:
-    """The family's MODEL, new at each call: what outlives its MODEL is a leak to ComfyUI, which then collects garbage."""
-    start()
+_MADE: dict[tuple[str, int], tuple[Family, Any]] = {}  # making Stable Cascade's noise levels takes ComfyUI most of a second
+
+
+def _base(name: str, seed: int) -> Any:
+    """The family's BaseModel, of ordinary tensors, as every MODEL of it begins."""
     import comfy.model_base
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
 
     family = FAMILIES[name]
+    made_of, base = _MADE.get((name, seed), (None, None))
+    if made_of is family:
+        return base
     kind = next(getattr(comfy.supported_models, c) for c in family.config if hasattr(comfy.supported_models, c))
     config = kind({**family.network, **(family.newer if _newer() else {})})
     if family.v_prediction:
         config.model_type = lambda sd, prefix="": comfy.model_base.ModelType.V_PREDICTION
-    base = config.get_model({}, "", device=None)
-    fill(base.diffusion_model, seed)
+    with torch.inference_mode(False):
+        base = config.get_model({}, "", device=None)
+        fill(base.diffusion_model, seed)
+    _MADE[name, seed] = family, base.eval()
+    return base
+
+
+def model(name: str, seed: int = 0) -> Any:
+    """The family's MODEL, new at each call: what outlives its MODEL is a leak to ComfyUI, which then collects garbage."""
+    start()
+    import comfy.model_management
+    import comfy.model_patcher
+
     return comfy.model_patcher.ModelPatcher(
-        base.eval(), load_device=comfy.model_management.get_torch_device(),
+        copy.deepcopy(_base(name, seed)), load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )  # fmt: skip
 

@@ -6,6 +6,7 @@ outside of it, with the MODEL's LoRAs already in the weights.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -346,7 +347,10 @@ class Decoder:
     def __init__(self, model: comfy.model_patcher.ModelPatcher, vae: Any) -> None:
         device = comfy.model_management.get_torch_device()
         half = device.type != "cpu" and native_bfloat16(str(device))
-        self.model, self.vae, self.dtype = model, vae, torch.bfloat16 if half else torch.float32
+        self.vae, self.dtype = vae, torch.bfloat16 if half else torch.float32
+        self.latent_format = copy.copy(model.model.latent_format)  # some hold tensors, of inference mode as loaders make them
+        own = {name: value.clone() for name, value in vars(self.latent_format).items() if isinstance(value, Tensor)}
+        vars(self.latent_format).update(own)
         self.network = copied(vae.first_stage_model, self.dtype).train(False)
         if getattr(vae, "latent_dim", 2) == 2:
             checkpoint_blocks(self.network, smallest=True)
@@ -354,6 +358,6 @@ class Decoder:
     def __call__(self, latents: Tensor) -> Tensor:
         """Pictures of latents [B, C, ...]; frames count as pictures."""
         with out_of_place():
-            decoded = self.network.decode(self.model.model.process_latent_out(latents.float()).to(self.dtype))
+            decoded = self.network.decode(self.latent_format.process_out(latents.float()).to(self.dtype))
             pixels: Tensor = self.vae.process_output(decoded.float().clone()).movedim(1, -1)
         return pixels.reshape(-1, *pixels.shape[-3:])[..., :3]

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,11 @@ class Comfy:
     def get(self, path: str) -> Any:
         """GET, as JSON."""
         return requests.get(f"{self.url}{path}", timeout=ANSWER_SECONDS).json()
+
+    @cached_property
+    def schemas(self) -> Any:
+        """``/object_info`` as it was when it was first asked for: its names, types and defaults stay, lists of files may not."""
+        return self.get("/object_info")
 
     def counts(self) -> dict[str, int]:
         """What the test nodes counted since the last call."""

@@ -8,8 +8,10 @@ from typing import Any
 import execution
 import pytest
 from comfy.cli_args import args
+from comfyui_apprentice.oracles.tiny import TinyWorldOracle
 from families import executing
 from families.executing import COUNTS, Keep
+from torch import Tensor
 
 executing.register()
 SETTINGS = {
@@ -17,12 +19,14 @@ SETTINGS = {
     "rollback": 0.6, "teacher_steps": 4, "teacher_cfg": 2.0, "sampler_name": "euler", "scheduler": "karras", "margin": -1e6,
 }  # fmt: skip
 
+MODES = ["CLASSIC", "LRU", "RAM_PRESSURE", "NONE"]
+
 
 def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def graph(value: float, all_in_one: bool) -> dict[str, Any]:
+def graph(value: float, all_in_one: bool, seed: int = 7) -> dict[str, Any]:
     """The tiny world, student and teacher counted, wired by hand or as the node that expands."""
     g = {
         "tiny": node("ApprenticeTinyWorld", student="consistency"),
@@ -34,13 +38,14 @@ def graph(value: float, all_in_one: bool) -> dict[str, Any]:
         "kept": node("Keep", name="verdict", value=["end", 2]),
     }
     links = {"positive": ["lines", 0], "negative": ["empty", 0]}
+    settings = {**SETTINGS, "seed": seed}
     if all_in_one:
         g["end"] = node(
             "ApprenticeSampler", student=["student", 0], teacher=["teacher", 0], vae=["tiny", 3], oracle=["tiny", 4],
-            prompt=["lines", 1], latent_image=["latent", 0], value=value, **links, **SETTINGS,
+            prompt=["lines", 1], latent_image=["latent", 0], value=value, **links, **settings,
         )  # fmt: skip
         return g
-    pick = lambda *names: {name: SETTINGS[name] for name in names}  # noqa: E731
+    pick = lambda *names: {name: settings[name] for name in names}  # noqa: E731
     g["drafts"] = node(
         "ApprenticeStudentSampler", model=["student", 0], latent_image=["latent", 0], **links,
         **pick("seed", "preset", "steps", "cfg", "denoise"),
@@ -63,17 +68,26 @@ def graph(value: float, all_in_one: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("all_in_one", [False, True], ids=["wired", "all in one"])
-@pytest.mark.parametrize("mode", ["CLASSIC", "LRU", "RAM_PRESSURE", "NONE"])
+@pytest.mark.parametrize("mode", MODES)
 def test_nothing_is_drawn_or_judged_twice_and_the_cost_is_told(
     mode: str, all_in_one: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RAM pressure with a room that no machine has: everything is forgotten as soon as it may be."""
     monkeypatch.setattr(args, "cache_none", mode == "NONE")
     monkeypatch.setattr("gc.collect", lambda *_: 0)  # ComfyUI does that before it forgets; slow
+    reward = TinyWorldOracle.reward
+
+    def counted(self: Any, images: Tensor, prompts: list[str]) -> Tensor:
+        COUNTS["oracle"] += len(images)
+        return reward(self, images, prompts)
+
+    monkeypatch.setattr(TinyWorldOracle, "reward", counted)
     COUNTS.clear()
-    ran = executing.run(graph(0.5, all_in_one), getattr(execution.CacheType, mode), lru=1, ram=1e6)
+    seed = 2 * MODES.index(mode) + all_in_one  # scores are remembered: pictures that no other case has drawn
+    ran = executing.run(graph(0.5, all_in_one, seed), getattr(execution.CacheType, mode), lru=1, ram=1e6)
     assert COUNTS["student"] + COUNTS["teacher"] == sum(j.nfe for j in Keep.kept["verdict"][0])
     assert COUNTS["student"] == 4 and COUNTS["teacher"] > 0
+    assert COUNTS["oracle"] == 3  # of two drafts the worse is drawn again
     twice = {name for name, count in Counter(ran).items() if count > 1}
     # What only loads and encodes may be asked for again, and a node that asks late or expands is entered again.
     assert twice <= {"tiny", "student", "teacher", "lines", "empty", "end", "improved", "end.0.0.4", "end.0.0.6"}

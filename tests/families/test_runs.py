@@ -87,11 +87,11 @@ def curve(name: str) -> Any:
 def test_the_reward_curve_shows_only_what_its_run_has_drawn(folder: Path) -> None:
     """After a folder that was emptied by half, of another size, with damaged lines and pictures."""
     side, place = tiny.FAMILIES[NAME].side * 8, run_folder(folder, "tuned")
-    training.tune(tiny.model(NAME), NAME)
+    training.tune(tiny.model(NAME), NAME, updates=2)
     for gone in (place / "run.json", place / "checkpoint.pt", folder / "loras" / "tuned.safetensors"):
         gone.unlink()
     shutil.copy(place / "album_000000.png", place / "album_000001.png")
-    settings = {**training.REWARD, "save_every": 2, "width": side, "height": side * 2, "name": "tuned"}
+    settings = {**training.REWARD, "updates": 2, "save_every": 2, "width": side, "height": side * 2, "name": "tuned"}
     tuned(settings)
     with (place / "album.jsonl").open("ab") as album, (place / "loss.jsonl").open("ab") as log:
         for file in (album, log):

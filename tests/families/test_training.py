@@ -71,7 +71,7 @@ def test_a_full_copy_draws_what_its_file_draws(name: str, folder: Path) -> None:
     import comfy.utils
 
     model, fresh = tiny.model(name), tiny.model(name, seed=5)
-    made, _curve, samples, file = training.distil(model, name, method="full copy", steps=2).result
+    made, _curve, samples, file = training.distil(model, name, method="full copy", steps=2, pictures=2).result
     fresh.model.load_model_weights(comfy.utils.load_torch_file(str(folder / "diffusion_models" / file)), "")
     drawn = training.drawn(made, name)
     assert torch.equal(drawn, training.drawn(fresh, name))
@@ -101,7 +101,7 @@ def test_a_student_that_keeps_its_variety_learns_something_else_and_its_lora_is_
 
     model, tensors = tiny.model(name), []
     for kind in ("off", variety):
-        made, _curve, _samples, file = training.distil(model, name, kind, steps=2, variety=kind).result
+        made, _curve, _samples, file = training.distil(model, name, kind, steps=2, variety=kind, pictures=2).result
         tensors.append(comfy.utils.load_torch_file(str(folder / "loras" / file)))
     assert training.lora_wrong(model, made, name, folder / "loras" / file) == ""
     assert any(not torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])

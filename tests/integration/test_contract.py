@@ -35,7 +35,7 @@ NODE_IDS = [
 
 
 def ours(comfy: Comfy) -> dict[str, Any]:
-    return {name: info for name, info in comfy.get("/object_info").items() if name.startswith("Apprentice")}
+    return {name: info for name, info in comfy.schemas.items() if name.startswith("Apprentice")}
 
 
 def signature(info: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def quickly(prompt: dict[str, Any], name: str) -> None:
             node["inputs"] |= {"pictures": 4, "batch_size": 2, "name": f"from {name}"}
         if node["class_type"] == "ApprenticeRewardFinetune":
             assert node["inputs"]["updates"] >= 20
-            few = {"updates": 2, "batch_size": 2, "base_draws": 8, "max_prompts": 1, "steps": 4, "regressed_steps": 2}
+            few = {"updates": 1, "batch_size": 2, "base_draws": 8, "max_prompts": 1, "steps": 3, "regressed_steps": 1}
             node["inputs"] |= few | {"name": f"tuned for {name}"}
         if node["class_type"] == "ApprenticePromptKDDistill":
             assert node["inputs"]["epochs"] >= 10
@@ -139,7 +139,7 @@ def quickly(prompt: dict[str, Any], name: str) -> None:
 
 
 def test_examples_and_blueprints_are_what_the_generator_writes(comfy: Comfy) -> None:
-    for place, text in files(comfy.get("/object_info")).items():
+    for place, text in files(comfy.schemas).items():
         assert (ROOT / place).read_text(encoding="utf-8") == text, f"{place}: run scripts/make_examples.py"
     assert (ROOT / "docs" / "examples.md").read_text(encoding="utf-8") == table(), "run scripts/make_examples.py"
 
@@ -155,7 +155,7 @@ def test_every_blueprint_runs_on_the_tiny_world(comfy: Comfy, path: Path) -> Non
     file = json.loads(path.read_text())
     (outer,), (inner,) = file["nodes"], file["definitions"]["subgraphs"]
     assert outer["type"] == inner["id"] and [s["name"] for s in outer["inputs"]] == [s["name"] for s in inner["inputs"]]
-    prompt, outputs = taken_out(file, given, comfy.get("/object_info"))
+    prompt, outputs = taken_out(file, given, comfy.schemas)
     for node in prompt.values():
         if node["class_type"] == "ApprenticeCalibrate":
             node["inputs"] |= {"max_prompts": 2, "batch_size": 2}
@@ -167,7 +167,7 @@ def test_every_blueprint_runs_on_the_tiny_world(comfy: Comfy, path: Path) -> Non
 
 @pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
 def test_every_example_workflow_runs(comfy: Comfy, path: Path) -> None:
-    prompt = to_prompt(json.loads(path.read_text()), comfy.get("/object_info"))
+    prompt = to_prompt(json.loads(path.read_text()), comfy.schemas)
     quickly(prompt, path.stem)
     run = comfy.run(prompt)
     images = [image for output in run.outputs.values() for image in output.get("images", [])]

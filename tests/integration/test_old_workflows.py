@@ -34,7 +34,7 @@ def test_all_workflows_of_that_version_are_here() -> None:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_each_saved_value_falls_on_its_input_and_comfyui_takes_it(comfy: Comfy, path: Path) -> None:
     """With and without the text that a front end saved behind the widgets: what is new since has its default, or that text."""
-    workflow, info = json.loads(path.read_text()), comfy.get("/object_info")
+    workflow, info = json.loads(path.read_text()), comfy.schemas
     strays = {node["widgets_values"][-1] for node in workflow["nodes"] if node.get("widgets_values")} | {STRAY}
     assert set(surplus(to_prompt(workflow, info), PROMPTS[path.stem])) <= strays  # some were saved after a run
     assert refusal(comfy, PROMPTS[path.stem]) is None

@@ -65,7 +65,7 @@ def test_benchmarks_that_do_not_ship_are_told_in_a_sentence(environment: Path) -
 
 def test_the_registrys_package_boots_and_draws_an_example(base: Path, environment: Path) -> None:
     with comfyui(base, python=str(environment)) as server:
-        assert "ApprenticeSampler" in server.get("/object_info")
+        assert "ApprenticeSampler" in server.schemas
         pictures = _draw(server, base)
         assert server.refused() == []
     assert len(pictures) == 9 and all((base / "output" / p["subfolder"] / p["filename"]).stat().st_size for p in pictures)
@@ -73,7 +73,7 @@ def test_the_registrys_package_boots_and_draws_an_example(base: Path, environmen
 
 def _draw(server: Comfy, base: Path) -> list[dict[str, str]]:
     workflow = json.loads((base / "custom_nodes" / "apprentice" / "example_workflows" / "adaptive.json").read_text())
-    run = server.run(to_prompt(workflow, server.get("/object_info")))
+    run = server.run(to_prompt(workflow, server.schemas))
     return [image for output in run.outputs.values() for image in output.get("images", []) if image["type"] == "output"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ import offline
 from counting import COUNTS, CountModel
 
 offline.block()
+gc.freeze()  # what has been imported is no garbage: ComfyUI collects often, and each time Python would look through it all
 
 
 @PromptServer.instance.routes.get("/apprentice_test/refused")
