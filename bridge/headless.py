@@ -41,10 +41,10 @@ class Interrupted(KeyboardInterrupt):
 class _Keep:
     """An output node that keeps what reaches it, as a list."""
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING", {})}, "optional": {"value": ("*",)}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"name": ("STRING", {})}, "optional": {"value": ("*",)}})
     RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE, INPUT_IS_LIST = (), "keep", "Apprentice", True, True
-    VALIDATE_INPUTS = classmethod(lambda cls, input_types: True)
-    IS_CHANGED = classmethod(lambda cls, **_: float("nan"))  # what is served from the cache must be kept again
+    VALIDATE_INPUTS: Any = classmethod(lambda cls, input_types: True)
+    IS_CHANGED: Any = classmethod(lambda cls, **_: float("nan"))  # what is served from the cache must be kept again
     kept: ClassVar[dict[str, list[Any]]] = {}
 
     def keep(self, name: list[str], value: list[Any] | None = None) -> tuple[()]:
@@ -55,9 +55,9 @@ class _Keep:
 class _Given:
     """A node that gives what it is handed from outside the graph."""
 
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"name": ("STRING", {})}})
+    INPUT_TYPES: Any = classmethod(lambda cls: {"required": {"name": ("STRING", {})}})
     RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "give", "Apprentice"
-    IS_CHANGED = classmethod(lambda cls, **_: float("nan"))
+    IS_CHANGED: Any = classmethod(lambda cls, **_: float("nan"))
     given: ClassVar[dict[str, Any]] = {}
 
     def give(self, name: str) -> tuple[Any]:
@@ -140,14 +140,14 @@ class Headless:
 
 
 async def _register() -> None:
-    """The pack's own nodes, wherever it lies."""
+    """The pack's own nodes, as this process imports them: what custom_nodes may hold is another copy, with types of its own."""
     from comfyui_apprentice import comfy_entrypoint
 
     import nodes
 
     extension = await comfy_entrypoint()
     for node in await extension.get_node_list():
-        nodes.NODE_CLASS_MAPPINGS.setdefault(node.define_schema().node_id, node)
+        nodes.NODE_CLASS_MAPPINGS[node.define_schema().node_id] = node
 
 
 def _needed(graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

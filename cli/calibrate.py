@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import urllib.error
-import urllib.request
 import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..files import UnreadableFile, read_json, reading
+from ..bulk.server import NoAnswerError, Server
+from ..bulk.workflow import read_workflow, upstream
+from ..files import reading
 from ..gate.calibrate import BUNDLED, read_prompts
 
 NODE = "ApprenticeCalibrate"
@@ -47,7 +47,7 @@ def calibrate(
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        typer.echo(_Server(url).run(graph))
+        typer.echo(_Calibrating(url).run(graph))
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
@@ -73,15 +73,7 @@ def read_graph(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
         UnreadableFile: It is something else.
     """
     with reading(path.name, "export it again"):
-        return _with_changes(_read(path), changes)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    graph = read_json(path, "export it again")
-    nodes = list(graph.values()) if isinstance(graph, dict) and "nodes" not in graph else [None]
-    if not all(isinstance(node, dict) and isinstance(node.get("inputs"), dict) for node in nodes):
-        raise UnreadableFile(f"'{path.name}' is no workflow in API format; in ComfyUI choose Workflow > Export (API).")
-    return graph
+        return _with_changes(read_workflow(path), changes)
 
 
 def _with_changes(graph: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -89,23 +81,14 @@ def _with_changes(graph: dict[str, Any], changes: dict[str, Any]) -> dict[str, A
     nodes = [key for key, node in graph.items() if node.get("class_type") == NODE]
     if len(nodes) != 1:
         raise ValueError(f"The workflow has {len(nodes)} Calibrate nodes; it should have one.")
-    needed, waiting = set(), nodes
-    while waiting:
-        key = waiting.pop()
-        needed.add(key)
-        links = [value[0] for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2]
-        waiting += [link for link in links if isinstance(link, str) and link in graph and link not in needed]
+    needed = set(upstream(graph, [nodes[0], 0]))
     kept = {key: {**graph[key], "inputs": dict(graph[key]["inputs"])} for key in graph if key in needed}
     next(node for node in kept.values() if node["class_type"] == NODE)["inputs"].update(changes)
     return kept
 
 
-class _Server:
-    """A running ComfyUI, over HTTP."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # as aiohttp: no proxy in between
+class _Calibrating(Server):
+    """A ComfyUI that calibrates."""
 
     def run(self, graph: dict[str, Any]) -> str:
         """Run a graph, show its progress, and return the Calibrate node's report.
@@ -114,26 +97,29 @@ class _Server:
             ValueError: ComfyUI is not there, or it refused or failed; the message is ComfyUI's.
         """
         client = uuid.uuid4().hex
-        prompt = str(self._ask("/prompt", {"prompt": graph, "client_id": client})["prompt_id"])
         try:
-            asyncio.run(self._watch(client, prompt))
+            prompt = self.queue(graph, client)
+        except NoAnswerError as error:
+            raise ValueError(f"{error} Start it, or give its address with --url.") from error
+        try:
+            entry = asyncio.run(self._watch(client, prompt))
         except KeyboardInterrupt:
-            self._ask("/interrupt", {"prompt_id": prompt})
+            self.interrupt(prompt)
             raise ValueError("Stopped; the same command goes on where it was.") from None
-        entry = self._ask(f"/history/{prompt}")[prompt]
-        if entry["status"]["status_str"] != "success":
-            raise ValueError(_why(entry["status"]))
         return "\n".join(text for output in entry["outputs"].values() for text in output.get("text", []))
 
-    async def _watch(self, client: str, prompt: str) -> None:
+    async def _watch(self, client: str, prompt: str) -> dict[str, Any]:
         """Wait for the end; with a progress bar where aiohttp is at hand, as it is wherever ComfyUI is installed."""
         import importlib.util
 
         bar = asyncio.create_task(self._show(client)) if importlib.util.find_spec("aiohttp") else None
-        while prompt not in await asyncio.to_thread(self._ask, f"/history/{prompt}"):
-            await asyncio.sleep(_POLL)
-        if bar is not None:
-            bar.cancel()
+        try:
+            while (entry := await asyncio.to_thread(self.ended, prompt)) is None:
+                await asyncio.sleep(_POLL)
+        finally:
+            if bar is not None:
+                bar.cancel()
+        return entry
 
     async def _show(self, client: str) -> None:
         from aiohttp import ClientSession, WSMsgType
@@ -145,35 +131,3 @@ class _Server:
                     if event.get("type") == "progress":
                         part = event["data"]["value"] / max(event["data"]["max"], 1)
                         bar.update(max(0, round(1000 * part) - bar.pos))
-
-    def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json"})
-        try:
-            with self._opener.open(request, timeout=60) as answer:
-                return json.loads(answer.read() or b"{}")
-        except urllib.error.HTTPError as error:
-            raise ValueError(f"ComfyUI refused: {_refusal(error.read())}") from error
-        except urllib.error.URLError as error:
-            raise ValueError(
-                f"No ComfyUI answers at {self.url} ({error.reason}); start it, or give its address with --url."
-            ) from error
-
-
-def _refusal(answer: bytes) -> str:
-    """ComfyUI's sentences about a graph that it won't run."""
-    try:
-        refusal = json.loads(answer)
-        details = [error["details"] or error["message"] for node in refusal["node_errors"].values() for error in node["errors"]]
-        return "; ".join(dict.fromkeys(details)) or str(refusal["error"]["message"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return answer.decode(errors="replace")[:500]
-
-
-def _why(status: dict[str, Any]) -> str:
-    for kind, data in status["messages"]:
-        if kind == "execution_error":
-            return str(data["exception_message"]).strip()
-        if kind == "execution_interrupted":
-            return "It was interrupted; the same command goes on where it was."
-    return "ComfyUI did not say what went wrong; see its log."

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,8 +38,13 @@ def draw(
     sheet: Annotated[int, typer.Option(min=0, help="Pictures of a contact sheet; 0 for no sheets.")] = 64,
     parquet: Annotated[bool, typer.Option("--parquet", help="The manifest as Parquet, too, in the end.")] = False,
     price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs, for the bill.")] = None,
-    comfyui: Annotated[Path | None, typer.Option(envvar="COMFYUI_PATH", help="ComfyUI's folder; the one the pack is in.")] = None,
+    comfyui: Annotated[
+        list[str] | None,
+        typer.Option(help="ComfyUI's folder, $COMFYUI_PATH; or the address of one that runs, http://…, once for each."),
+    ] = None,
     flags: Annotated[str, typer.Option(help="ComfyUI's own options, such as '--lowvram'.")] = "",
+    ray: Annotated[str | None, typer.Option(help="Draw on Ray's workers: local, auto, or a cluster's address.")] = None,
+    workers: Annotated[str, typer.Option(help="With --ray: at most so many, and each one's part of a GPU.")] = "",
 ) -> None:
     """Draw many prompts: the student drafts, the oracle judges, the teacher improves the weak ones.
 
@@ -57,7 +63,7 @@ def draw(
         template = Template(graph, batch, policy)
         manifest = Manifest(out, {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch})
         with manifest.held():
-            _run(Job(items, batch, seed, sheet), template, manifest, comfyui, flags, price)
+            _run(Job(items, batch, seed, sheet), manifest, price, lambda: _engine(template, comfyui or [], flags, ray, workers))
             if parquet:
                 typer.echo(f"{manifest.as_table()}")
 
@@ -80,19 +86,63 @@ def tiny_world() -> dict[str, Any]:
     }
 
 
-def _run(job: Job, template: Template, manifest: Manifest, comfyui: Path | None, flags: str, price: float | None) -> None:
-    """Raises: ValueError: There is no ComfyUI, or it can't draw the workflow."""
-    from ..bridge.headless import Headless, Interrupted, home
+@dataclass(frozen=True)
+class Engine:
+    """What draws, here or elsewhere.
+
+    Attributes:
+        draw: See ``bulk.job.Draw``.
+        interrupt: Stops what is being drawn, as soon as may be.
+        close: Sends away who works elsewhere.
+        at_once: Batches that it draws at a time.
+    """
+
+    draw: Callable[[Sequence[Item], int], Drawn]
+    interrupt: Callable[[], object] = lambda: None
+    close: Callable[[], object] = lambda: None
+    at_once: int = 1
+
+
+def _engine(template: Template, comfyui: Sequence[str], flags: str, ray: str | None, workers: str) -> Engine:
+    """Raises: ValueError: There is no ComfyUI, or no Ray, or options contradict each other."""
+    from ..bridge.headless import Headless, home
+
+    urls = [each for each in comfyui if each.startswith(("http://", "https://"))]
+    if urls:
+        from ..fleet.comfyui_workers import ComfyUILine
+
+        if len(urls) < len(comfyui) or ray is not None or flags:
+            raise ValueError("With addresses of running ComfyUIs leave out its folder, --ray and --flags: they have their own.")
+        there = ComfyUILine(urls, template)
+        return Engine(there.draw, there.interrupt, at_once=there.at_once)
+    if len(comfyui) > 1:
+        raise ValueError(f"There is one ComfyUI to start here, not {len(comfyui)}: give one folder, or addresses with http://.")
+    folder = home(Path(comfyui[0]) if comfyui else None)
+    if ray is None:
+        here = Headless(folder, flags.split())
+        return Engine(_drawer(here, template), here.interrupt)
+    import torch
+
+    from ..fleet.ray_pools import RayLine, read_shares
+
+    line = RayLine(ray, template, read_shares(workers, torch.cuda.is_available()), folder, flags.split())
+    return Engine(line.draw, close=line.close, at_once=line.at_once)
+
+
+def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], Engine]) -> None:
+    """Raises: ValueError: Nobody can draw, or not this workflow."""
+    from ..bridge.headless import Interrupted
     from ..bulk.job import PictureError, run
+    from ..fleet.comfyui_workers import StoppedError
 
     if all(item.number in manifest.records for item in job.items):
         typer.echo(_summary(manifest, len(job.items)))
         return
-    engine = Headless(home(comfyui), flags.split())
-    begun, text = time.monotonic(), ""
-    with stop_signals(engine.interrupt) as stopped, typer.progressbar(
+    engine, begun, text = start(), time.monotonic(), ""
+    shown: Any = typer.progressbar(
         length=len(job.items), label="Drawing", show_eta=True, file=sys.stderr, item_show_func=lambda _: text
-    ) as bar:
+    )
+    with stop_signals(engine.interrupt) as stopped, shown as bar:
 
         def progress(done: int, total: int, cost: float) -> None:
             nonlocal text
@@ -100,11 +150,13 @@ def _run(job: Job, template: Template, manifest: Manifest, comfyui: Path | None,
             bar.update(done - bar.pos)
 
         try:
-            finished = run(job, _drawer(engine, template), manifest, progress, stopped)
-        except Interrupted:
+            finished = run(job, engine.draw, manifest, progress, stopped, engine.at_once)
+        except (Interrupted, StoppedError):
             finished = False
         except PictureError as error:
             raise ValueError(f"{error} ({len(manifest.records)} of {len(job.items)} pictures are done and stay.)") from error
+        finally:
+            engine.close()
     typer.echo(_summary(manifest, len(job.items)))
     if not finished:
         typer.echo("Stopped; the same command goes on.", err=True)

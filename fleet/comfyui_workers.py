@@ -1,0 +1,143 @@
+"""ComfyUIs that are there already, each with the pack: batches go to whoever is free, over their own API."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..bulk.items import Item
+from ..bulk.job import Drawn, PictureError
+from ..bulk.pool import Pool
+from ..bulk.server import NoAnswerError, Server
+from ..bulk.workflow import OURS, Template
+from ..gate.story import CHUNK
+from ..gate.verdict import Judgement, Verdict
+
+SAVE, PREFIX = "ApprenticeSaveImages", "apprentice draw/picture"
+_POLL = 0.2  # seconds between two looks at the history
+_AGAIN = 30.0  # seconds until one that didn't answer is asked again
+
+
+class StoppedError(RuntimeError):
+    """Somebody stopped the job."""
+
+
+class ComfyUILine:
+    """Draws batches on running ComfyUIs; their folder of output keeps the pictures, too.
+
+    Args:
+        urls: Their addresses.
+        template: The workflow.
+
+    Raises:
+        ValueError: None of them answers.
+    """
+
+    def __init__(self, urls: Sequence[str], template: Template) -> None:
+        self.template = template
+        self.at_once = len(urls)
+        self._free, self._dead, self._lock = [Server(url) for url in urls], dict[str, float](), threading.Lock()
+        self._stopped = threading.Event()
+        there = [server for server in self._free if self._answers(server)]
+        if not there:
+            raise ValueError(f"None of these answers as a ComfyUI: {', '.join(urls)}. Start one, or mend the addresses.")
+        self._pool = Pool(self._next, len(urls), (NoAnswerError,), self._lost, idle=float("inf"), tries=len(urls) + 2)
+
+    def _answers(self, server: Server) -> bool:
+        """Whether it does; who doesn't is asked again later."""
+        try:
+            server.ask("/queue")
+        except ValueError:
+            self._dead[server.url] = time.monotonic()
+            return False
+        return True
+
+    def _next(self) -> Server:
+        """One that nobody uses and that answers.
+
+        Raises:
+            NoAnswerError: There is none.
+        """
+        with self._lock:
+            fresh = [s for s in self._free if time.monotonic() - self._dead.get(s.url, -_AGAIN) >= _AGAIN]
+            for server in fresh or list(self._free):
+                self._free.remove(server)
+                if self._answers(server):
+                    return server
+                self._free.append(server)
+        raise PictureError("No ComfyUI answers any more.")
+
+    def _lost(self, server: Server) -> None:
+        with self._lock:
+            self._dead[server.url] = time.monotonic()
+            self._free.append(server)
+
+    def draw(self, part: Sequence[Item], seed: int) -> Drawn:
+        """See ``bulk.job.Draw``."""
+        graph = self.template.filled([item.prompt for item in part], seed)
+        ends, name = self.template.ends, f"{OURS}save"
+        inputs = {"images": ends.pictures, "verdict": ends.verdict, "filename_prefix": PREFIX}
+        asked = {**graph, name: {"class_type": SAVE, "inputs": inputs}}
+        pictures, stories = zip(*self._pool.run(lambda server: self._run(server, asked, name)), strict=True)
+        return Drawn(torch.stack(pictures), verdict_of(stories), graph)
+
+    def _run(self, server: Server, graph: dict[str, Any], save: str) -> list[tuple[Tensor, dict[str, Any]]]:
+        """Pictures and stories of a graph.
+
+        Raises:
+            PictureError: ComfyUI refused it, or a node failed.
+        """
+        try:
+            run = server.queue(graph, uuid.uuid4().hex)
+            while (entry := server.ended(run)) is None:
+                if self._stopped.wait(_POLL):
+                    server.interrupt(run)
+                    raise StoppedError("Stopped.")
+            return [read_png(server.file(file)) for file in entry["outputs"][save]["images"]]
+        except NoAnswerError:
+            raise
+        except ValueError as error:
+            raise PictureError(str(error)) from error
+
+    def interrupt(self) -> None:
+        """Stop what runs everywhere."""
+        self._stopped.set()
+
+
+def read_png(content: bytes) -> tuple[Tensor, dict[str, Any]]:
+    """A picture [H, W, 3] in 0..1 that Save Images has written, and its story.
+
+    Raises:
+        ValueError: It has no story.
+    """
+    with Image.open(io.BytesIO(content)) as picture:
+        if CHUNK not in picture.info:
+            raise ValueError("The ComfyUI writes no metadata, so no verdict comes back: start it without --disable-metadata.")
+        story = json.loads(picture.info[CHUNK])
+        return torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32) / 255), story
+
+
+def verdict_of(stories: Sequence[Mapping[str, Any]]) -> Verdict:
+    """The verdict that pictures were saved with."""
+    first, numbers = stories[0], ("score", "threshold", "draft_score", "nfe")  # NaN and infinity are texts
+    judgements = [
+        Judgement(**{
+            key: float(story[key]) if key in numbers and story[key] is not None else story[key]
+            for key in Judgement.__dataclass_fields__
+        })
+        for story in stories
+    ]  # fmt: skip
+    return Verdict(
+        tuple(judgements), first["oracle"], first["oracle_fingerprint"], first["mode"], float(first["value"]),
+        student=first["student_fingerprint"], teacher=first["teacher_fingerprint"],
+    )  # fmt: skip
