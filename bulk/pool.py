@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+_AGAIN = 5.0  # seconds until one is asked for again, where there was none to be had
 W = TypeVar("W")
 R = TypeVar("R")
 
@@ -20,7 +21,7 @@ class Pool(Generic[W]):
     """At most ``most`` workers; who asks when all are busy waits, which is what holds the work before it back.
 
     Args:
-        make: Makes a worker; may take long, and may raise.
+        make: Makes a worker; may take long, and may raise. None: there is none to be had now.
         most: How many there may be at a time.
         broken: What a worker raises that is no longer there: its work is done again by another.
         end: Sends a worker away.
@@ -29,7 +30,7 @@ class Pool(Generic[W]):
     """
 
     def __init__(
-        self, make: Callable[[], W], most: int, broken: tuple[type[BaseException], ...] = (),
+        self, make: Callable[[], W | None], most: int, broken: tuple[type[BaseException], ...] = (),
         end: Callable[[W], object] = lambda _: None, idle: float = 300.0, tries: int = 4,
     ) -> None:  # fmt: skip
         self.make, self.most, self.broken, self.end, self.idle, self.tries = make, most, broken, end, idle, tries
@@ -42,7 +43,7 @@ class Pool(Generic[W]):
         """Have a worker do ``work``; another one, where the first breaks.
 
         Raises:
-            NoWorkersError: Several broke over it.
+            NoWorkersError: Several broke over it, or nobody is left.
         """
         for _ in range(self.tries):
             worker = self._take()
@@ -60,19 +61,28 @@ class Pool(Generic[W]):
         raise NoWorkersError(f"{self.tries} workers broke over the same pictures; the last said: {last}") from last
 
     def _take(self) -> W:
-        with self._changed:
-            while not self._free and self._count >= self.most:
-                self._changed.wait()
-            if self._free:
-                return self._free.pop()[1]
-            self._count += 1
-        try:
-            return self.make()
-        except BaseException:
+        while True:
             with self._changed:
-                self._count -= 1
-                self._changed.notify()
-            raise
+                while not self._free and self._count >= self.most:
+                    self._changed.wait()
+                if self._free:
+                    return self._free.pop()[1]
+                self._count += 1
+            made = None
+            try:
+                made = self.make()
+            finally:
+                if made is None:
+                    with self._changed:
+                        self._count -= 1
+                        self._changed.notify()
+            if made is not None:
+                return made
+            with self._changed:
+                if not self._count and not self._free:
+                    raise NoWorkersError("No worker is left.")
+                if not self._free:
+                    self._changed.wait(_AGAIN)
 
     def _give_back(self, worker: W) -> None:
         with self._changed:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
-from ..bulk.pool import Pool
+from ..bulk.pool import NoWorkersError, Pool
 from ..bulk.server import NoAnswerError, Server
 from ..bulk.workflow import OURS, Template
 from ..gate.story import CHUNK
@@ -62,20 +62,14 @@ class ComfyUILine:
             return False
         return True
 
-    def _next(self) -> Server:
-        """One that nobody uses and that answers.
-
-        Raises:
-            NoAnswerError: There is none.
-        """
+    def _next(self) -> Server | None:
+        """One that nobody uses and that answers."""
         with self._lock:
-            fresh = [s for s in self._free if time.monotonic() - self._dead.get(s.url, -_AGAIN) >= _AGAIN]
-            for server in fresh or list(self._free):
-                self._free.remove(server)
-                if self._answers(server):
+            for server in list(self._free):
+                if time.monotonic() - self._dead.get(server.url, -_AGAIN) >= _AGAIN and self._answers(server):
+                    self._free.remove(server)
                     return server
-                self._free.append(server)
-        raise PictureError("No ComfyUI answers any more.")
+        return None
 
     def _lost(self, server: Server) -> None:
         with self._lock:
@@ -88,7 +82,11 @@ class ComfyUILine:
         ends, name = self.template.ends, f"{OURS}save"
         inputs = {"images": ends.pictures, "verdict": ends.verdict, "filename_prefix": PREFIX}
         asked = {**graph, name: {"class_type": SAVE, "inputs": inputs}}
-        pictures, stories = zip(*self._pool.run(lambda server: self._run(server, asked, name)), strict=True)
+        try:
+            made = self._pool.run(lambda server: self._run(server, asked, name))
+        except NoWorkersError as error:
+            raise PictureError(f"{error} No ComfyUI answers any more.") from error
+        pictures, stories = zip(*made, strict=True)
         return Drawn(torch.stack(pictures), verdict_of(stories), graph)
 
     def _run(self, server: Server, graph: dict[str, Any], save: str) -> list[tuple[Tensor, dict[str, Any]]]:
@@ -130,14 +128,12 @@ def read_png(content: bytes) -> tuple[Tensor, dict[str, Any]]:
 def verdict_of(stories: Sequence[Mapping[str, Any]]) -> Verdict:
     """The verdict that pictures were saved with."""
     first, numbers = stories[0], ("score", "threshold", "draft_score", "nfe")  # NaN and infinity are texts
-    judgements = [
-        Judgement(**{
-            key: float(story[key]) if key in numbers and story[key] is not None else story[key]
-            for key in Judgement.__dataclass_fields__
-        })
-        for story in stories
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = [
+        {key: float(s[key]) if key in numbers and s[key] is not None else s[key] for key in Judgement.__dataclass_fields__}
+        for s in stories
+    ]
+    judgements = tuple(Judgement(**row) for row in rows)
     return Verdict(
-        tuple(judgements), first["oracle"], first["oracle_fingerprint"], first["mode"], float(first["value"]),
+        judgements, first["oracle"], first["oracle_fingerprint"], first["mode"], float(first["value"]),
         student=first["student_fingerprint"], teacher=first["teacher_fingerprint"],
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
-from ..bulk.pool import Pool
+from ..bulk.pool import NoWorkersError, Pool
 from ..bulk.stages import Cut
 from ..bulk.workflow import Graph, Template
 
@@ -127,7 +127,10 @@ class RayLine:
 
     def _stage(self, kind: str) -> Callable[..., Mapping[str, list[Any]]]:
         def run(graph: Graph, wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any]) -> Mapping[str, list[Any]]:
-            made = self.pools[kind].run(lambda worker: self.ray.get(worker.run.remote(graph, wanted, given)))
+            try:
+                made = self.pools[kind].run(lambda worker: self.ray.get(worker.run.remote(graph, wanted, given)))
+            except NoWorkersError as error:
+                raise PictureError(str(error)) from error
             if isinstance(made, str):
                 raise PictureError(made)
             return made  # type: ignore[no-any-return]
