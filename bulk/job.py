@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +84,7 @@ def run(
     Raises:
         PictureError: Not even a plain prompt can be drawn.
     """
+    save_sheets(job, manifest, list(manifest.records))  # a kill may have come between a line and its sheet
     progress(len(manifest.records), len(job.items), mean_cost(manifest))
     todo, working = job.todo(manifest), dict[Future[tuple[Drawn, dict[int, str]]], list[Item]]()
     failed: BaseException | None = None
@@ -164,9 +165,7 @@ def finish(
             save_picture(picture, manifest.folder / record.file, {**chunks, CHUNK: json.dumps(story)})
         records.append(record)
     manifest.add(records)
-    if job.sheet:
-        for number in {record.number // job.sheet for record in records}:
-            save_sheet(job, manifest, number)
+    save_sheets(job, manifest, {record.number for record in records})
 
 
 def record_of(item: Item, place: int, seed: int, judgement: Judgement, verdict: Verdict, error: str) -> Record:
@@ -186,20 +185,24 @@ def mean_cost(manifest: Manifest) -> float:
     return sum(costs) / len(costs) if costs else float("nan")
 
 
-def save_sheet(job: Job, manifest: Manifest, number: int) -> Path | None:
-    """Contact sheet ``number``, if all its pictures are there; its path."""
-    wanted = [item.number for item in job.items[number * job.sheet : (number + 1) * job.sheet]]
-    if any(n not in manifest.records for n in wanted):
-        return None
-    records = [record for n in wanted if (record := manifest.records[n]).file]
+def save_sheets(job: Job, manifest: Manifest, numbers: Iterable[int]) -> None:
+    """The contact sheets that show pictures ``numbers``, if they are full and not there."""
+    for first in sorted({number - number % job.sheet for number in numbers}) if job.sheet else ():
+        wanted = [item.number for item in job.items[first : first + job.sheet]]
+        path = manifest.folder / f"sheets/{first:07d}.png"
+        if not path.exists() and all(number in manifest.records for number in wanted):
+            _save_sheet(manifest, wanted, path)
+
+
+def _save_sheet(manifest: Manifest, wanted: Sequence[int], path: Path) -> None:
+    """One sheet; none, where none of its pictures could be drawn."""
+    records = [record for number in wanted if (record := manifest.records[number]).file]
     if not records:
-        return None
+        return
     pictures = [read_picture(manifest.folder / record.file) for record in records]
     judgements = [_judgement(place, record) for place, record in enumerate(records)]
-    verdict = Verdict(tuple(judgements), records[0].oracle, "", f"pictures {wanted[0]} to {wanted[-1]}, sheet", number)
-    path = manifest.folder / f"sheets/{wanted[0]:07d}.png"
+    verdict = Verdict(tuple(judgements), records[0].oracle, "", f"to picture {wanted[-1]}, from", wanted[0])
     save_picture(contact_sheet(verdict, _of_one_size(pictures))[0], path, {})
-    return path
 
 
 def _judgement(place: int, record: Record) -> Judgement:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import UnreadableFile, locked, read_json, write_atomically
+from ..files import UnreadableFile, locked, read_json, sweep, write_atomically
 
 LINES, JOB, TABLE, LOCK = "manifest.jsonl", "job.json", "manifest.parquet", "job.lock"
 
@@ -79,7 +79,7 @@ class Manifest:
             if names:
                 changes = ", ".join(f"{key} was {_short(before.get(key))} and is {_short(self.facts.get(key))}" for key in names)
                 raise ValueError(f"{self.folder} holds another job ({changes}): name another folder with --out.")
-        elif self.folder.is_dir() and any(entry.name != LOCK for entry in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(map(_foreign, self.folder.iterdir())):
             raise ValueError(f"{self.folder} is not empty, and what is in it is no job's: name another folder with --out.")
 
     @contextmanager
@@ -94,6 +94,8 @@ class Manifest:
             job = json.dumps(self.facts, indent=1)
             write_atomically(self.folder / JOB, lambda part: part.write_text(job, encoding="utf-8"))
             self._read()
+            for folder in (self.folder, *(each for each in self.folder.rglob("*") if each.is_dir())):
+                sweep(folder, same_number=True)  # what a killed one left half-written
             yield
 
     def _read(self) -> None:
@@ -141,6 +143,11 @@ class Manifest:
         table, path = pyarrow.Table.from_pylist(rows, schema=schema), self.folder / TABLE
         write_atomically(path, lambda part: pyarrow.parquet.write_table(table, part))
         return path
+
+
+def _foreign(entry: Path) -> bool:
+    """Whether it is not of a job that was killed as it began."""
+    return entry.name != LOCK and not entry.name.startswith(f".{JOB}.")
 
 
 def _short(value: Any) -> str:

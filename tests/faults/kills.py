@@ -41,7 +41,7 @@ LIMIT = 600.0
 
 def made(folder: Path, name: str = "") -> dict[str, Any]:
     """All that a run has left in a folder, by name; ``name`` is the run's own, wherever it stands."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "job.lock"))
     return {str(path.relative_to(folder)).replace(name or "\0", "NAME"): _content(path) for path in paths}
 
 
@@ -230,6 +230,24 @@ def pull(hub: Hub, folder: Path) -> None:
     ended(lambda: apprentice("models", "pull", "--all", "--folder", folder))
 
 
+def draw(folder: Path) -> None:
+    """``apprentice draw`` of 10 pictures with sheets; what draws them is plain grey."""
+    import torch
+    from comfyui_apprentice.bulk.items import Item
+    from comfyui_apprentice.bulk.job import Drawn, Job, run
+    from comfyui_apprentice.bulk.manifest import Manifest
+    from comfyui_apprentice.gate.verdict import Judgement, Verdict
+
+    def grey(part: Sequence[Item], seed: int) -> Drawn:
+        judgements = tuple(Judgement(place, seed + place, 3.0, True, item.prompt, seed, 2.0) for place, item in enumerate(part))
+        levels = torch.tensor([(seed + place) % 50 / 50 for place in range(len(part))])
+        return Drawn(levels.view(-1, 1, 1, 1).expand(-1, 16, 16, 3), Verdict(judgements, "grey", "f" * 16, "absolute", 3.0))
+
+    manifest = Manifest(folder, {"seed": 7})
+    with manifest.held():
+        run(Job([Item(i, f"grey {i}") for i in range(10)], 3, 7, 5), grey, manifest, lambda *_: None)
+
+
 @contextmanager
 def commands() -> Iterator[dict[str, Command]]:
     """All commands that run without a ComfyUI, by name."""
@@ -242,7 +260,7 @@ def commands() -> Iterator[dict[str, Command]]:
         hub.piece, hub.pause = 8192, 0.01
         runs = {
             "distill": distill, "finetune": finetune, "finetune in rounds": lambda f: finetune(f, "weighted_regression"),
-            "models pull": functools.partial(pull, hub),
+            "models pull": functools.partial(pull, hub), "draw": draw,
         }  # fmt: skip
         yield {name: Command(name, run) for name, run in runs.items()}
 

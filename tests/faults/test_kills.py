@@ -17,7 +17,7 @@ def commands() -> Iterator[dict[str, kills.Command]]:
         yield commands
 
 
-@pytest.mark.parametrize("name", ["distill", "finetune in rounds", "models pull"])
+@pytest.mark.parametrize("name", ["distill", "finetune in rounds", "models pull", "draw"])
 def test_a_killed_command_goes_on_to_the_same_bits(name: str, commands: dict[str, kills.Command], tmp_path: Path) -> None:
     whole = kills.whole_run(commands[name], tmp_path / "run")
     assert kills.kill_command(commands[name], tmp_path / "run", whole, random.Random(name)) == ""

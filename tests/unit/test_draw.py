@@ -191,7 +191,7 @@ def test_what_others_are_at_is_kept_when_a_batch_stops_the_job(tmp_path: Path) -
     with pytest.raises(PictureError, match="out of memory"):
         drawn(tmp_path / "job", draw, at_once=2)
     lines = (tmp_path / "job" / LINES).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["number"] for line in lines] == [3, 4, 5]
+    assert {3, 4, 5} <= {json.loads(line)["number"] for line in lines}
 
 
 def test_a_broken_worker_is_replaced_and_its_work_done_again_once() -> None:
