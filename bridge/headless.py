@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -80,6 +80,7 @@ class Headless:
         logging.getLogger().setLevel(logging.WARNING)
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
+        import comfy.utils
         import execution
         import server
 
@@ -93,11 +94,20 @@ class Headless:
         self._executor = execution.PromptExecutor(
             self._server, execution.CacheType.CLASSIC, {"lru": 0, "ram": 0.0, "ram_inactive": 0.0}
         )
-        self.seen: list[str] = []  # classes of the nodes that the last workflow ran
+        self.seen: list[str] = []  # ids of the nodes that the last workflow ran
+        self.progress: Callable[[int, int], object] = lambda _done, _total: None  # of the node that runs
+        comfy.utils.set_progress_bar_global_hook(self._step)
 
     def _hear(self, event: str, data: Any, _client: Any = None) -> None:
         if event == "executing" and isinstance(data, dict) and data.get("node"):
             self.seen.append(data["node"])
+
+    def _step(self, done: int, total: int, *_: Any, **__: Any) -> None:
+        """Told of every step, from which ComfyUI raises its interruption."""
+        import comfy.model_management
+
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        self.progress(done, total)
 
     def interrupt(self) -> None:
         """Stop the workflow that runs, within a step; for signal handlers."""

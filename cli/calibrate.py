@@ -14,8 +14,9 @@ from ..bulk.server import NoAnswerError, Server
 from ..bulk.workflow import read_workflow, upstream
 from ..files import reading
 from ..gate.calibrate import BUNDLED, read_prompts
+from .running import stop_signals
 
-NODE = "ApprenticeCalibrate"
+NODE, STOPPED = "ApprenticeCalibrate", "Stopped; the same command goes on where it was."
 _POLL = 1.0  # seconds between two looks at the history
 
 
@@ -32,6 +33,7 @@ def calibrate(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Drafts at a time; 8, or what the workflow says.")] = None,
     teacher: Annotated[bool, typer.Option(help="Without a workflow: let the tiny world's teacher answer every draft.")] = False,
     url: Annotated[str, typer.Option(help="Where ComfyUI runs.")] = "http://127.0.0.1:8188",
+    here: Annotated[bool, typer.Option("--here", help="In a ComfyUI of this command's own instead, as draw does.")] = False,
 ) -> None:
     """Measure how a student scores. Ctrl-C stops it; the same command goes on where it was.
 
@@ -47,10 +49,29 @@ def calibrate(
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        typer.echo(_Calibrating(url).run(graph))
+        typer.echo(_calibrated_here(graph) if here else _Calibrating(url).run(graph))
     except ValueError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
+
+
+def _calibrated_here(graph: dict[str, Any]) -> str:
+    """Run a graph in this process, and return the Calibrate node's report.
+
+    Raises:
+        ValueError: There is no ComfyUI, or it refused or failed; the message is ComfyUI's.
+    """
+    from ..bridge.headless import Headless, Interrupted, NodeError, home
+
+    engine, node = Headless(home()), next(key for key, node in graph.items() if node["class_type"] == NODE)
+    with stop_signals(engine.interrupt), typer.progressbar(length=1000, label="Calibrating", show_eta=True) as bar:
+        engine.progress = lambda done, total: bar.update(max(0, round(1000 * done / max(total, 1)) - bar.pos))
+        try:
+            return str(engine.run(graph, {"report": [node, 1]})["report"][0])
+        except Interrupted:
+            raise ValueError(STOPPED) from None
+        except NodeError as error:
+            raise ValueError(str(error)) from error
 
 
 def tiny_world(changes: dict[str, Any], teacher: bool) -> dict[str, Any]:
@@ -105,7 +126,7 @@ class _Calibrating(Server):
             entry = asyncio.run(self._watch(client, prompt))
         except KeyboardInterrupt:
             self.interrupt(prompt)
-            raise ValueError("Stopped; the same command goes on where it was.") from None
+            raise ValueError(STOPPED) from None
         return "\n".join(text for output in entry["outputs"].values() for text in output.get("text", []))
 
     async def _watch(self, client: str, prompt: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from comfyui_apprentice.bulk.job import Job, run
 from comfyui_apprentice.bulk.manifest import Manifest
 from comfyui_apprentice.bulk.workflow import Policy, Template
 from comfyui_apprentice.charts.pictures import read_picture
+from comfyui_apprentice.cli.calibrate import _calibrated_here
+from comfyui_apprentice.cli.calibrate import tiny_world as measured_world
 from comfyui_apprentice.cli.draw import _drawer, tiny_world
 from families import executing
 
@@ -50,8 +52,11 @@ def test_models_are_loaded_once_and_the_teacher_only_when_it_is_needed(engine: H
     wanted = {"verdict": template.ends.verdict}
     engine.run(template.filled(WORDS[:2], 1), wanted)
     assert not [name for name in engine.seen if "Teacher" in name]
+    told: list[tuple[int, int]] = []
+    engine.progress = lambda done, total: told.append((done, total))
     engine.run(template.filled(WORDS[1:], 2), wanted)
     assert "world" not in engine.seen and "sampler" in engine.seen  # the loader came from the cache
+    assert (2, 2) in told  # the student's steps
 
 
 def test_a_refused_workflow_and_a_failing_node_are_told_in_words(engine: Headless) -> None:
@@ -75,6 +80,18 @@ def test_an_interrupt_ends_the_workflow_and_the_next_one_runs(engine: Headless) 
     finally:
         engine._server.send_sync = engine._hear
     assert len(engine.run(template.filled(WORDS[:1], 77), {"verdict": template.ends.verdict})["verdict"][0]) == 1
+
+
+def test_calibrating_here_is_the_node_s_calibration(engine: Headless, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import folder_paths
+
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "calibrations", ([str(tmp_path)], {".json"}))
+    monkeypatch.setattr("comfyui_apprentice.bridge.headless.Headless", lambda _home: engine)
+    report = _calibrated_here(measured_world({"name": "trial", "max_prompts": 0, "text": "\n".join(WORDS[:2])}, teacher=False))
+    assert "2 drafts of 2 prompts" in report and (tmp_path / "trial.json").exists()
+    broken = measured_world({"name": "trial", "max_prompts": 0, "text": "a", "preset": "nobody's"}, teacher=False)
+    with pytest.raises(ValueError, match="preset"):
+        _calibrated_here(broken)
 
 
 def test_a_comfyui_that_is_not_there_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ ROOMS = {
     "nodes": ("bridge", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
     "fleet": ("nodes", "bridge", "bulk", "charts", "gate", "base"),
     "cli": ("plan", "bulk", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
-    # apprentice plan and draw ask ComfyUI's own classes, which the bridge enters.
+    # Commands that ask ComfyUI's own classes, which the bridge enters.
     "plan": ("cli", "fleet", "bulk", "bridge", "training", "oracles", "weights", "networks", "base"),
     "recipe": ("training", "world", "samplers", "oracles", "weights", "networks", "base"),  # of the tiny world; not shipped
 }
@@ -34,7 +34,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 def room_of(module: tuple[str, ...]) -> str:
     if module[:2] == ("world", "recipe"):
         return "recipe"
-    if module[:2] in (("cli", "plan"), ("cli", "draw")):
+    if module[:2] in (("cli", "plan"), ("cli", "draw"), ("cli", "calibrate")):
         return "plan"
     return "base" if module[0] in ("files", "precision") else module[0]
 
