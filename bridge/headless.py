@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from os import environ
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ def home(given: Path | None = None) -> Path:
         ValueError: There is none.
     """
     pack = Path(__file__).resolve().parents[1]
-    asked = [given, Path(os.environ["COMFYUI_PATH"]) if os.environ.get("COMFYUI_PATH") else None, pack.parents[1]]
+    asked = [given, Path(environ["COMFYUI_PATH"]) if environ.get("COMFYUI_PATH") else None, pack.parents[1]]
     for folder in asked[:1] if given else asked[1:]:
         if folder is not None and (folder / "comfy").is_dir() and (folder / "nodes.py").is_file():
             return folder.resolve()

@@ -25,7 +25,7 @@ ROOMS = {
     "fleet": ("nodes", "bridge", "bulk", "charts", "gate", "base"),
     "cli": ("plan", "bulk", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
     # Commands that ask ComfyUI's own classes, which the bridge enters.
-    "plan": ("cli", "fleet", "bulk", "bridge", "training", "oracles", "weights", "networks", "base"),
+    "plan": ("cli", "fleet", "bulk", "bridge", "training", "gate", "oracles", "weights", "networks", "base"),
     "recipe": ("training", "world", "samplers", "oracles", "weights", "networks", "base"),  # of the tiny world; not shipped
 }
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers", "server"}
