@@ -19,7 +19,7 @@ from ..samplers.adaptive import adaptive_collaboration, regenerate
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.frechet import frechet, reference
 from ..world.recipe.sampling import World, unit_noise
-from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, print_claims, print_table, spread
+from .figures import Array, Claim, Figures, bootstrap, jackknife_ratio, spread
 
 STUDENT_STEPS = 2
 TEACHER_STEPS = 9  # of the teacher that improves: where more steps no longer pay; 18 evaluations with guidance
@@ -293,9 +293,7 @@ def sweeps(m: Measured) -> dict[str, list[dict[str, float]]]:
 
 def report(figures: Figures) -> None:
     """Print the table, the claims and the findings."""
-    print_table(figures.rows)
-    print()
-    print_claims(figures.claims)
+    figures.show()
     print("\nshare of drafts that beat the teacher's picture:")
     for name, parts in figures.findings["share of drafts better than the teacher's"].items():
         print(f"  {name}: " + ", ".join(f"{key}: {value:.2f}" for key, value in parts.items()))

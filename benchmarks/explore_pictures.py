@@ -85,7 +85,7 @@ def _draw(world: World, name: str, rows: list[str], seed: int) -> Pool:
         student, steps, drafts = STUDENTS[name]
         draw = lambda n: world.draft(rows, unit_noise(len(rows), seed + n), steps, 7 * seed + n, student)  # noqa: E731
     elif name == SPOILED:
-        drafts, spoiled = 12, _spoil(world)
+        drafts, spoiled = 12, spoil(world)
         draw = lambda n: world.draft(rows, unit_noise(len(rows), seed + n), 1, 0, spoiled)  # noqa: E731
     else:
         drafts = 1
@@ -102,7 +102,7 @@ def _seen(world: World, drawn: Drawn, rows: list[str]) -> tuple[float, Array, Ar
     return float(drawn.nfe), gate, quality, seen.numpy(), world.features(pictures).numpy()
 
 
-def _spoil(world: World) -> str:
+def spoil(world: World) -> str:
     """A student that falls far behind its teacher: the consistency student with noise on its weights; its name in ``world``."""
     student = Denoiser(load_unet("student_consistency"))
     generator = torch.Generator().manual_seed(0)

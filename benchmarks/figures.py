@@ -47,6 +47,12 @@ class Figures:
         text = json.dumps(body, indent=1, allow_nan=False) + "\n"
         write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
+    def show(self) -> None:
+        """Print the table, and the claims below it."""
+        print_table(self.rows)
+        print()
+        print_claims(self.claims)
+
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .figures import Array, Claim, Figures, bootstrap, mean_of_seeds, print_claims, print_table
+from .adaptive import mean_of
+from .figures import Array, Claim, Figures, mean_of_seeds
 from .fleet_checks import formulas, half_slice
 from .fleet_policies import STAGES, STUDENT, TEACHER, Explore, Fixed, Only, Policy, Running, noised
 from .fleet_scores import FILE, Drawings, draw, load
@@ -69,11 +70,7 @@ class Tried:
         rows = np.concatenate([day.rows for day in self.days])
         gaps = np.concatenate([day.run.worth for day in self.days]) - teacher[rows]
         count = np.bincount(rows // places)
-        return _mean(np.bincount(rows // places, gaps) / np.maximum(count, 1))
-
-
-def _mean(values: Array) -> Claim:
-    return bootstrap(lambda index: float(values[index].mean()), len(values))
+        return mean_of(np.bincount(rows // places, gaps) / np.maximum(count, 1))
 
 
 def policies(drawings: Drawings, service: Service, world: str) -> list[Policy]:
@@ -207,16 +204,14 @@ def run(
                         "around": around(service, near, [a / b for a, b in whole][: 1 if quick else 2], say)}  # fmt: skip
     for world in found:
         for noise in NOISES[1:]:
-            figures.claims[f"{prefix(world)}quality_difference_noise_{noise:g}"] = _mean(
+            figures.claims[f"{prefix(world)}quality_difference_noise_{noise:g}"] = mean_of(
                 blurred(measured.worlds[world], service.share, noise)
             )
     for point in figures.findings["in bursts"]:
         if point["burst"] == BURSTS[-1]:
             late = Claim(*(point[f"late {end}"] for end in ("value", "lo", "hi")))
             figures.claims[f"fleet_late_in_bursts_{point['line']}"] = late
-    print_table(figures.rows)
-    print()
-    print_claims(figures.claims)
+    figures.show()
     if plot:
         from .fleet_plot import draw_plot
 

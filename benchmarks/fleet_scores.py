@@ -18,7 +18,7 @@ import numpy as np
 from ..files import write_atomically
 from ..world.recipe.concepts import held_out_prompts, training_prompts
 from ..world.recipe.sampling import Drawn, World, unit_noise
-from .explore_pictures import PLACES, REDRAWN, SPOILED, TEACHER_STEPS, _spoil
+from .explore_pictures import PLACES, REDRAWN, SPOILED, TEACHER_STEPS, spoil
 from .figures import Array, machine
 
 FILE = Path(__file__).with_name("results") / "fleet-scores.json"
@@ -108,7 +108,7 @@ def load(path: Path = FILE) -> Measured:
 def draw(path: Path, say: Callable[[str], None] = print) -> None:
     """Draw every source on unseen and on training prompts, take the times, and write the file: about five CPU-minutes."""
     world = World()
-    _spoil(world)
+    spoil(world)
     unseen, taught = ([p.text() for p in some for _ in range(PLACES)]
                       for some in (held_out_prompts()[:PROMPTS], training_prompts(TAUGHT, seed=77)))  # fmt: skip
     sources = {}

@@ -19,7 +19,8 @@ from ..oracles.base import Oracle
 from ..oracles.registry import KINDS, load
 from ..weights.catalogue import files_of, oracle_of
 from ..world.weights import load_oracle
-from .figures import Array, Claim, Figures, bootstrap, print_table
+from .adaptive import mean_of
+from .figures import Array, Figures, print_table
 from .template_pictures import Pair, pairs
 
 OTHERS = 8  # prompts of other pictures that each own prompt is compared with
@@ -117,11 +118,7 @@ def _row(figures: Figures, name: str, oracle: Oracle, values: Array) -> dict[str
         return {"own prompt": "doesn't read it", "own picture": "doesn't read it"}
     cells = {}
     for title, of in (("own prompt", by_prompt), ("own picture", by_picture)):
-        claim = _mean(of(values))
+        claim = mean_of(of(values))
         figures.claims[f"{title.replace(' ', '_')}_{name.lower().replace(' ', '_')}"] = claim
         cells[title] = str(claim)
     return cells
-
-
-def _mean(shares: Array) -> Claim:
-    return bootstrap(lambda index: float(shares[index].mean()), len(shares))

@@ -21,7 +21,7 @@ from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.frechet import frechet, reference
 from ..world.recipe.sampling import Drawn, World, unit_noise
 from ..world.weights import DEFAULT_STUDENT, FOLDER, GUIDANCE, read
-from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table, spread
+from .figures import Array, Claim, Figures, bootstrap, spread
 
 STUDENT = "sid"
 TEACHER_STEPS = (4, 5, 7, 9, 12, 16, 24)
@@ -200,9 +200,7 @@ def run(
     prompts = [p.text() for p in held_out_prompts()][: 64 if quick else PROMPTS]
     pools = measure(prompts, SEEDS, TEACHER_STEPS[::2] if quick else TEACHER_STEPS, student, say)
     figures = compare(pools, reference(), student)
-    print_table(figures.rows)
-    print()
-    print_claims(figures.claims)
+    figures.show()
     if plot:
         if not figures.findings["curve"]:
             say(f"{CURVE.name} is missing, so there is no curve over pictures seen; the recipe's stage 'sid' records it.")

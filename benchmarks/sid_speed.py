@@ -31,7 +31,7 @@ from ..training.augment import AugmentDraws, augment
 from ..training.loop import Ema
 from ..training.sid import Labels, fake_score_loss, generator_loss, log_normal_level, noise_level
 from ..training.sid_iteration import Draws, Objective, clean_gradients, edm_players, iterate
-from .figures import Array, Claim, Figures, print_claims, print_table
+from .figures import Array, Claim, Figures
 
 BATCH, RATE, HALF_LIFE, GIB = 32, 1e-5, 500_000, 2**30
 CONFIG: dict[str, Any] = {
@@ -277,8 +277,6 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
     if len(variants) < len(VARIANTS):
         say("This CPU has no native bfloat16: those rows are left out.")
     figures = compare(measure(variants[:3] if quick else variants, 2 if quick else 6, say))
-    print_table(figures.rows)
-    print()
-    print_claims(figures.claims)
+    figures.show()
     print(f"\n{figures.settings['step']}, {figures.settings['precision']}; official: {OFFICIAL}")
     return figures

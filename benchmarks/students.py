@@ -23,7 +23,7 @@ from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.sampling import Drawn, World, unit_noise
 from ..world.weights import students as shipped
 from .adaptive import mean_of
-from .figures import Array, Claim, Figures, bootstrap, print_claims, print_table
+from .figures import Array, Claim, Figures, bootstrap
 
 TEACHER_STEPS = 24  # more change nothing (apprentice bench sid)
 CHEAP_STEPS = 9  # the same network with fewer: what a coarser solver alone does
@@ -266,9 +266,7 @@ def run(quick: bool = False, plot: Path | None = None, say: Callable[[str], None
     """
     prompts = [p.text() for p in held_out_prompts()][: 40 if quick else PROMPTS]
     figures = compare(measure(prompts, 2 if quick else SEEDS, say))
-    print_table(figures.rows)
-    print()
-    print_claims(figures.claims)
+    figures.show()
     if plot:
         draw_plot(figures, plot)
         say(f"plot: {plot}")

@@ -26,7 +26,7 @@ from ..world.recipe.concepts import BACKGROUNDS
 from ..world.recipe.data import BACKGROUND_COLOURS, on_background
 from ..world.recipe.sampling import World, unit_noise
 from ..world.weights import DEFAULT_STUDENT, load_unet
-from .figures import Array, Claim, Figures, bootstrap, mean_of_seeds, print_claims, print_table
+from .figures import Array, Claim, Figures, bootstrap, mean_of_seeds
 from .style_score import Look, fisher
 from .style_world import (
     Say,
@@ -236,9 +236,7 @@ def run(
         "SiD from the student": (together([r.end for r in warm]), FAST_STEPS, warm[0].pictures),
     }  # fmt: skip
     figures = summary(plan, scale, drawn, warm, cold)
-    print_table(figures.rows)
-    print()
-    print_claims(figures.claims)
+    figures.show()
     if plot:
         from .style_plot import draw_plot
 

@@ -10,9 +10,11 @@ from os import environ
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..bulk.stages import GIVEN
+from ..bulk.workflow import Graph, upstream
 from .entering import enter
 
-KEEP, GIVEN = "ApprenticeDrawKeep", "ApprenticeDrawGiven"  # what takes a value out, and puts one in; known in this process alone
+KEEP = "ApprenticeDrawKeep"  # what takes a value out, as GIVEN puts one in; both are known in this process alone
 
 
 def home(given: Path | None = None) -> Path:
@@ -116,7 +118,7 @@ class Headless:
         comfy.model_management.interrupt_current_processing()
 
     def run(
-        self, graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any] | None = None
+        self, graph: Graph, wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any] | None = None
     ) -> dict[str, list[Any]]:
         """Run what leads to ``wanted``, and nothing else of the graph; its values by name, each a list as nodes pass them.
 
@@ -133,7 +135,8 @@ class Headless:
         kept = {
             f"keep {name}": {"class_type": KEEP, "inputs": {"name": name, "value": list(link)}} for name, link in wanted.items()
         }
-        prompt, number = {**_needed(graph, wanted), **kept}, uuid.uuid4().hex
+        needed = {key: graph[key] for key in upstream(graph, *wanted.values())}  # output nodes beside them are left out
+        prompt, number = {**needed, **kept}, uuid.uuid4().hex
         valid, error, outputs, node_errors = self._loop.run_until_complete(execution.validate_prompt(number, prompt, None))
         if not valid or node_errors:
             raise NodeError(_refusal(error, node_errors))
@@ -158,18 +161,6 @@ async def _register() -> None:
     extension = await comfy_entrypoint()
     for node in await extension.get_node_list():
         nodes.NODE_CLASS_MAPPINGS[node.define_schema().node_id] = node
-
-
-def _needed(graph: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The nodes that ``wanted`` are made of; output nodes beside them are left out."""
-    waiting, needed = [str(link[0]) for link in wanted.values()], dict[str, Any]()
-    while waiting:
-        key = waiting.pop()
-        if key in graph and key not in needed:
-            needed[key] = graph[key]
-            links = (value for value in graph[key]["inputs"].values() if isinstance(value, list) and len(value) == 2)
-            waiting += [link[0] for link in links if isinstance(link[0], str)]
-    return needed
 
 
 def _refusal(error: Any, node_errors: Mapping[str, Any]) -> str:

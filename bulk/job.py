@@ -153,16 +153,15 @@ def finish(
     job: Job, manifest: Manifest, part: Sequence[Item], seed: int, drawn: Drawn, bad: Mapping[int, str]
 ) -> None:
     """Write the pictures of a batch that aren't there yet, their lines, and the sheets that are full now."""
-    records = []
+    records, chunks = [], {} if drawn.prompt is None else {"prompt": json.dumps(drawn.prompt)}
     for place, (item, picture, judgement) in enumerate(zip(part, drawn.pictures, drawn.verdict, strict=True)):
         if item.number in manifest.records:
             continue
         error = bad.get(item.number, "" if bool(torch.isfinite(picture).all()) else "The picture holds NaN or infinity.")
         record = record_of(item, place, seed, judgement, drawn.verdict, error)
         if record.file:
-            story = story_of(judgement, drawn.verdict, drawn.prompt)
-            chunks = {} if drawn.prompt is None else {"prompt": json.dumps(drawn.prompt)}
-            save_picture(picture, manifest.folder / record.file, {**chunks, CHUNK: json.dumps(story)})
+            story = json.dumps(story_of(judgement, drawn.verdict, drawn.prompt))
+            save_picture(picture, manifest.folder / record.file, {**chunks, CHUNK: story})
         records.append(record)
     manifest.add(records)
     save_sheets(job, manifest, {record.number for record in records})

@@ -38,7 +38,7 @@ class Server:
         """
         entry: dict[str, Any] | None = self.ask(f"/history/{run}").get(run)
         if entry is not None and entry["status"]["status_str"] != "success":
-            raise ValueError(why(entry["status"]))
+            raise ValueError(_why(entry["status"]))
         return entry
 
     def interrupt(self, run: str) -> None:
@@ -74,7 +74,7 @@ def _refusal(answer: bytes) -> str:
         return answer.decode(errors="replace")[:500]
 
 
-def why(status: dict[str, Any]) -> str:
+def _why(status: dict[str, Any]) -> str:
     """Why a run ended without success."""
     for kind, data in status["messages"]:
         if kind == "execution_error":

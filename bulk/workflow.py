@@ -64,7 +64,6 @@ def of_class(graph: Graph, name: str) -> list[str]:
 class Ends:
     """Where pictures and verdict come out."""
 
-    node: str
     pictures: Link
     verdict: Link
 
@@ -83,7 +82,7 @@ def ends(graph: Graph) -> Ends:
             at = [found[0], pictures] if pictures >= 0 else graph[found[0]]["inputs"].get("images")
             if not is_link(at, graph):
                 raise ValueError("No pictures are connected to the workflow's Judge.")
-            return Ends(found[0], list(at), [found[0], verdict])
+            return Ends(list(at), [found[0], verdict])
     raise ValueError(
         "The workflow has no node that gives a verdict: use one with Apprentice Sampler, or Judge."
     )

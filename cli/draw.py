@@ -133,7 +133,6 @@ def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], 
     """Raises: ValueError: Nobody can draw, or not this workflow."""
     from ..bridge.headless import Interrupted
     from ..bulk.job import PictureError, run
-    from ..fleet.comfyui_workers import StoppedError
 
     if all(item.number in manifest.records for item in job.items):
         typer.echo(_summary(manifest, len(job.items)))
@@ -151,7 +150,7 @@ def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], 
 
         try:
             finished = run(job, engine.draw, manifest, progress, stopped, engine.at_once)
-        except (Interrupted, StoppedError):
+        except Interrupted:
             finished = False
         except PictureError as error:
             raise ValueError(f"{error} ({len(manifest.records)} of {len(job.items)} pictures are done and stay.)") from error

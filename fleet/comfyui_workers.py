@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..bridge.headless import Interrupted
 from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
 from ..bulk.pool import NoWorkersError, Pool
@@ -26,10 +27,6 @@ from ..gate.verdict import Judgement, Verdict
 SAVE, PREFIX = "ApprenticeSaveImages", "apprentice draw/picture"
 _POLL = 0.2  # seconds between two looks at the history
 _AGAIN = 30.0  # seconds until one that didn't answer is asked again
-
-
-class StoppedError(RuntimeError):
-    """Somebody stopped the job."""
 
 
 class ComfyUILine:
@@ -94,13 +91,14 @@ class ComfyUILine:
 
         Raises:
             PictureError: ComfyUI refused it, or a node failed.
+            Interrupted: Somebody stopped the job.
         """
         try:
             run = server.queue(graph, uuid.uuid4().hex)
             while (entry := server.ended(run)) is None:
                 if self._stopped.wait(_POLL):
                     server.interrupt(run)
-                    raise StoppedError("Stopped.")
+                    raise Interrupted
             return [read_png(server.file(file)) for file in entry["outputs"][save]["images"]]
         except NoAnswerError:
             raise

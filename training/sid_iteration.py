@@ -218,8 +218,8 @@ def generator_objective(players: Players, objective: Objective, draws: Draws) ->
             objective.variety, players.generator, players.teacher, draws.labels, draws.empty, objective.kappa4,
             objective.noising, draws.z, draws.noise, draws.level, images, len(objective.sigmas),
         )  # fmt: skip
-        kept = kept & apart.isfinite()
-        total = total + objective.generator_scale * apart[apart.isfinite()].sum()
+        there = apart.isfinite()
+        kept, total = kept & there, total + objective.generator_scale * apart[there].sum()
     if features is not None:
         logits = discriminator_logits(features)
         kept = kept & finite(logits)

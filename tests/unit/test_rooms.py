@@ -20,7 +20,7 @@ ROOMS = {
     "bulk": ("charts", "gate", "base"),
     "training": ("samplers", "oracles", "weights", "networks", "base"),
     "world": ("oracles", "networks", "base"),
-    "bridge": ("training", "world", "gate", "samplers", "oracles", "weights", "networks", "base"),
+    "bridge": ("bulk", "training", "world", "gate", "samplers", "oracles", "weights", "networks", "base"),
     "nodes": ("bridge", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
     "fleet": ("nodes", "bridge", "bulk", "charts", "gate", "base"),
     "cli": ("plan", "bulk", "training", "world", "charts", "gate", "samplers", "oracles", "weights", "networks", "base"),
