@@ -29,13 +29,12 @@ from ..training.sid_iteration import Players, fake_score_objective
 from ..training.tilted import Tilt
 from ..world.recipe.concepts import training_prompts
 from ..world.recipe.sampling import World
-from ..world.recipe.sid import denoiser
+from ..world.recipe.sid import LEVELS, denoiser
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .control_loop import loop
 from .control_tilted_toy import run as run_toy  # noqa: F401, by the command's --toy
 from .control_world import SHAPE, Measured, Tuned, against, kept_run, mean_by_prompt, measure, row_of
 from .figures import Claim, Figures, print_claims, print_table
-from .sid_world import LEVELS
 
 matplotlib.use("Agg")
 

@@ -26,20 +26,18 @@ from ..precision import autocast
 from ..training.distill import Settings as SidSettings
 from ..training.distill import distil
 from ..training.loop import Schedule, Watch, train
-from ..training.lora import Adapters, Lora, adaptable, merge, switched, untrained
+from ..training.lora import Adapters, Lora, adaptable
 from ..training.run_folder import RunFolder
 from ..training.sid import edm_weight
-from ..training.sid_iteration import Players
 from ..training.warm_start import begin_at
 from ..world.recipe.concepts import BACKGROUNDS, CONCEPTS, ICONS
 from ..world.recipe.data import BACKGROUND_COLOURS, SIZE, fetch_package, on_background, pose_of, render
 from ..world.recipe.sampling import World
-from ..world.recipe.sid import denoiser
+from ..world.recipe.sid import as_loras, prompted, with_lora
 from ..world.recipe.student import LEVELS, consistency_loss
 from ..world.recipe.teacher import P_MEAN, P_STD
 from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_unet
 from .control_world import SHAPE, kept_run
-from .sid_world import prompted
 
 VENDOR, PACKAGE, POSES = "openmoji", ("@iconify-json/openmoji", "1.2.29"), 8
 STYLE, RANK = "style", 16
@@ -188,14 +186,9 @@ def distil_styled(world: World, styled: TinyUNet, way: Way, folder: Path, look: 
     Raises:
         ValueError: ``folder`` holds another run.
     """
-    base = copy.deepcopy(styled)
-    adapters = Adapters(base, ("generator", "fake"), STUDENT_RANK, way.seed)
-    generator, fake = adapters.of["generator"], adapters.of["fake"]
+    players, generator, fake = as_loras(styled, STUDENT_RANK, way.seed)
     if way.start:
         begin_at(generator, change_of(way.start))
-    denoise = denoiser(base)
-    teacher, fake_score, student = (switched(denoise, adapters, name) for name in (None, "fake", "generator"))
-    players = Players(teacher, fake_score, student, list(fake.parameters()), list(generator.parameters()))
 
     def show(tensors: Mapping[str, Tensor], pictures: int) -> None:
         look(with_lora(styled, generator, tensors), pictures)
@@ -219,15 +212,6 @@ def change_of(student: str) -> Callable[[str], Tensor]:
     """What made a student of the plain teacher, by the layer's name."""
     after, before = (adaptable(load_unet(name)) for name in (f"student_{student}", "teacher"))
     return lambda name: after[name].weight.detach() - before[name].weight.detach()
-
-
-def with_lora(network: TinyUNet, lora: Lora, tensors: Mapping[str, Tensor] | None = None) -> TinyUNet:
-    """A copy of ``network`` with a LoRA in its weights: with these ``tensors``, or its own."""
-    merged, filled = copy.deepcopy(network), copy.deepcopy(lora)
-    if tensors is not None:
-        filled.load_state_dict(dict(tensors))
-    merge(untrained(merged), filled)  # type: ignore[arg-type]
-    return merged.eval().requires_grad_(False)
 
 
 def consistency(world: World, styled: TinyUNet, icons: StyledPictures, pictures: int, folder: Path, say: Say) -> TinyUNet:
