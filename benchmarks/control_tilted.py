@@ -1,12 +1,14 @@
-"""One loss that distils and pleases: the tiny world's student by SiD towards the tilted teacher, beside plain SiD.
+"""One loss that distils and pleases: the tiny world's student by SiD towards the tilted teacher, beside its rivals.
 
-All arms start from the shipped student and draw as many pictures; those of SiD with one fake score network that has learned
-the shipped student's pictures before. Tuned by the gate's oracle, on training prompts; measured by the judge, which nobody
-was tuned by, on prompts that no training showed.
+Every arm begins at the teacher and draws as many pictures while it learns: plain SiD; SiD towards the tilted teacher; half of
+them SiD, the other half tuned (distil, then tune); a fifth tuned, since a teacher's take many steps, the others SiD of the tuned
+teacher (tune, then distil). Tuned by the gate's oracle, on training prompts; measured by the judge, which nobody was tuned by, on
+prompts that no training showed.
 """
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,32 +21,32 @@ import torch
 from torch import Tensor
 
 from ..networks.tiny_unet import Denoiser, TinyUNet
-from ..samplers.schedules import tiny_world_sigmas
-from ..training.distill import Settings, Task, distil, draw_steps, draws
+from ..training.distill import Settings, Task, distil
 from ..training.finetune import finetune
 from ..training.finetune_task import Settings as TuneSettings
-from ..training.loop import Schedule, Watch, train
-from ..training.lora import merge
-from ..training.sid_iteration import Players, fake_score_objective
+from ..training.loop import Watch
+from ..training.sid_iteration import Players
 from ..training.tilted import Tilt
+from ..world.recipe import sid
 from ..world.recipe.concepts import training_prompts
 from ..world.recipe.sampling import World
-from ..world.recipe.sid import LEVELS, denoiser
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .control_loop import loop
 from .control_tilted_toy import run as run_toy  # noqa: F401, by the command's --toy
-from .control_world import SHAPE, Measured, Tuned, against, kept_run, mean_by_prompt, measure, row_of
+from .control_world import Measured, Tuned, against, kept_run, mean_by_prompt, measure, row_of
 from .figures import Claim, Figures, print_claims, print_table
 
 matplotlib.use("Agg")
 
 Say = Callable[[str], None]
-GUIDANCE = 1.5  # of the teacher, as the shipped student was distilled with
-FAKE_RATE = 3e-4
+GUIDANCE = 1.5  # of the teacher, in every arm
 STEPS, TEACHER_STEPS = 2, 12
 PRICES = (0.01, 0.05)  # the first was chosen on training prompts, and is what claims are about; at 0.5 nothing is gained
-SHIPPED, PLAIN, THEN, FAKE, TEACHER = (
-    "the shipped student", "plain SiD", "tuned directly, alpha 0.1", "fake score", "the teacher, guided, 24 evaluations",
+PLAIN, THEN, FIRST = "plain SiD", "distil, then tune", "tune, then distil"
+SHIPPED, TEACHER = "the shipped student", "the teacher, guided, 24 evaluations"
+THEN_TUNED = TuneSettings(algorithm="direct", value=0.1, batch=16, base_draws=2, learning_rate=1e-3, ema_half_life=500)
+TUNED_FIRST = TuneSettings(
+    algorithm="path_kl", value=0.5, batch=12, base_draws=2, learning_rate=1e-3, count=6, last=2, ema_half_life=200,
 )  # fmt: skip
 
 
@@ -53,8 +55,6 @@ class Plan:
     """How much is trained."""
 
     pictures: int  # that a student draws while it learns
-    before: int  # that the fake score network learns from before
-    batch: int
     trained: int  # prompts
     prompts: int
     seeds: int
@@ -63,90 +63,71 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a minute of it."""
-        return cls(8, 8, 4, 16, 8, 2, 16) if quick else cls(3840, 2400, 16, 512, 120, 4, 960)
+        return cls(32, 16, 8, 2, 16) if quick else cls(3200, 512, 120, 4, 501)
 
     @property
-    def settings(self) -> Settings:
-        """Of every arm."""
-        return Settings(
-            pictures=self.pictures, batch=self.batch, generator_rate=1e-4, fake_rate=FAKE_RATE, alpha=1.0, kappa4=GUIDANCE,
-            steps=STEPS, generator_scale=1.0, ema_half_life=500, ema_rampup=0.3, warmup=0.05, decay=0.3,
-        )  # fmt: skip
+    def words(self) -> list[str]:
+        """The prompts of all training."""
+        return [p.text() for p in training_prompts(self.trained, seed=4)]
 
 
-def task_of(world: World, generator: TinyUNet, fake: TinyUNet, trained: int, price: float | None) -> Task:
-    """SiD on ``trained`` training prompts, whose numbers are the labels; with the oracle at a price, or without."""
-    prompts = [p.text() for p in training_prompts(trained, seed=4)]
+def settings_of(pictures: int, seed: int = 0) -> Settings:
+    """The recipe's, for so many pictures."""
+    return replace(sid.SETTINGS, pictures=pictures, kappa4=GUIDANCE, ema_half_life=500, seed=seed)
+
+
+def task_of(world: World, teacher: TinyUNet, words: list[str], price: float | None, seed: int) -> Task:
+    """SiD of ``teacher`` on prompts, whose numbers are the labels; with the oracle at a price, or without."""
+    players, generator, fake = sid.as_loras(teacher, sid.RANK, seed)
     with torch.no_grad():
-        contexts = world.context([*prompts, ""])
+        contexts = world.context([*words, ""])
 
-    def numbered(network: TinyUNet) -> Callable[[Tensor, Tensor, Any], Tensor]:
-        around = denoiser(network)
-        return lambda x, sigma, rows: around(x, sigma, contexts[rows])
+    def numbered(denoise: Callable[[Tensor, Tensor, Any], Tensor]) -> Callable[[Tensor, Tensor, Any], Tensor]:
+        return lambda x, sigma, rows: denoise(x, sigma, contexts[rows])
 
     def reward(latents: Tensor, rows: Tensor) -> Tensor:
         pictures = ((world.decoder.decode(latents) + 1) / 2).movedim(1, -1)
-        return world.oracle.reward(pictures, [prompts[int(row)] for row in rows])
+        return world.oracle.reward(pictures, [words[int(row)] for row in rows])
 
     def labels(rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        return torch.randint(trained, (batch,), generator=rng), torch.full((batch,), trained)
+        return torch.randint(len(words), (batch,), generator=rng), torch.full((batch,), len(words))
 
-    for network in (generator, fake):
-        network.requires_grad_(True)
-    learned = list(fake.parameters()), list(generator.parameters())
-    players = Players(numbered(load_unet("teacher")), numbered(fake), numbered(generator), *learned)
-    return Task(
-        players, generator, fake, SHAPE, labels, lambda steps: tuple(tiny_world_sigmas(steps)),
-        LEVELS, tilt=None if price is None else Tilt(reward, price),
-    )  # fmt: skip
+    three = (numbered(each) for each in (players.teacher, players.fake, players.generator))
+    by_number = Players(*three, players.fake_parameters, players.generator_parameters)
+    task = sid.prompted(world, by_number, generator, fake, words)
+    return replace(task, labels=labels, tilt=None if price is None else Tilt(reward, price))
 
 
-def fitted_fake(world: World, plan: Plan, folder: Path, say: Say) -> TinyUNet:
-    """The teacher, taught to be the shipped student's score; in all arms the start, so that they soon have a true gradient."""
-    fake, settings = load_unet("teacher"), plan.settings
-    task = task_of(world, load_unet(f"student_{DEFAULT_STUDENT}"), fake, plan.trained, None)
-    task.generator.requires_grad_(False)
-    schedule = Schedule(plan.before, plan.batch, FAKE_RATE, 0.05, 0.5)
-    run = kept_run(folder / FAKE, schedule, trained=plan.trained)
-
-    def loss(rng: torch.Generator, batch: int) -> Tensor:
-        objective = task.objective(settings, draw_steps(rng, STEPS))
-        return fake_score_objective(task.players, objective, draws(task, objective, rng, batch, True)).total / batch
-
-    watch = Watch(lambda step, _pictures, means: say(f"{FAKE} {step}: {means['loss']:.4g}"), 25)
-    fake.load_state_dict(train(fake, loss, schedule, run, ema_half_life=200, watch=watch, save_every=50).shadow)
-    return fake
-
-
-def student(world: World, plan: Plan, name: str, price: float | None, folder: Path, say: Say, seed: int = 0) -> TinyUNet:
-    """One arm; a run that is in ``folder`` goes on.
+def student(
+    world: World, teacher: TinyUNet, plan: Plan, name: str, price: float | None, folder: Path, say: Say, pictures: int = 0,
+    seed: int = 0,
+) -> TinyUNet:  # fmt: skip
+    """A student of ``teacher``, in ``plan.pictures`` or in ``pictures``; a run that is in ``folder`` goes on.
 
     Raises:
         ValueError: ``folder`` holds a run of this name with other settings.
     """
-    generator, fake = load_unet(f"student_{DEFAULT_STUDENT}"), fitted_fake(world, plan, folder, say)
-    settings = replace(plan.settings, seed=seed)
-    task = task_of(world, generator, fake, plan.trained, price)
+    settings = settings_of(pictures or plan.pictures, seed)
+    task = task_of(world, teacher, plan.words, price, seed)
     watch = Watch(lambda step, _pictures, means: say(f"{name} {step}: {means['generator']:.4g}"), 10)
-    run = kept_run(folder / name, settings, before=plan.before, trained=plan.trained, price=price)
-    generator.load_state_dict(distil(task, settings, run, watch=watch, save_every=25).shadow)
-    return generator.eval().requires_grad_(False)
+    run = kept_run(folder / name, settings, trained=plan.trained, price=price)
+    ema = distil(task, settings, run, watch=watch, save_every=25)
+    return sid.with_lora(teacher, task.generator, ema.shadow)  # type: ignore[arg-type]
 
 
-def tuned(world: World, plan: Plan, folder: Path, say: Say) -> TinyUNet:
-    """Distil, then tune: the shipped student by ``direct`` as ``control`` does it, on the same prompts and as many pictures."""
-    settings = TuneSettings(
-        algorithm="direct", value=0.1, updates=max(plan.pictures // plan.batch, 1), batch=plan.batch, base_draws=2,
-        learning_rate=1e-3, ema_half_life=500,
-    )  # fmt: skip
-    around = Tuned(World(), 16, 0, student=True)
-    task = around.task([p.text() for p in training_prompts(plan.trained, seed=4)], world.oracle)
-    watch = Watch(lambda step, _pictures, means: say(f"{THEN} {step}: reward {means['reward']:.2f}"), 25)
-    ema, _base = finetune(task, settings, kept_run(folder / THEN, settings, trained=plan.trained), watch=watch, save_every=25)
-    around.lora.load_state_dict(ema.shadow)
-    network = load_unet(f"student_{DEFAULT_STUDENT}")
-    merge(network, around.lora)
-    return network
+def tuned(network: TinyUNet, plan: Plan, name: str, settings: TuneSettings, pictures: int, folder: Path, say: Say) -> TinyUNet:
+    """``network`` tuned by the oracle, as ``control`` does it: a student (``direct``), or a teacher."""
+    world, of_student = World(), settings.algorithm == "direct"
+    if of_student:
+        world._students[DEFAULT_STUDENT] = Denoiser(copy.deepcopy(network))
+    else:
+        world.teacher = Denoiser(copy.deepcopy(network))
+    settings = replace(settings, updates=max(pictures // settings.batch, 1))
+    around = Tuned(world, 16, 0, student=of_student)
+    watch = Watch(lambda step, _pictures, means: say(f"{name} {step}: reward {means['reward']:.2f}"), 25)
+    run = kept_run(folder / f"{name}, tuning", settings, trained=plan.trained)
+    ema, _base = finetune(around.task(plan.words, world.oracle), settings, run, watch=watch, save_every=25)
+    return sid.with_lora(network, around.lora, ema.shadow)
 
 
 def name_of(price: float) -> str:
@@ -156,9 +137,14 @@ def name_of(price: float) -> str:
 
 def students(world: World, plan: Plan, folder: Path, say: Say) -> dict[str, TinyUNet]:
     """Every arm's network, by name; the tilted one of the first price comes first."""
-    arms: dict[str, float | None] = {name_of(price): price for price in PRICES}
-    made = {name: student(world, plan, name, price, folder, say) for name, price in {**arms, PLAIN: None}.items()}
-    return made | {THEN: tuned(world, plan, folder, say)}
+    teacher, half, fifth = load_unet("teacher"), plan.pictures // 2, plan.pictures // 5
+    made = {name_of(price): student(world, teacher, plan, name_of(price), price, folder, say) for price in PRICES}
+    made[PLAIN] = student(world, teacher, plan, PLAIN, None, folder, say)
+    before = student(world, teacher, plan, THEN, None, folder, say, half)
+    made[THEN] = tuned(before, plan, THEN, THEN_TUNED, plan.pictures - half, folder, say)
+    pleased = tuned(load_unet("teacher"), plan, FIRST, TUNED_FIRST, fifth, folder, say)
+    made[FIRST] = student(world, pleased, plan, FIRST, None, folder, say, plan.pictures - fifth)
+    return made
 
 
 def claims_of(measured: dict[str, Measured]) -> dict[str, Claim]:
@@ -168,7 +154,8 @@ def claims_of(measured: dict[str, Measured]) -> dict[str, Claim]:
     return {
         "tilted_student_gain": plain["unseen_judge_gain"],
         "tilted_student_gain_over_teacher": mean_by_prompt(ours.judge - measured[TEACHER].judge),
-        "tilted_student_gain_over_tuned": mean_by_prompt(ours.judge - measured[THEN].judge),
+        "tilted_student_gain_over_distil_then_tune": mean_by_prompt(ours.judge - measured[THEN].judge),
+        "tilted_student_gain_over_tune_then_distil": mean_by_prompt(ours.judge - measured[FIRST].judge),
         "tilted_student_reward_gain": plain["reward_gain"],
         "tilted_student_variety": plain["diversity_ratio"],
     }
@@ -198,7 +185,9 @@ def run(quick: bool, plot: Path, say: Say, work: Path | None = None) -> Figures:
     for name, way in ways.items():
         say(f"measuring {name}")
         measured[name] = measure(world, way, plan.prompts, plan.seeds)
-    figures = Figures("control-tilted", {"plan": vars(plan), "prices": PRICES, "steps": STEPS, "training": vars(plan.settings)})
+    figures = Figures("control-tilted", {
+        "plan": vars(plan), "prices": PRICES, "steps": STEPS, "training": vars(settings_of(plan.pictures)),
+    })  # fmt: skip
     order = [PLAIN, *(name for name in measured if name != PLAIN)]
     figures.rows = [row_of(name, measured[name], against(measured[PLAIN], measured[name])) for name in order]
     figures.claims = claims_of(measured)

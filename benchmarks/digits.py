@@ -199,7 +199,7 @@ def followed(
 
 
 TEACHER_FILE = Path(__file__).parents[1] / "tests" / "data" / "digits_teacher.safetensors"
-QUICK, FULL = 150, 8_000  # iterations
+QUICK, FULL = 150, 5_000  # iterations
 SEEDS = 3
 
 

@@ -277,7 +277,8 @@ CONTROL_WORDS = {
 TILTED_WORDS = {
     "tilted_student_gain": "SiD towards the tilted teacher: score of the judge that nobody was tuned by, minus plain SiD",
     "tilted_student_gain_over_teacher": "the same minus the teacher, guided, at 24 evaluations",
-    "tilted_student_gain_over_tuned": "the same minus the shipped student tuned directly, at equal pictures",
+    "tilted_student_gain_over_distil_then_tune": "the same minus distil, then tune, at equal pictures",
+    "tilted_student_gain_over_tune_then_distil": "the same minus tune, then distil, at equal pictures",
     "tilted_student_reward_gain": "score of the oracle that tuned, minus plain SiD",
     "tilted_student_variety": "its diversity, over plain SiD",
     "loop_quality_gain": "judge's score of adaptive collaboration at equal evaluations, tilted student minus shipped",

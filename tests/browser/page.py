@@ -20,6 +20,12 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
+FEW_FRAMES = """
+    window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100);
+    window.cancelAnimationFrame = clearTimeout;
+"""
+"""The canvas is painted ten times a second: without a GPU, sixty take a whole core."""
+
 
 @contextmanager
 def open_page(url: str, chromium: str | None = None) -> Iterator[Page]:
@@ -29,6 +35,7 @@ def open_page(url: str, chromium: str | None = None) -> Iterator[Page]:
             profile, executable_path=chromium or None, headless=True, args=FLAGS, viewport={"width": 1600, "height": 900}
         )
         page = context.pages[0] if context.pages else context.new_page()
+        page.add_init_script(FEW_FRAMES)
         page.goto(url)
         page.wait_for_function("() => window.app && window.app.graph && window.app.canvas", timeout=PAGE_MILLISECONDS)
         page.locator("[data-testid=queue-button]").first.wait_for(timeout=PAGE_MILLISECONDS)

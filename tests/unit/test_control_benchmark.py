@@ -29,6 +29,7 @@ from comfyui_apprentice.benchmarks.control_world import (
 from comfyui_apprentice.networks.tiny_unet import Denoiser
 from comfyui_apprentice.precision import autocast
 from comfyui_apprentice.world.recipe.sampling import World, unit_noise
+from comfyui_apprentice.world.weights import load_unet
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +97,21 @@ def test_tuning_is_measured_along_its_way_and_goes_on_where_it_was(tmp_path: Pat
 
 
 def test_a_student_towards_the_tilted_teacher_goes_on_where_it_was(world: World, tmp_path: Path) -> None:
-    plan, said = tilted.Plan(4, 2, 2, 3, 2, 2, 4), list[str]()
-    first = tilted.student(world, plan, "tilted", 0.5, tmp_path, lambda _text: None)
-    again = tilted.student(world, plan, "tilted", 0.5, tmp_path, said.append)
+    plan, said, teacher = tilted.Plan(16, 3, 2, 2, 4), list[str](), load_unet("teacher")
+    first = tilted.student(world, teacher, plan, "tilted", 0.5, tmp_path, lambda _text: None)
+    again = tilted.student(world, teacher, plan, "tilted", 0.5, tmp_path, said.append)
     assert said == [] and all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    moved = [not torch.equal(a, b) for a, b in zip(first.parameters(), world.student().network.parameters(), strict=True)]
-    assert any(moved)
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), teacher.parameters(), strict=True))
     with pytest.raises(ValueError, match="another price"):
-        tilted.student(world, plan, "tilted", 0.1, tmp_path, said.append)
+        tilted.student(world, teacher, plan, "tilted", 0.1, tmp_path, said.append)
+
+
+def test_a_student_that_is_tuned_afterwards_begins_as_that_student(tmp_path: Path) -> None:
+    plan, network = tilted.Plan(16, 3, 2, 2, 4), load_unet("student_sid")
+    settings = replace(tilted.THEN_TUNED, learning_rate=1e-12)
+    tuned = tilted.tuned(network, plan, tilted.THEN, settings, 16, tmp_path, lambda _text: None)
+    for before, after in zip(network.parameters(), tuned.parameters(), strict=True):
+        assert torch.allclose(before, after, atol=1e-6)
 
 
 def test_the_claims_of_the_tilted_student_are_against_plain_sid_and_the_teacher() -> None:
@@ -112,9 +120,13 @@ def test_the_claims_of_the_tilted_student_are_against_plain_sid_and_the_teacher(
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
     base = Measured(rng.standard_normal((6, 3)), rng.standard_normal((6, 3)), features, torch.zeros(0))
     better = replace(base, oracle=base.oracle + 2, judge=base.judge + 1)
-    found = {tilted.PLAIN: base, tilted.TEACHER: replace(base, judge=base.judge + 3), tilted.THEN: better}
+    found = {tilted.PLAIN: base, tilted.TEACHER: replace(base, judge=base.judge + 3)}
+    found |= {tilted.THEN: better, tilted.FIRST: replace(base, judge=base.judge + 5)}
     claims = tilted.claims_of({**found, tilted.name_of(tilted.PRICES[0]): better})
-    expected = {"gain": 1, "gain_over_teacher": -2, "gain_over_tuned": 0, "reward_gain": 2, "variety": 1}
+    expected = {
+        "gain": 1, "gain_over_teacher": -2, "gain_over_distil_then_tune": 0, "gain_over_tune_then_distil": -4, "reward_gain": 2,
+        "variety": 1,
+    }  # fmt: skip
     assert {name: claim.value for name, claim in claims.items()} == pytest.approx(
         {f"tilted_student_{name}": value for name, value in expected.items()}, abs=1e-9
     )
