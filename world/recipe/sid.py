@@ -2,7 +2,7 @@
 
 As an artist would do it with *SiD Distill*, and with prompts alone: generator and fake score are LoRAs on the shipped teacher
 (``world/weights``, so ``export`` comes first), the generator begins as the teacher itself, and an iteration draws the number of
-its steps. What it learned is merged into a whole student, as the pack ships one.
+its steps. What it learned is merged into a whole student, as the pack ships one. All in float32, so that machines agree.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from .teacher import P_MEAN, P_STD, sample_prompts
 
 RANK = 64
 SETTINGS = Settings(
-    pictures=10_000, batch=16, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=1.05, steps=2, generator_scale=1.0,
-    ema_half_life=1000, ema_rampup=0.3, decay=0.5, seed=81,
+    pictures=4_000, batch=16, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=1.05, steps=2, generator_scale=1.0,
+    ema_half_life=800, ema_rampup=0.3, decay=0.4, seed=81,
 )  # fmt: skip
 PROMPTS = 2048  # of training
 SHAPE = (32, 8, 8)
@@ -64,21 +64,21 @@ def about() -> dict[str, str]:
     }
 
 
-def denoiser(network: TinyUNet) -> Callable[[Tensor, Tensor, Any], Tensor]:
-    """``network`` as D(x, sigma [B, 1, 1, 1], words), computed in bfloat16 where the machine has it."""
+def denoiser(network: TinyUNet, half: bool = True) -> Callable[[Tensor, Tensor, Any], Tensor]:
+    """``network`` as D(x, sigma [B, 1, 1, 1], words), computed in bfloat16 where the machine has it, unless not ``half``."""
     around = Denoiser(network)
 
     def denoise(x: Tensor, sigma: Tensor, words: Any) -> Tensor:
-        with autocast():
+        with autocast(None if half else False):
             return around(x, sigma.flatten(), words).float()
 
     return denoise
 
 
-def as_loras(teacher: TinyUNet, rank: int, seed: int) -> tuple[Players, Lora, Lora]:
+def as_loras(teacher: TinyUNet, rank: int, seed: int, half: bool = True) -> tuple[Players, Lora, Lora]:
     """SiD's three networks on one copy of ``teacher``, and the LoRAs of the generator and of the fake score."""
     base = copy.deepcopy(teacher)
-    adapters, denoise = Adapters(base, ("generator", "fake"), rank, seed), denoiser(base)
+    adapters, denoise = Adapters(base, ("generator", "fake"), rank, seed), denoiser(base, half)
     generator, fake = adapters.of["generator"], adapters.of["fake"]
     of_teacher, of_fake, of_generator = (switched(denoise, adapters, name) for name in (None, "fake", "generator"))
     return Players(of_teacher, of_fake, of_generator, list(fake.parameters()), list(generator.parameters())), generator, fake
@@ -110,7 +110,7 @@ def prompted(world: World, players: Players, generator: nn.Module, fake: nn.Modu
 def run(work: Path) -> None:
     """Train ``work/sid`` and write ``work/sid/student.pt``; sheets of one step, and their distances in ``sid_curve.jsonl``."""
     world, teacher = World(), load_unet("teacher")
-    players, generator, fake = as_loras(teacher, RANK, SETTINGS.seed)
+    players, generator, fake = as_loras(teacher, RANK, SETTINGS.seed, half=False)
     task = prompted(world, players, generator, fake, [p.text() for p in training_prompts(PROMPTS, seed=4)])
     measure, folder = Measure(work, world), RunFolder(work / "sid")
 
@@ -155,5 +155,5 @@ class Measure:
     def _drawn(self, network: TinyUNet, z: Tensor, words: Tensor) -> Tensor:
         """Pictures [B, 64, 64, 3] in one step."""
         rows, levels = range(0, len(z), 64), tiny_world_sigmas(1)
-        parts = [generate(denoiser(network), z[i : i + 64], words[i : i + 64], levels) for i in rows]
+        parts = [generate(denoiser(network, half=False), z[i : i + 64], words[i : i + 64], levels) for i in rows]
         return self.world.pictures(torch.cat(parts))
