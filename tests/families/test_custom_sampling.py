@@ -34,10 +34,13 @@ def sigmas_of(patcher: Any, name: str) -> Tensor:
 
 
 def guiders(patcher: Any, name: str, texts: int = 3) -> dict[str, Any]:
+    """The usual two for every family, all that there are for two of them."""
     positive, negative, middle = tiny.text(name, texts), tiny.text(name, seed=9), tiny.text(name, 2, seed=3)
-    return {
+    usual = {
         "CFGGuider": core.CFGGuider.execute(patcher, positive, negative, 2.0)[0],
         "BasicGuider": core.BasicGuider.execute(patcher, positive)[0],
+    }
+    return usual if name not in ("flux2", "sdxl") else usual | {
         "DualCFGGuider": core.DualCFGGuider.execute(patcher, positive, middle, negative, 2.0, 1.5, "regular")[0],
         "nested": core.DualCFGGuider.execute(patcher, positive, middle, negative, 2.0, 1.5, "nested")[0],
         "PerpNegGuider": PerpNegGuider.execute(patcher, positive, negative, tiny.text(name, seed=4), 2.0, 0.7)[0],

@@ -58,8 +58,7 @@ def test_the_network_in_training_is_the_one_that_draws_and_reads_each_text_as_it
     assert float((found - whole).abs().max()) < 1e-4 * float(whole.abs().max())
 
 
-@pytest.mark.parametrize("algorithm", ["path_kl", "direct"])
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(("name", "algorithm"), [(name, "path_kl") for name in KINDS] + [(name, "direct") for name in QUICK])
 def test_the_other_ways_of_tuning(name: str, algorithm: str, folder: Path) -> None:
     model = tiny.model(name)
     made, _run, file, _report = training.tune(model, name, algorithm=algorithm, preset="custom").result
