@@ -36,14 +36,13 @@ from ..world.recipe.sampling import World
 from ..world.recipe.sid import as_loras, prompted, with_lora
 from ..world.recipe.student import LEVELS, consistency_loss
 from ..world.recipe.teacher import P_MEAN, P_STD
-from ..world.weights import SIGMA_MAX, SIGMA_MIN, load_unet
+from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_unet
 from .control_world import SHAPE, kept_run
 
 VENDOR, PACKAGE, POSES = "openmoji", ("@iconify-json/openmoji", "1.2.29"), 8
 STYLE, RANK = "style", 16
 STUDENT_RANK, STUDENT_BATCH, STEPS = 64, 16, 2  # of the fast students
 HELD_OUT = 4  # every so manieth subject
-KAPPA4 = 1.3  # of the styled teacher in SiD: less than samplers use, for what is distilled with more loses variety
 BATCH = 32
 EMPTY_CAPTIONS = 0.1  # for guidance, as the teacher was trained
 Say = Callable[[str], None]
@@ -51,7 +50,7 @@ Say = Callable[[str], None]
 
 def subjects(held_out: bool) -> list[int]:
     """Numbers of the concepts that the LoRA learns from, or of those that it never sees."""
-    return [i for i in range(len(CONCEPTS)) if (i % HELD_OUT == 3) == held_out]
+    return [i for i in range(len(CONCEPTS)) if (i % HELD_OUT == 1) == held_out]
 
 
 def prompts_of(numbers: list[int], backgrounds: int) -> list[str]:
@@ -169,7 +168,7 @@ class Way:
 def sid_settings(way: Way) -> SidSettings:
     """The same for every start."""
     return SidSettings(
-        pictures=way.pictures, batch=STUDENT_BATCH, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=KAPPA4, steps=STEPS,
+        pictures=way.pictures, batch=STUDENT_BATCH, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=GUIDANCE, steps=STEPS,
         generator_scale=1.0, ema_half_life=500, ema_rampup=0.3, seed=way.seed,
     )  # fmt: skip
 
