@@ -19,6 +19,7 @@ from .models import models
 from .plan import plan_memory
 from .prefer import prefer
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
+from .serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
 bench = typer.Typer(no_args_is_help=True, help="Measure, and print what was measured.")
@@ -32,6 +33,7 @@ app.command()(inspect)
 app.command("plan")(plan_memory)
 app.command(cls=Finite)(finetune)
 app.command(cls=Finite)(prefer)
+app.command(cls=Finite)(serve)
 
 
 @app.callback()
