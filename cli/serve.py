@@ -25,6 +25,7 @@ def serve(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 4,
     workers: Annotated[str, typer.Option(help="At most so many, and each one's part of a GPU: student=2,teacher=3x0.5.")] = "",
+    together: Annotated[bool, typer.Option("--together", help="As many ComfyUIs as students, each for all three.")] = False,
     token_file: Annotated[Path | None, typer.Option(help="A file with the token that clients must show.")] = None,
     max_prompts: Annotated[int, typer.Option(min=1, help="Of a request.")] = 16,
     max_body: Annotated[int, typer.Option(min=256, help="Bytes of a request.")] = 65536,
@@ -61,11 +62,11 @@ def serve(
         most, average = bounds_of(graph, share, budget)
         served = Served(
             graph, batch, read_shares(workers, torch.cuda.is_available()), home(comfyui), tuple(flags.split()),
-            Limits(most, deadline, average, queue, keep), Rules(token, max_prompts, max_body, rate),
+            Limits(most, deadline, average, queue, keep), Rules(token, max_prompts, max_body, rate), together,
         )  # fmt: skip
         served.template()  # what can't be filled in is told at once
         typer.echo("Loading models…", err=True)
-        with stop_signals() as stopped, on_ray_serve(served, host, port, ray, drain):
+        with on_ray_serve(served, host, port, ray, drain), stop_signals() as stopped:  # after Ray, which has signals of its own
             typer.echo(f"Serving on http://{host}:{port}; http://{host}:{port}/docs tells what can be asked.", err=True)
             while not stopped():
                 time.sleep(0.1)

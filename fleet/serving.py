@@ -248,10 +248,10 @@ class Service:
             if job.state == QUEUED:
                 job.state = DRAWING
         items = [Item(place, picture.prompt) for place, (_, picture) in enumerate(part)]
-        begun = self.clock()
+        begun, replaced = self.clock(), self.engine.replaced
         made, bad = await asyncio.to_thread(with_poison, cast(Draw, self.engine.draft), items, seed)
         drafts = cast(Drafts, made)
-        if not bad:
+        if not bad and replaced == self.engine.replaced:  # what a broken worker took says nothing of the next batch
             self.drafting.tell(len(part), self.clock() - begun)
         now, judged, rejected = self.clock(), list[Judgement](), list[int]()
         for place, ((job, _), judgement) in enumerate(zip(part, drafts.verdict, strict=True)):
@@ -296,9 +296,10 @@ class Service:
                 self.in_answer -= len(rejected)
 
     async def _teach(self, part: Any, drafts: Drafts, verdict: Verdict, rejected: Sequence[int]) -> None:
-        begun = self.clock()
+        begun, replaced = self.clock(), self.engine.replaced
         pictures, verdict = await asyncio.to_thread(self.engine.teach, drafts, verdict)
-        self.teaching.tell(len(rejected), self.clock() - begun)
+        if replaced == self.engine.replaced:
+            self.teaching.tell(len(rejected), self.clock() - begun)
         await self._answer(part, rejected, pictures, verdict, {})
 
     async def _answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import cpu_count, environ
@@ -46,21 +46,28 @@ def bounds_of(graph: Graph, share: float | None, budget: float | None) -> tuple[
 
 
 class Cascade(RayLine):
-    """The engine (see ``jobs.Engine``): students, judges and teachers of Ray, each with a ComfyUI; a batch in two steps."""
+    """The engine (see ``jobs.Engine``): students, judges and teachers of Ray, each with a ComfyUI; a batch in two steps.
+
+    Args:
+        together: The students' workers are judges and teachers, too: one ComfyUI that holds all models, for one GPU.
+    """
 
     def __init__(
-        self, address: str, template: Template, shares: Mapping[str, Share], comfyui: Path, flags: Sequence[str]
-    ) -> None:
+        self, address: str, template: Template, shares: Mapping[str, Share], comfyui: Path, flags: Sequence[str],
+        together: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(address, template, shares, comfyui, flags)
         self.batch = template.batch
-        self.drafters = shares[STUDENT].most + shares[JUDGES].most  # one is judged while another is drafted
+        if together:
+            self.pools, shares = dict.fromkeys(KINDS, self.pools[STUDENT]), dict.fromkeys(KINDS, shares[STUDENT])
+        self.drafters = shares[STUDENT].most + (0 if together else shares[JUDGES].most)  # one is judged, another drafted
         teaches = of_class(template.graph, SAMPLER) or of_class(template.graph, BETTER)
         self.teachers = shares[TEACHER].most if teaches else 0
 
     @property
     def replaced(self) -> int:
         """Workers that broke."""
-        return sum(pool.replaced for pool in self.pools.values())
+        return sum(pool.replaced for pool in set(self.pools.values()))
 
     def draft(self, part: Sequence[Item], seed: int) -> Drafts:
         """See ``jobs.Engine``."""
@@ -90,6 +97,7 @@ class Served:
         batch: Pictures at a time.
         shares: Workers by kind; see ``ray_pools.read_shares``.
         comfyui, flags: See ``RayLine``.
+        together: See ``Cascade``.
     """
 
     graph: Graph
@@ -99,6 +107,7 @@ class Served:
     flags: Sequence[str]
     limits: Limits
     rules: Rules
+    together: bool = False
 
     def template(self) -> Template:
         """The workflow with a judge that only scores: the service decides.
@@ -110,18 +119,17 @@ class Served:
 
     def service(self) -> Service:
         """With workers of the Ray that this process is in."""
-        return Service(Cascade("auto", self.template(), self.shares, self.comfyui, self.flags), self.limits)
+        engine = Cascade("auto", self.template(), self.shares, self.comfyui, self.flags, self.together)
+        return Service(engine, self.limits)
 
 
 _here: list[Service] = []  # of this process, a replica of Ray Serve
 
 
-def _application(served: Served) -> Callable[[], Any]:
-    def build() -> Any:
-        _here[:] = [served.service()]
-        return make_app(_here[0], served.rules)
-
-    return build
+def _begun(served: Served) -> Any:
+    """The application, made in the replica. By name: a function that travels would take a copy of ``_here`` along."""
+    _here[:] = [served.service()]
+    return make_app(_here[0], served.rules)
 
 
 class Front:
@@ -160,7 +168,7 @@ def on_ray_serve(served: Served, host: str, port: int, address: str = "local", d
     try:
         serve.start(http_options={"host": host, "port": port})
         kind: Any = serve.deployment(
-            serve.ingress(_application(served))(Front), name="apprentice", num_replicas=1, max_ongoing_requests=10_000,
+            serve.ingress(lambda: _begun(served))(Front), name="apprentice", num_replicas=1, max_ongoing_requests=10_000,
             ray_actor_options={"num_cpus": 0},
         )  # fmt: skip
         bound = kind.bind  # which the registry's scanner would take for a socket's, were it called here
