@@ -345,6 +345,18 @@ def fleet(
         _report(lambda: benchmark.run(quick, plot, _say, seeds, settings or ()), json)
 
 
+@bench.command("serve")
+def serve_bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A minute.")] = False,
+    json: Json = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each policy under load; 5, and 1 with --quick.")] = None,
+    threads: Threads = None,
+) -> None:
+    """The service under load and over killed workers, on the loopback: late, lost and doubled answers; takes ten minutes."""
+    benchmark = _benchmark("serve", threads)
+    _report(lambda: benchmark.run(quick, _say, seeds), json)
+
+
 @bench.command()
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""

@@ -43,9 +43,9 @@ def serve(
     """
     with told_in_words():
         try:
+            from ..fleet.guard import Rules, check_host
             from ..fleet.jobs import Limits
             from ..fleet.ray_pools import read_shares
-            from ..fleet.serving_http import Rules, check_host
             from ..fleet.serving_ray import Served, bounds_of, on_ray_serve
         except ModuleNotFoundError as error:
             raise ValueError(f"'{error.name}' is missing: pip install 'ray[default,serve]'.") from error

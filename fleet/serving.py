@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from typing import Any, cast
@@ -60,6 +61,7 @@ class Service:
         self.failure = ""  # why it will never be ready
         self.metrics = Metrics(self)
         self._order, self._come, self._tasks = count(), asyncio.Event(), list[asyncio.Task[None]]()
+        self._threads = ThreadPoolExecutor(engine.drafters + engine.teachers + 1)  # one writes files
 
     # ------------------------------------------------------------------------------------------------------ its life
 
@@ -72,10 +74,10 @@ class Service:
 
     async def _begin(self) -> None:
         try:
-            await asyncio.to_thread(self._warm_up)
+            await self._in_thread(self._warm_up)
             self.share_of(self.limits.budget)
-        except (PictureError, ValueError) as error:
-            self.failure = str(error)
+        except Exception as error:  # else it would never be ready, and nobody would know why
+            self.failure = _told_of(error)
             return
         for _ in range(self.engine.drafters):
             self._task(self._drafter())
@@ -104,6 +106,9 @@ class Service:
         begun = self.clock()
         return work(*given), self.clock() - begun
 
+    async def _in_thread(self, work: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *given)
+
     async def drain(self) -> None:
         """Take nothing more on, and come back when all that was taken on is answered."""
         self.draining = True
@@ -115,7 +120,8 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self.engine.close)
+        await self._in_thread(self.engine.close)
+        self._threads.shutdown(wait=False)
 
     # ------------------------------------------------------------------------------------------------------ requests
 
@@ -160,7 +166,7 @@ class Service:
             raise RefusedError("not ready", f"The service {state}." if not self.failure else state, 10)
         now, seconds = self.clock(), deadline or self.limits.deadline
         share = self.share_of(budget)
-        self._check_load(len(prompts), seconds)
+        self._check_load(len(prompts), seconds, seed is not None)
         pictures = [Picture(number, prompt) for number, prompt in enumerate(prompts)]
         job = Job(secrets.token_urlsafe(16), pictures, now + seconds, share, now)
         self.jobs[job.id] = job
@@ -178,13 +184,16 @@ class Service:
         """Pictures that are not drafted yet."""
         return sum(len(work.pictures) for work in self.queue)
 
-    def _check_load(self, pictures: int, deadline: float) -> None:
+    def _check_load(self, pictures: int, deadline: float, seeded: bool) -> None:
         """Raises: RefusedError: Not even the drafts would be there in time, or too many wait."""
         if self.waiting() + pictures > self.limits.queue:
             raise RefusedError("queue", f"{self.waiting()} pictures wait already; come back later.", max(1.0, deadline / 2))
-        ahead = self.waiting() + self.in_draft + pictures
-        size = min(self.engine.batch, ahead)
-        late = ahead / self.drafting.rate(self.engine.batch) + self.drafting.seconds(size) - deadline
+        most, seconds = self.engine.batch, self.drafting.seconds
+        alone = [len(work.pictures) for work in self.queue if work.seed is not None]  # pictures of batches of their own
+        shared = sum(work.seed is None for work in self.queue) + self.in_draft + (0 if seeded else pictures)
+        alone += [most] * (pictures // most) + [pictures % most] if seeded else []
+        batches = [*alone, *[most] * (shared // most), shared % most]
+        late = sum(seconds(size) for size in batches if size) / self.engine.drafters + seconds(min(most, pictures)) - deadline
         if late > 0:
             raise RefusedError("deadline", f"The queue can't meet a deadline of {deadline:g} seconds now.", max(1.0, late))
 
@@ -249,7 +258,7 @@ class Service:
                 job.state = DRAWING
         items = [Item(place, picture.prompt) for place, (_, picture) in enumerate(part)]
         begun, replaced = self.clock(), self.engine.replaced
-        made, bad = await asyncio.to_thread(with_poison, cast(Draw, self.engine.draft), items, seed)
+        made, bad = await self._in_thread(with_poison, cast(Draw, self.engine.draft), items, seed)
         drafts = cast(Drafts, made)
         if not bad and replaced == self.engine.replaced:  # what a broken worker took says nothing of the next batch
             self.drafting.tell(len(part), self.clock() - begun)
@@ -297,7 +306,7 @@ class Service:
 
     async def _teach(self, part: Any, drafts: Drafts, verdict: Verdict, rejected: Sequence[int]) -> None:
         begun, replaced = self.clock(), self.engine.replaced
-        pictures, verdict = await asyncio.to_thread(self.engine.teach, drafts, verdict)
+        pictures, verdict = await self._in_thread(self.engine.teach, drafts, verdict)
         if replaced == self.engine.replaced:
             self.teaching.tell(len(rejected), self.clock() - begun)
         await self._answer(part, rejected, pictures, verdict, {})
@@ -315,7 +324,7 @@ class Service:
             chunks = {CHUNK: json.dumps(story_of(judgement, verdict, None))}
             return (b"", error) if error else (as_png(image, chunks), "")
 
-        files = await asyncio.to_thread(lambda: [file(place) for place in places])
+        files = await self._in_thread(lambda: [file(place) for place in places])
         for place, (png, error) in zip(places, files, strict=True):
             job, picture = part[place]
             if not job.over and not picture.decision:
@@ -324,9 +333,7 @@ class Service:
 
     def _failed(self, part: Sequence[tuple[Job, Picture]], error: Exception) -> None:
         """Sentences for people are told; anything else is the server's affair, and stands in its log."""
-        known = isinstance(error, PictureError)
-        logging.getLogger(__name__).error("A batch failed: %s", error, exc_info=None if known else error)
-        sentence = str(error) if known else "Something went wrong in the service; its log says what."
+        sentence = _told_of(error)
         for job, picture in part:
             if not job.over and not picture.decision:
                 picture.error = sentence
@@ -343,3 +350,9 @@ class Service:
         job.state, job.ended = state, self.clock()
         job.tell(state, seconds=round(job.ended - job.begun, 3), late=job.ended > job.due)
 
+
+def _told_of(error: Exception) -> str:
+    """What people are told of an error: its sentence, if it has one for them; else it is the server's affair, and in its log."""
+    known = isinstance(error, PictureError | ValueError)
+    logging.getLogger(__name__).error("%s", error, exc_info=None if known else error)
+    return str(error) if known else "Something went wrong in the service; its log says what."

@@ -4,67 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hmac
-import ipaddress
 import json
-import math
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Response
+from fastapi import Depends, FastAPI, Header, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..bulk.manifest import finite
+from .guard import Guard, Rules, not_now, refusal
 from .jobs import FAILURE, Job, Picture, RefusedError
 from .serving import SEEDS, Service
 
 LONGEST = 2000  # letters of a prompt
-_LOCAL = ("localhost", "127.0.0.1", "::1", "[::1]")
-_OPEN = ("/healthz", "/readyz", "/openapi.json", "/docs")  # without a token, and as often as anybody likes
-_CLIENTS = 10_000  # whose requests are counted
-_TOKEN = 16  # letters that a token has at least
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Who may ask, how much and how often.
-
-    Attributes:
-        token: What clients must show; "" for nothing, on this machine alone.
-        max_prompts: Of a request.
-        max_body: Bytes of a request.
-        rate: Requests a minute of a client, by its address; 0 for no bound.
-        longest: Seconds that a request may give itself as its deadline.
-    """
-
-    token: str = ""
-    max_prompts: int = 16
-    max_body: int = 65536
-    rate: int = 60
-    longest: float = 3600.0
-
-
-def check_host(host: str, token: str) -> None:
-    """Raises: ValueError: It listens to others without a token, or with one that is guessed."""
-    local = host in _LOCAL
-    if not local:
-        try:
-            local = ipaddress.ip_address(host.strip("[]")).is_loopback
-        except ValueError:
-            local = False
-    if not local and not token:
-        raise ValueError(f"On {host} others can reach the service: give it a secret with --token-file, or take 127.0.0.1.")
-    if token and (len(token) < _TOKEN or not token.isascii() or not token.isprintable()):
-        made = "python -c 'import secrets; print(secrets.token_hex())'"
-        raise ValueError(f"A token has {_TOKEN} letters or more, plain ones, such as of {made}.")
 
 
 # ------------------------------------------------------------------------------------------------------ what is said
@@ -166,106 +124,6 @@ def _shown(job: Job, picture: Picture, file: bool) -> Shown:
     return shown.model_copy(update=known)
 
 
-# ------------------------------------------------------------------------------------------------------ who may ask
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class Guard:
-    """Stands before the application: host, token, rate and size are looked at before anything else is."""
-
-    def __init__(self, app: Any, service: Service, rules: Rules) -> None:
-        self.app, self.service, self.rules = app, service, rules
-        self.spent = OrderedDict[str, tuple[float, float]]()  # client -> when, and how much of its minute it had left
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {key.decode("latin-1").lower(): value for key, value in scope["headers"]}
-        told = False
-
-        async def counted(message: Message) -> None:
-            nonlocal told
-            if message["type"] == "http.response.start":
-                told = True
-                self.service.metrics.statuses.labels(str(message["status"])).inc()
-            await send(message)
-
-        problem = self._problem(scope, headers) or await self._body(headers, receive)
-        if isinstance(problem, JSONResponse):
-            await problem(scope, receive, counted)
-            return
-        try:
-            await self.app(scope, problem, counted)
-        except Exception:  # told without its words, which are the server's own affair
-            if told:
-                raise
-            await _error(500, "Something went wrong in the service; its log says what.")(scope, receive, counted)
-            raise
-
-    def _problem(self, scope: Any, headers: dict[str, bytes]) -> JSONResponse | None:
-        rules, host = self.rules, headers.get("host", b"").decode("latin-1")
-        if not rules.token and host.rsplit(":", 1)[0] not in _LOCAL:  # a page elsewhere whose name leads here
-            return _error(403, "Without a token the service answers to localhost and 127.0.0.1 alone.")
-        if scope["path"] in _OPEN:
-            return None
-        shown = headers.get("authorization", b"")
-        if rules.token and not hmac.compare_digest(shown, f"Bearer {rules.token}".encode()):
-            return _error(401, "Show the service's token: Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"})
-        wait = self._wait((scope.get("client") or ("",))[0]) if rules.rate and scope["method"] == "POST" else 0.0
-        if wait > 0:
-            return _refused(RefusedError("rate", f"At most {rules.rate} requests a minute; come back later.", wait), self.service)
-        return None
-
-    def _wait(self, client: str) -> float:
-        """Seconds until a client may ask again; 0: it may, and has (a bucket that fills in a minute)."""
-        now, rate = time.monotonic(), self.rules.rate
-        before, left = self.spent.pop(client, (now, float(rate)))
-        left = min(left + (now - before) * rate / 60, rate)
-        self.spent[client] = (now, left - 1 if left >= 1 else left)
-        if len(self.spent) > _CLIENTS:
-            self.spent.popitem(last=False)
-        return 0.0 if left >= 1 else (1 - left) * 60 / rate
-
-    async def _body(self, headers: dict[str, bytes], receive: Receive) -> Receive | JSONResponse:
-        """The whole body, to be received again; or what is wrong with it."""
-        most, body, more = self.rules.max_body, b"", True
-        said = headers.get("content-length", b"0")
-        large = said.isdigit() and int(said) > most
-        while more and not large:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                break
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-            large = len(body) > most
-        if large:
-            return _error(413, f"A request has at most {most:,} bytes.", {"Connection": "close"})
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return again
-
-
-def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": sentence}, status, headers)
-
-
-def _refused(error: RefusedError, service: Service) -> JSONResponse:
-    service.metrics.refused.labels(error.reason).inc()
-    status = {"key": 422, "not ready": 503}.get(error.reason, 429)
-    return _error(status, str(error), {"Retry-After": str(math.ceil(error.retry))} if error.retry else None)
-
-
 # ------------------------------------------------------------------------------------------------------ the application
 
 
@@ -279,7 +137,9 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
         await service.close()
 
     app = FastAPI(
-        title="Apprentice", version=__version__, lifespan=life, redoc_url=None, responses={
+        title="Apprentice", version=__version__, lifespan=life, redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if rules.token else [],  # for its page: ``Guard`` has looked before
+        responses={
             status: {"model": Problem, "description": says} for status, says in (
                 (401, "No token, or another."), (403, "Another host."), (413, "Too many bytes."), (422, "Something doesn't fit."),
             )
@@ -287,8 +147,8 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
         description="A fast student draws, an oracle judges each picture, and the slow teacher is called only for the weak ones.",
     )  # fmt: skip
     app.add_middleware(Guard, service=service, rules=rules)
-    app.add_exception_handler(RequestValidationError, lambda _request, error: _error(422, _sentence(error)))
-    app.add_exception_handler(RefusedError, lambda _request, error: _refused(error, service))  # type: ignore[arg-type]
+    app.add_exception_handler(RequestValidationError, lambda _request, error: refusal(422, _sentence(error)))
+    app.add_exception_handler(RefusedError, lambda _request, error: not_now(error, service))  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, lambda _request, error: _plain(error))
     _add_pictures(app, service, rules)
     _add_jobs(app, service)
@@ -299,8 +159,8 @@ def make_app(service: Service, rules: Rules) -> FastAPI:
 def _plain(error: Any) -> JSONResponse:
     """What FastAPI says by itself: no such way, another method, a body that it can't parse."""
     if error.status_code == 400:
-        return _error(422, "The request is not JSON in UTF-8.")
-    return _error(error.status_code, str(error.detail).rstrip(".") + ".", error.headers)
+        return refusal(422, "The request is not JSON in UTF-8.")
+    return refusal(error.status_code, str(error.detail).rstrip(".") + ".", error.headers)
 
 
 def _sentence(error: Any) -> str:
@@ -324,14 +184,14 @@ def _add_pictures(app: FastAPI, service: Service, rules: Rules) -> None:
         wanted: Wanted, response: Response, idempotency_key: Annotated[str, Header(max_length=200)] = ""
     ) -> Any:
         if len(wanted.texts) > rules.max_prompts:
-            return _error(422, f"prompts: at most {rules.max_prompts} in a request, not {len(wanted.texts)}.")
+            return refusal(422, f"prompts: at most {rules.max_prompts} in a request, not {len(wanted.texts)}.")
         if wanted.deadline is not None and wanted.deadline > rules.longest:
-            return _error(422, f"deadline: at most {rules.longest:g} seconds.")
+            return refusal(422, f"deadline: at most {rules.longest:g} seconds.")
         asked = wanted.model_dump_json(exclude={"wait"})
         try:
             job = service.admit(wanted.texts, wanted.seed, wanted.deadline, wanted.budget, idempotency_key, asked)
         except ValueError as error:
-            return _error(422, f"budget: {error}")
+            return refusal(422, f"budget: {error}")
         where = {"Location": f"/v1/jobs/{job.id}"}
         if not wanted.wait:
             return JSONResponse(answer_of(service, job, files=False).model_dump(), 202, where)
@@ -344,7 +204,7 @@ def _add_pictures(app: FastAPI, service: Service, rules: Rules) -> None:
             raise
         response.headers.update(where)
         if job.state == FAILURE:
-            return _error(500, job.pictures[0].error, where)
+            return refusal(500, job.pictures[0].error, where)
         return answer_of(service, job, files=True)
 
 
@@ -396,7 +256,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def readyz() -> Any:
         if service.ready and not service.draining:
             return {"status": "ready"}
-        return _error(503, service.failure or ("going down" if service.draining else "loading models"))
+        return refusal(503, service.failure or ("going down" if service.draining else "loading models"))
 
     @app.get("/metrics", summary="Figures for Prometheus", response_class=Response)
     async def metrics() -> Response:

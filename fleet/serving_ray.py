@@ -16,11 +16,12 @@ from ..bulk.items import Item
 from ..bulk.stages import VERDICT, Cut
 from ..bulk.workflow import BETTER, EXPLORE, JUDGE, SAMPLER, Graph, Policy, Template, ends, of_class
 from ..gate.verdict import Verdict
+from .guard import Rules
 from .jobs import Drafts, Limits
 from .ray_pools import JUDGE as JUDGES
 from .ray_pools import KINDS, STUDENT, TEACHER, RayLine, Share
 from .serving import Service
-from .serving_http import Rules, make_app
+from .serving_http import make_app
 
 SHARED = {"worst share": 1.0, "running": 1.0, "percentile": 0.01}  # modes whose number is a share, times this
 

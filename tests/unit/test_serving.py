@@ -21,10 +21,11 @@ from comfyui_apprentice.benchmarks.serve_engine import DRAFT_COST, GoneError, Sl
 from comfyui_apprentice.bulk.items import Item
 from comfyui_apprentice.cli import app as command
 from comfyui_apprentice.cli.draw import tiny_world
+from comfyui_apprentice.fleet.guard import Rules, check_host
 from comfyui_apprentice.fleet.jobs import Job, Limits, RefusedError
 from comfyui_apprentice.fleet.pace import Pace
 from comfyui_apprentice.fleet.serving import Service
-from comfyui_apprentice.fleet.serving_http import Rules, check_host, make_app
+from comfyui_apprentice.fleet.serving_http import make_app
 from comfyui_apprentice.fleet.serving_ray import bounds_of
 from comfyui_apprentice.gate.by_load import ByLoad
 from fastapi.testclient import TestClient
@@ -86,7 +87,7 @@ def idle(limits: Limits, **made: object) -> tuple[Service, list[float]]:
     """A service that is ready and does nothing, with a clock that is set by hand; four drafts take a second."""
     clock = [100.0]
     service = Service(Sleeping(QUICK, (1, 1, 1)), limits, clock=lambda: clock[0], **made)  # type: ignore[arg-type]
-    service.ready, service.costs, service.drafting.workers = True, (2.0, 18.0), 1
+    service.ready, service.costs, service.engine.drafters = True, (2.0, 18.0), 1
     for size in (1, 4):
         service.drafting.tell(size, 0.2 + 0.2 * size)
         service.teaching.tell(size, 0.5 + 0.5 * size)
