@@ -29,7 +29,7 @@ from ..charts.pictures import as_png
 from ..gate.by_load import ByLoad
 from ..gate.story import CHUNK, story_of
 from ..gate.thresholds import budget_share
-from ..gate.verdict import Judgement, Verdict
+from ..gate.verdict import KEPT, Judgement, Verdict
 from .jobs import CANCELLED, DONE, DRAWING, FAILURE, QUEUED, Drafts, Engine, Job, Limits, Picture, RefusedError, Work
 from .pace import Pace
 from .serving_metrics import Metrics
@@ -75,9 +75,9 @@ class Service:
     async def _begin(self) -> None:
         try:
             await self._in_thread(self._warm_up)
-            self.share_of(self.limits.budget)
+            self.gate.share = self.gate.target = self.share_of(None)
         except Exception as error:  # else it would never be ready, and nobody would know why
-            self.failure = _told_of(error)
+            self.failure = _told_of(error, PictureError, ValueError)
             return
         for _ in range(self.engine.drafters):
             self._task(self._drafter())
@@ -299,8 +299,9 @@ class Service:
             try:
                 if any(not part[place][0].over for place in rejected):
                     await self._teach(part, drafts, verdict, rejected)
-            except Exception as error:
-                self._failed([part[place] for place in rejected], error)
+            except Exception as error:  # there are drafts, and the next ones are answered
+                _told_of(error, PictureError)
+                await self._answer(part, rejected, drafts.pictures, _kept(verdict), {})
             finally:
                 self.in_answer -= len(rejected)
 
@@ -332,8 +333,7 @@ class Service:
                 self._told(job, picture)
 
     def _failed(self, part: Sequence[tuple[Job, Picture]], error: Exception) -> None:
-        """Sentences for people are told; anything else is the server's affair, and stands in its log."""
-        sentence = _told_of(error)
+        sentence = _told_of(error, PictureError)
         for job, picture in part:
             if not job.over and not picture.decision:
                 picture.error = sentence
@@ -351,8 +351,13 @@ class Service:
         job.tell(state, seconds=round(job.ended - job.begun, 3), late=job.ended > job.due)
 
 
-def _told_of(error: Exception) -> str:
-    """What people are told of an error: its sentence, if it has one for them; else it is the server's affair, and in its log."""
-    known = isinstance(error, PictureError | ValueError)
-    logging.getLogger(__name__).error("%s", error, exc_info=None if known else error)
-    return str(error) if known else "Something went wrong in the service; its log says what."
+def _kept(verdict: Verdict) -> Verdict:
+    """What the teacher failed over: the drafts stay."""
+    return verdict.with_judgements([j if j.accepted else replace(j, decision=KEPT, draft_score=j.score) for j in verdict])
+
+
+def _told_of(error: Exception, *known: type[Exception]) -> str:
+    """What people are told: the sentence of an error that has one for them; any other is the server's affair, and in its log."""
+    plain = isinstance(error, known)
+    logging.getLogger(__name__).error("%s", error, exc_info=None if plain else error)
+    return str(error) if plain else "Something went wrong in the service; its log says what."

@@ -35,8 +35,10 @@ class ByLoad:
             rate: Pictures a second that the teacher's workers together can answer.
             waiting: Pictures that wait for them.
         """
+        if not self.horizon:
+            return
         self._seen.append(now)
-        if not self.horizon or now - self._set < self.horizon / 10:
+        if now - self._set < self.horizon / 10:
             return
         self._set = now
         while self._seen[0] <= now - self.horizon:

@@ -328,6 +328,35 @@ def test_a_workflow_that_cannot_be_drawn_is_told_by_readiness() -> None:
         assert client.post("/v1/pictures", json={"prompt": "a"}).status_code == 503
 
 
+def test_where_the_teacher_fails_the_draft_is_delivered() -> None:
+    class Tired(Sleeping):
+        answers = 0
+
+        def teach(self, drafts, verdict):
+            self.answers += 1
+            if self.answers > 3:  # after the first ones, which are timed
+                raise RuntimeError("out of memory at /secret/place")
+            return super().teach(drafts, verdict)
+
+    with served(Limits(1.0, 30.0), engine=Tired(QUICK)) as client:
+        answer = client.post("/v1/pictures", json={"prompts": ["a", "b", "c", "d"] * 4}).json()
+        assert {p["decision"] for p in answer["pictures"]} == {"draft kept"} and all(p["png"] for p in answer["pictures"])
+        assert "secret" not in json.dumps(answer) and client.service.in_answer == 0  # type: ignore[attr-defined]
+
+
+def test_an_error_without_a_sentence_for_people_is_not_told() -> None:
+    class Broken(Sleeping):
+        def draft(self, part, seed):
+            if any(item.prompt == "boom" for item in part):
+                raise RuntimeError("at /secret/place")
+            return super().draft(part, seed)
+
+    with served(engine=Broken(QUICK)) as client:
+        answer = client.post("/v1/pictures", json={"prompt": "boom"})
+        assert answer.status_code == 500 and "its log says what" in answer.json()["error"]
+        assert client.post("/v1/pictures", json={"prompt": "a"}).status_code == 200
+
+
 # ------------------------------------------------------------------------------------------------------------ kills, load
 
 
