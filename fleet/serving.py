@@ -198,7 +198,8 @@ class Service:
             raise RefusedError("deadline", f"The queue can't meet a deadline of {deadline:g} seconds now.", max(1.0, late))
 
     def cancel(self, job: Job) -> None:
-        """What of it isn't begun is not drawn; what is, is thrown away."""
+        """Forget a job. What of it isn't begun is not drawn; what is, is thrown away."""
+        self.jobs.pop(job.id, None)
         if not job.over:
             self.queue = deque(work for work in self.queue if work.pictures[0][0] is not job)
             self._end(job, CANCELLED)

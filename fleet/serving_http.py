@@ -23,6 +23,7 @@ from .jobs import FAILURE, Job, Picture, RefusedError
 from .serving import SEEDS, Service
 
 LONGEST = 2000  # letters of a prompt
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST)]
 
 
 # ------------------------------------------------------------------------------------------------------ what is said
@@ -32,8 +33,8 @@ class Wanted(BaseModel):
     """A request for pictures."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"prompt": "glossy red heart on blue"}]})
-    prompt: str | None = Field(None, description="What the picture shall show.")
-    prompts: list[str] | None = Field(None, description="The same for several pictures.", min_length=1)
+    prompt: Prompt | None = Field(None, description="What the picture shall show.")
+    prompts: list[Prompt] | None = Field(None, description="The same for several pictures.", min_length=1)
     seed: int | None = Field(
         None, ge=0, lt=SEEDS, strict=True,
         description="Decides the noise, with the picture's place among the request's: such a request is drawn by itself.",
@@ -218,10 +219,10 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
     async def job(job_id: str) -> Any:
         return answer_of(service, found(job_id), files=False)
 
-    @app.delete("/v1/jobs/{job_id}", response_model=Answer, summary="Cancel a job", responses=_NONE)
+    @app.delete("/v1/jobs/{job_id}", response_model=Answer, summary="Cancel a job, and forget it", responses=_NONE)
     async def cancel(job_id: str) -> Any:
-        service.cancel(found(job_id))
-        return answer_of(service, found(job_id), files=False)
+        service.cancel(job := found(job_id))
+        return answer_of(service, job, files=False)
 
     @app.get(
         "/v1/jobs/{job_id}/events", summary="A job's progress, as server-sent events", response_class=StreamingResponse,

@@ -137,12 +137,12 @@ def test_a_draft_that_the_teacher_cannot_answer_in_time_is_kept() -> None:
 def test_old_jobs_are_forgotten_and_where_memory_is_short_earlier() -> None:
     service, clock = idle(Limits(0.3, keep=60.0, memory=3000))
     old, running = service.admit(["a"], key="k", asked="x"), service.admit(["b"])
-    service.cancel(old)
+    service._end(old, "done")
     clock[0] += 61
     service.admit(["c"])
     assert old.id not in service.jobs and running.id in service.jobs and service.asked == {}
     for _ in range(3):
-        service.cancel(service.admit(["d"]))
+        service._end(service.admit(["d"]), "done")
     assert sum(job.over for job in service.jobs.values()) < 3
 
 
@@ -216,7 +216,8 @@ def test_a_prompt_that_cannot_be_drawn_is_told_and_stops_nobody_else(client: Tes
 @pytest.mark.parametrize(
     ("body", "says"),
     [({}, "give either 'prompt' or 'prompts'"), ({"prompt": 3}, "prompt: "), ({"prompt": "a", "sead": 3}, "sead: "),
-     ({"prompt": " "}, "1 to 2000 letters"), ({"prompt": "a" * 2001}, "1 to 2000"), ({"prompt": "\u0000"}, "can be printed"),
+     ({"prompt": " "}, "1 to 2000 letters"), ({"prompt": "a" * 2001}, "2000 characters"),
+     ({"prompt": "\u0000"}, "can be printed"),
      ({"prompt": "a", "seed": -1}, "seed: "), ({"prompt": "a", "seed": 2**53}, "seed: "), ({"prompts": []}, "prompts: "),
      ({"prompts": ["a"] * 17}, "at most 16"), ({"prompt": "a", "deadline": 0}, "deadline: "),
      ({"prompt": "a", "budget": 1}, "draft alone"),
@@ -300,7 +301,7 @@ def test_a_cancelled_job_is_not_drawn() -> None:
     with served(Limits(0.0, 60.0), engine=slow) as client:
         jobs = [client.post("/v1/pictures", json={"prompt": p, "wait": False}).json()["id"] for p in ("a", "b", "c", "d", "e")]
         assert client.delete(f"/v1/jobs/{jobs[-1]}").json()["status"] == "cancelled"
-        assert client.get(f"/v1/jobs/{jobs[-1]}/events").text.count("event: ") == 2
+        assert client.get(f"/v1/jobs/{jobs[-1]}").status_code == 404
         assert "event: done" in client.get(f"/v1/jobs/{jobs[-2]}/events").text
     assert {"a", "b", "c", "d"} <= set(slow.drawn) and "e" not in slow.drawn
 
