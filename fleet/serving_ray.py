@@ -164,11 +164,8 @@ def on_ray_serve(served: Served, host: str, port: int, address: str = "local", d
     except ImportError as error:
         raise ValueError("Ray Serve is missing: pip install 'ray[default,serve]'.") from error
     workers = sum(share.most for share in served.shares.values())
-    alone: dict[str, Any] = {  # enough cores that all workers start; ports on the loopback, where nobody else is
-        "num_cpus": max(cpu_count() or 1, workers + 1), "_node_ip_address": "127.0.0.1",
-    }  # fmt: skip
-    where = alone if address == "local" else {"address": address}
-    ray.init(**where, include_dashboard=False, log_to_driver=False)
+    cores = max(cpu_count() or 1, workers + 1) if address == "local" else None  # with fewer some would never start
+    ray.init(None if address == "local" else address, num_cpus=cores, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": host, "port": port})
         kind: Any = serve.deployment(
