@@ -60,6 +60,7 @@ class Service:
         self.ready = self.draining = False
         self.failure = ""  # why it will never be ready
         self.metrics = Metrics(self)
+        self._forgot = -math.inf
         self._order, self._come, self._tasks = count(), asyncio.Event(), list[asyncio.Task[None]]()
         self._threads = ThreadPoolExecutor(engine.drafters + engine.teachers + 1)  # one writes files
 
@@ -156,7 +157,7 @@ class Service:
             ValueError: The budget doesn't fit.
         """
         self._forget()
-        if key and key in self.asked:
+        if key and key in self.asked and self.asked[key][1] in self.jobs:
             before, known = self.asked[key]
             if before != asked:
                 raise RefusedError("key", "This Idempotency-Key has asked for something else; take a new one.")
@@ -205,7 +206,10 @@ class Service:
             self._end(job, CANCELLED)
 
     def _forget(self) -> None:
-        """Jobs that ended long ago, and where the pictures are too many, the oldest."""
+        """Jobs that ended long ago, and where the pictures are too many, the oldest; looked at once a second."""
+        if self.clock() - self._forgot < 1:
+            return
+        self._forgot = self.clock()
         bytes_kept = {job: sum(len(picture.png) + 1000 for picture in job.pictures) for job in self.jobs.values()}
         total = sum(bytes_kept.values())
         for job in sorted((job for job in bytes_kept if job.over), key=lambda job: job.ended):

@@ -167,13 +167,7 @@ def on_ray_serve(served: Served, host: str, port: int, address: str = "local", d
     cores = max(cpu_count() or 1, workers + 1) if address == "local" else None  # with fewer some would never start
     ray.init(None if address == "local" else address, num_cpus=cores, include_dashboard=False, log_to_driver=False)
     try:
-        serve.start(http_options={"host": host, "port": port})
-        kind: Any = serve.deployment(
-            serve.ingress(lambda: _begun(served))(Front), name="apprentice", num_replicas=1, max_ongoing_requests=10_000,
-            ray_actor_options={"num_cpus": 0},
-        )  # fmt: skip
-        bound = kind.bind  # which the registry's scanner would take for a socket's, were it called here
-        handle = serve.run(bound(), name="apprentice", route_prefix="/")
+        handle = _started(serve, served, host, port)
         if failure := handle.ready.remote().result():
             raise ValueError(failure)
         try:
@@ -186,3 +180,22 @@ def on_ray_serve(served: Served, host: str, port: int, address: str = "local", d
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _started(serve: Any, served: Served, host: str, port: int) -> Any:
+    """The replica's handle.
+
+    Raises:
+        ValueError: Nobody can listen there, or the replica doesn't start.
+    """
+    kind = serve.deployment(
+        serve.ingress(lambda: _begun(served))(Front), name="apprentice", num_replicas=1, max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+    )  # fmt: skip
+    bound = kind.bind  # which the registry's scanner would take for a socket's, were it called here
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        return serve.run(bound(), name="apprentice", route_prefix="/")
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise ValueError(f"Ray Serve can't start on {host}:{port} (does another program listen there?): {why}") from error
