@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,9 +124,10 @@ def _engine(template: Template, comfyui: Sequence[str], flags: str, ray: str | N
         return Engine(_drawer(here, template), here.interrupt)
     import torch
 
-    from ..fleet.ray_pools import RayLine, read_shares
+    from ..fleet.ray_pools import RayLine, comfyui_engine, read_shares
 
-    line = RayLine(ray, template, read_shares(workers, torch.cuda.is_available()), folder, flags.split())
+    shares = read_shares(workers, torch.cuda.is_available())
+    line = RayLine(ray, template, shares, partial(comfyui_engine, folder, flags.split()))
     return Engine(line.draw, close=line.close, at_once=line.at_once)
 
 

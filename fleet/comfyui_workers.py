@@ -24,7 +24,7 @@ from ..bulk.workflow import OURS, Template
 from ..gate.story import CHUNK
 from ..gate.verdict import Judgement, Verdict
 
-SAVE, PREFIX = "ApprenticeSaveImages", "apprentice draw/picture"
+SAVE, PREFIX = "ApprenticeSaveImages", "apprentice draw/"
 _POLL = 0.2  # seconds between two looks at the history
 _AGAIN = 30.0  # seconds until one that didn't answer is asked again
 
@@ -77,7 +77,8 @@ class ComfyUILine:
         """See ``bulk.job.Draw``."""
         graph = self.template.filled([item.prompt for item in part], seed)
         ends, name = self.template.ends, f"{OURS}save"
-        inputs = {"images": ends.pictures, "verdict": ends.verdict, "filename_prefix": PREFIX}
+        files = f"{PREFIX}{part[0].number:07d}-{uuid.uuid4().hex[:8]}"  # several ComfyUIs may count the files of one folder
+        inputs = {"images": ends.pictures, "verdict": ends.verdict, "filename_prefix": files}
         asked = {**graph, name: {"class_type": SAVE, "inputs": inputs}}
         try:
             made = self._pool.run(lambda server: self._run(server, asked, name))
