@@ -108,6 +108,8 @@ def run(
 def with_poison(draw: Draw, part: Sequence[Item], seed: int) -> tuple[Drawn, dict[int, str]]:
     """A batch, and by its number what is wrong with each picture that can't be drawn.
 
+    A workflow of its own is to blame as a whole.
+
     Where drawing fails, the batch is tried with another prompt in the place of some of its own, until it is known which ones are
     to blame: places, and so the noise of the others, stay. Where it fails with none of its own, no picture is to blame.
 
@@ -115,12 +117,20 @@ def with_poison(draw: Draw, part: Sequence[Item], seed: int) -> tuple[Drawn, dic
         PictureError: That is so.
     """
     try:
-        return draw(part, seed), {}
-    except PictureError:
-        draw(_without(part, {item.number for item in part}), seed)
+        return _whole(draw(part, seed), len(part)), {}
+    except PictureError as error:
+        stand_in = draw(_without(part, {item.number for item in part}), seed)
+        if part[0].workflow:
+            return stand_in, {item.number: str(error) for item in part}
     bad: dict[int, str] = {}
     _blame(draw, part, part, seed, bad)
     return draw(_without(part, set(bad)), seed), bad
+
+
+def _whole(drawn: Drawn, count: int) -> Drawn:
+    if len(drawn.pictures) != count:
+        raise PictureError(f"{len(drawn.pictures)} pictures came, not {count}: type the number into the workflow's empty latent.")
+    return drawn
 
 
 def _blame(draw: Draw, part: Sequence[Item], suspects: Sequence[Item], seed: int, bad: dict[int, str]) -> None:
@@ -138,7 +148,7 @@ def _blame(draw: Draw, part: Sequence[Item], suspects: Sequence[Item], seed: int
 
 
 def _without(part: Sequence[Item], numbers: set[int]) -> list[Item]:
-    return [replace(item, prompt=STAND_IN) if item.number in numbers else item for item in part]
+    return [replace(item, prompt=STAND_IN, workflow="") if item.number in numbers else item for item in part]
 
 
 # ------------------------------------------------------------------------------------------------------ what is kept
@@ -170,11 +180,13 @@ def finish(
 def record_of(item: Item, place: int, seed: int, judgement: Judgement, verdict: Verdict, error: str) -> Record:
     """The line of a picture."""
     if error:
-        return Record(item.number, "", item.prompt, None, None, None, FAILED, seed, place, judgement.nfe, verdict.oracle, error)
+        own, nfe, oracle = (None, None, "") if item.workflow else (seed, judgement.nfe, verdict.oracle)
+        return Record(item.number, "", item.prompt, None, None, None, FAILED, own, place, nfe, oracle, error, item.workflow)
+    prompt, seed_ = (judgement.prompt, judgement.seed) if item.workflow else (item.prompt, seed)
     return Record(
-        item.number, file_of(item.number), item.prompt, finite(judgement.score), finite(judgement.draft_score),
-        finite(judgement.threshold), judgement.decision, seed, place, judgement.nfe, verdict.oracle,
-        "" if finite(judgement.score) is not None else "The oracle gave no score.",
+        item.number, file_of(item.number), prompt, finite(judgement.score), finite(judgement.draft_score),
+        finite(judgement.threshold), judgement.decision, seed_, place, judgement.nfe, verdict.oracle,
+        "" if finite(judgement.score) is not None else "The oracle gave no score.", item.workflow,
     )  # fmt: skip
 
 

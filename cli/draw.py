@@ -19,11 +19,16 @@ if TYPE_CHECKING:
     from ..bulk.items import Item
     from ..bulk.job import Drawn, Job
     from ..bulk.manifest import Manifest
-    from ..bulk.workflow import Template
+    from ..bulk.workflow import Fills
+
+
+_AS_THEY_STAND = "leave --workflow, --count, --seed, --batch, --threshold, --value, --calibration and --explore out"
 
 
 def draw(
-    prompts: Annotated[Path, typer.Argument(help="A .txt, one prompt a line; a .csv or .jsonl with captions.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="A .txt, one prompt a line; a .csv or .jsonl with captions; a folder of workflows (API).")
+    ],
     out: Annotated[Path, typer.Option(help="A folder for the pictures; a job that was stopped goes on in it.")],
     workflow: Annotated[
         Path | None, typer.Option(help="Your workflow in API format: your models, oracle and gate. Left out: the tiny world.")
@@ -52,17 +57,26 @@ def draw(
     Every picture is on disk, with its verdict in it and a line in manifest.jsonl, before the next batch is begun. Ctrl-C stops;
     the same command goes on.
     """
+    from ..bulk.folder import Folder
     from ..bulk.items import read_items
     from ..bulk.job import Job
     from ..bulk.manifest import Manifest
     from ..bulk.workflow import Policy, Template, read_workflow
 
     with told_in_words():
-        items = read_items(prompts, count, limit)
-        graph = tiny_world() if workflow is None else read_workflow(workflow)
-        policy, texts = Policy(threshold, value, calibration, explore), [item.prompt for item in items]
-        template = Template(graph, batch, policy)
-        manifest = Manifest(out, {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch})
+        policy = Policy(threshold, value, calibration, explore)
+        template: Fills
+        if prompts.is_dir():
+            if workflow or (count, seed, batch, policy) != (1, 0, 8, Policy()):
+                raise ValueError(f"The workflows in {prompts} are drawn as they stand: {_AS_THEY_STAND}.")
+            template = Folder(prompts, Template(tiny_world(), 1, Policy()), limit)
+            items, facts = template.items, template.facts
+        else:
+            items = read_items(prompts, count, limit)
+            graph = tiny_world() if workflow is None else read_workflow(workflow)
+            template, texts = Template(graph, batch, policy), [item.prompt for item in items]
+            facts = {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch}
+        manifest = Manifest(out, facts)
         with manifest.held():
             _run(Job(items, batch, seed, sheet), manifest, price, lambda: _engine(template, comfyui or [], flags, ray, workers))
             if parquet:
@@ -104,7 +118,7 @@ class Engine:
     at_once: int = 1
 
 
-def _engine(template: Template, comfyui: Sequence[str], flags: str, ray: str | None, workers: str) -> Engine:
+def _engine(template: Fills, comfyui: Sequence[str], flags: str, ray: str | None, workers: str) -> Engine:
     """Raises: ValueError: There is no ComfyUI, or no Ray, or options contradict each other."""
     from ..bridge.headless import Headless, home
 
@@ -164,15 +178,17 @@ def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], 
         raise typer.Exit(130)
 
 
-def _drawer(engine: Any, template: Template) -> Callable[[Sequence[Item], int], Drawn]:
+def _drawer(engine: Any, template: Fills) -> Callable[[Sequence[Item], int], Drawn]:
     """Draws a batch by ComfyUI's nodes."""
     from ..bridge.headless import NodeError
     from ..bulk.job import Drawn, PictureError
+    from ..bulk.workflow import ends
 
     def drawn(part: Sequence[Item], seed: int) -> Drawn:
-        graph = template.filled([item.prompt for item in part], seed)
+        graph = template.fill(part, seed)
+        end = ends(graph)
         try:
-            values = engine.run(graph, {"pictures": template.ends.pictures, "verdict": template.ends.verdict})
+            values = engine.run(graph, {"pictures": end.pictures, "verdict": end.verdict})
         except NodeError as error:
             raise PictureError(str(error)) from error
         return Drawn(values["pictures"][0], values["verdict"][0], graph)

@@ -16,7 +16,7 @@ from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
 from ..bulk.pool import NoWorkersError, Pool
 from ..bulk.stages import Cut
-from ..bulk.workflow import Graph, Template
+from ..bulk.workflow import Fills, Graph
 
 STUDENT, JUDGE, TEACHER = "student", "judge", "teacher"
 KINDS = (STUDENT, JUDGE, TEACHER)
@@ -101,7 +101,7 @@ class RayLine:
         ValueError: Ray is missing, or there is no cluster, or not with so many GPUs or CPUs.
     """
 
-    def __init__(self, address: str, template: Template, shares: Mapping[str, Share], make: Callable[[], Any]) -> None:
+    def __init__(self, address: str, template: Fills, shares: Mapping[str, Share], make: Callable[[], Any]) -> None:
         self.ray, self.template = _connected(address), template
         cpus = 0 if address == "local" else 1  # on this machine people know how many cores they have
         _require(self.ray.cluster_resources(), shares, cpus)
@@ -126,8 +126,11 @@ class RayLine:
 
     def draw(self, part: Sequence[Item], seed: int) -> Drawn:
         """See ``bulk.job.Draw``."""
-        graph = self.template.filled([item.prompt for item in part], seed)
-        cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
+        graph = self.template.fill(part, seed)
+        try:
+            cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
+        except ValueError as error:
+            raise PictureError(str(error)) from error
         pictures, verdict = cut.draw(*(self._stage(kind) for kind in KINDS))
         return Drawn(pictures, verdict, graph)
 
@@ -148,10 +151,9 @@ def _connected(address: str) -> Any:
         import ray
     except ModuleNotFoundError as error:
         raise ValueError("Ray is missing: pip install 'ray[default]', or leave --ray out.") from error
-    here: dict[str, Any] = {"_node_ip_address": "127.0.0.1"} if address == "local" else {}  # for nobody else to reach
     try:
         if not ray.is_initialized():
-            ray.init(address, include_dashboard=False, log_to_driver=False, **here)
+            ray.init(address, include_dashboard=False, log_to_driver=False)
     except ConnectionError as error:
         raise ValueError(f"No Ray cluster answers at {address} ({error}); start one, or take --ray local.") from error
     return ray
@@ -164,8 +166,8 @@ def _require(there: Mapping[str, float], shares: Mapping[str, Share], cpus: int)
     for name, wanted in (("GPU", gpus), ("CPU", cores)):
         if wanted > there.get(name, 0.0):
             raise ValueError(
-                f"The workers take {wanted:g} {name}s together, and Ray has {there.get(name, 0.0):g}: ask for fewer with --workers, "
-                f"or for parts of a GPU, such as --workers student=1x0.3,judge=1x0.2,teacher=1x0.5."
+                f"The workers take {wanted:g} {name}s together, and Ray has {there.get(name, 0.0):g}: ask for fewer with "
+                f"--workers, or for parts of a GPU, such as --workers student=1x0.3,judge=1x0.2,teacher=1x0.5."
             )
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from comfyui_apprentice.bridge.headless import NodeError
 from comfyui_apprentice.bulk.items import Item
-from comfyui_apprentice.bulk.job import Draw, Drawn, Job, run
+from comfyui_apprentice.bulk.job import Draw, Drawn, Job, PictureError, run
 from comfyui_apprentice.bulk.manifest import Manifest, Record
 from comfyui_apprentice.bulk.stages import DRAFTS, PICTURES, VERDICT, Cut
-from comfyui_apprentice.bulk.workflow import Graph, Policy, Template
+from comfyui_apprentice.bulk.workflow import Fills, Graph, Policy, Template
 from comfyui_apprentice.fleet.ray_pools import RayLine, Share
 from comfyui_apprentice.gate.verdict import Judgement, Verdict
 
@@ -75,12 +75,15 @@ class Toy:
         return {VERDICT: Verdict(tuple(judgements), "toy", "f" * 16, "absolute", 0.5)}
 
 
-def in_one_process(toy: Toy) -> Draw:
+def in_one_process(toy: Toy, fills: Fills) -> Draw:
     """Drawn by the stages, one after the other, here."""
 
     def draw(part: Sequence[Item], seed: int) -> Drawn:
-        graph = template().filled([item.prompt for item in part], seed)
-        return Drawn(*Cut.of(graph, lambda _inputs, _prefix: ({}, ())).draw(toy.run, toy.run, toy.run), graph)
+        graph = fills.fill(part, seed)
+        try:
+            return Drawn(*Cut.of(graph, lambda _inputs, _prefix: ({}, ())).draw(toy.run, toy.run, toy.run), graph)
+        except NodeError as error:
+            raise PictureError(str(error)) from error
 
     return draw
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import torch
 from comfyui_apprentice.bridge.headless import Headless, home
+from comfyui_apprentice.bulk.folder import Folder
 from comfyui_apprentice.bulk.items import Item
 from comfyui_apprentice.bulk.job import Draw, Job, run
 from comfyui_apprentice.bulk.manifest import LINES, Manifest, Record
@@ -46,7 +48,15 @@ def cluster() -> Iterator[str]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Record]:
     """What one process makes of the toys' job."""
     folder = tmp_path_factory.mktemp("alone")
-    return drawn(folder / "job", in_one_process(Toy(folder / "log")), 1)
+    return drawn(folder / "job", in_one_process(Toy(folder / "log"), template()), 1)
+
+
+def workflows(folder: Path, prompts: Sequence[str]) -> Path:
+    """A folder with a toy's workflow for each prompt."""
+    folder.mkdir()
+    for number, prompt in enumerate(prompts):
+        (folder / f"{number}.json").write_text(json.dumps(template().filled([prompt], 10 * number)))
+    return folder
 
 
 def done(log: Path) -> list[str]:
@@ -70,6 +80,13 @@ def test_any_number_of_workers_does_every_share_once_though_one_is_killed(
     poisoned = drawn(tmp_path / "poison", workers.draw, 3, {4: RAISES, 11: IS_NAN})
     assert poisoned[4].error == "no tokens for it" and "NaN" in poisoned[11].error
     assert [number for number in expected if poisoned[number] != expected[number]] == [4, 11]
+    workers.template = folder = Folder(workflows(tmp_path / "workflows", ["a", RAISES, "b"]), template())
+    jobs = []
+    for name, draw in (("there", workers.draw), ("here", in_one_process(Toy(tmp_path / "log"), folder))):
+        jobs.append(Manifest(tmp_path / name, folder.facts))
+        with jobs[-1].held():
+            run(Job(folder.items, 8), draw, jobs[-1], lambda *_: None, at_once=2)
+    assert jobs[0].records == jobs[1].records and [r.error for r in jobs[0].records.values()] == ["", "no tokens for it", ""]
     workers.close()
 
 
@@ -84,7 +101,7 @@ def test_a_command_that_was_killed_goes_on_to_the_same_manifest_and_leaves_no_wo
     worker = int(log.read_text().split()[-1])
     there = lines.read_text().count("\n")
     assert killed.returncode == -signal.SIGKILL and 3 <= there < len(expected)
-    assert drawn(tmp_path / "job", in_one_process(Toy(log)), 1) == expected
+    assert drawn(tmp_path / "job", in_one_process(Toy(log), template()), 1) == expected
     until(lambda: not psutil.pid_exists(worker))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfyui_apprentice.bulk.folder import Folder
 from comfyui_apprentice.bulk.items import Item
 from comfyui_apprentice.bulk.job import Job, PictureError, run
 from comfyui_apprentice.bulk.manifest import Manifest, Record
@@ -57,10 +59,25 @@ def test_two_comfyuis_over_one_folder_draw_what_one_draws_though_one_is_killed(c
         assert pictures[0].equal(pictures[1])
 
 
+def test_a_folder_of_workflows_is_drawn_and_a_refused_one_is_marked(comfy: Comfy, tmp_path: Path) -> None:
+    template = Template(tiny_world(), 2, Policy())
+    good, bad = template.filled(WORDS[:2], 11), template.filled(WORDS[:1], 11)
+    bad["world"]["inputs"]["student"] = "nobody"
+    (tmp_path / "in").mkdir()
+    for name, graph in {"a": bad, "b": good}.items():
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(graph))
+    folder = Folder(tmp_path / "in", template)
+    manifest = Manifest(tmp_path / "job", folder.facts)
+    with manifest.held():
+        assert run(Job(folder.items, 8), ComfyUILine([comfy.url], folder).draw, manifest, lambda *_: None)
+    found = manifest.records
+    assert "nobody" in found[0].error and [found[i].prompt for i in (1, 2)] == WORDS[:2] and found[2].seed == 11
+
+
 def test_a_workflow_that_comfyui_refuses_is_told_in_a_sentence(comfy: Comfy) -> None:
     graph = tiny_world()
     graph["world"]["inputs"]["student"] = "nobody"
     with pytest.raises(PictureError, match=r"ComfyUI refused: .*has no student 'nobody'"):
         ComfyUILine([comfy.url], Template(graph, 1, Policy())).draw([Item(0, "pizza")], 1)
-    with pytest.raises(ValueError, match="None of these answers as a ComfyUI: http://127.0.0.1:9"):
+    with pytest.raises(ValueError, match=r"None of these answers as a ComfyUI: http://127\.0\.0\.1:9"):
         ComfyUILine(["http://127.0.0.1:9"], Template(graph, 1, Policy()))
