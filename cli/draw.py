@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,9 @@ def draw(
     explore: Annotated[float | None, typer.Option(min=0, help="Evaluations a picture for Explore; 0: the gate.")] = None,
     sheet: Annotated[int, typer.Option(min=0, help="Pictures of a contact sheet; 0 for no sheets.")] = 64,
     parquet: Annotated[bool, typer.Option("--parquet", help="The manifest as Parquet, too, in the end.")] = False,
+    also: Annotated[
+        str | None, typer.Option(help="An object store that gets all of it, too: s3://bucket/night, gs://…; what fsspec knows.")
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs, for the bill.")] = None,
     comfyui: Annotated[
         list[str] | None,
@@ -61,6 +65,7 @@ def draw(
     from ..bulk.items import read_items
     from ..bulk.job import Job
     from ..bulk.manifest import Manifest
+    from ..bulk.mirror import Mirror
     from ..bulk.workflow import Policy, Template, read_workflow
 
     with told_in_words():
@@ -76,11 +81,17 @@ def draw(
             graph = tiny_world() if workflow is None else read_workflow(workflow)
             template, texts = Template(graph, batch, policy), [item.prompt for item in items]
             facts = {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch}
+        mirror = Mirror(also, out, partial(typer.echo, err=True)) if also else None
+        if mirror:
+            mirror.fetch(sheet)
         manifest = Manifest(out, facts)
-        with manifest.held():
-            _run(Job(items, batch, seed, sheet), manifest, price, lambda: _engine(template, comfyui or [], flags, ray, workers))
+        with manifest.held(), mirror.kept(manifest) if mirror else nullcontext(lambda: None) as kept:
+            job = Job(items, batch, seed, sheet)
+            _run(job, manifest, price, lambda: _engine(template, comfyui or [], flags, ray, workers), kept)
             if parquet:
                 typer.echo(f"{manifest.as_table()}")
+        if mirror and mirror.late:
+            raise ValueError(f"{len(mirror.late)} files are not in {also} yet; they are in {out}: the same command uploads them.")
 
 
 def tiny_world() -> dict[str, Any]:
@@ -145,7 +156,9 @@ def _engine(template: Fills, comfyui: Sequence[str], flags: str, ray: str | None
     return Engine(line.draw, close=line.close, at_once=line.at_once)
 
 
-def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], Engine]) -> None:
+def _run(
+    job: Job, manifest: Manifest, price: float | None, start: Callable[[], Engine], kept: Callable[[], None] = lambda: None
+) -> None:
     """Raises: ValueError: Nobody can draw, or not this workflow."""
     from ..bridge.headless import Interrupted
     from ..bulk.job import PictureError, run
@@ -163,6 +176,7 @@ def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], 
             nonlocal text
             text = "" if math.isnan(cost) else f"{cost:.3g} evaluations a picture{_bill(begun, price)}"
             bar.update(done - bar.pos)
+            kept()
 
         try:
             finished = run(job, engine.draw, manifest, progress, stopped, engine.at_once)
