@@ -1,4 +1,4 @@
-"""A job: batches of pictures, drawn and judged one after the other, each on disk before the next one is begun."""
+"""A job: batches of pictures, drawn and judged one after the other, each written to disk while the next one is drawn."""
 
 from __future__ import annotations
 
@@ -89,16 +89,19 @@ def run(
     todo, working = job.todo(manifest), dict[Future[tuple[Drawn, dict[int, str]]], list[Item]]()
     failed: BaseException | None = None
     with ThreadPoolExecutor(at_once) as threads:
-        while True:
+
+        def begin() -> None:
             while len(working) < at_once and not (failed or stopped()) and (part := next(todo, None)):
                 working[threads.submit(with_poison, draw, part, job.seed_of(part))] = part
-            if not working:
-                break
+
+        begin()
+        while working:
             for future in wait(working, return_when=FIRST_COMPLETED).done:
-                part = working.pop(future)
-                if (error := future.exception()) is None:
-                    finish(job, manifest, part, job.seed_of(part), *future.result())
+                part, error = working.pop(future), future.exception()
                 failed = failed or error  # what others are at is kept before it is told
+                begin()  # before this one is written, so that nobody waits for PNGs
+                if error is None:
+                    finish(job, manifest, part, job.seed_of(part), *future.result())
             progress(len(manifest.records), len(job.items), mean_cost(manifest))
     if failed:
         raise failed

@@ -58,8 +58,8 @@ def draw(
 ) -> None:
     """Draw many prompts: the student drafts, the oracle judges, the teacher improves the weak ones.
 
-    Every picture is on disk, with its verdict in it and a line in manifest.jsonl, before the next batch is begun. Ctrl-C stops;
-    the same command goes on.
+    A batch is written, each picture with its verdict in it and a line in manifest.jsonl, while the next one is drawn. Ctrl-C
+    stops; the same command goes on.
     """
     from ..bulk.folder import Folder
     from ..bulk.items import read_items

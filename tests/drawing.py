@@ -33,3 +33,15 @@ def toy(bad: Sequence[str] = (), nan: Sequence[str] = (), calls: list[list[str]]
         return Drawn(grey.view(-1, 1, 1, 1).expand(-1, 8, 8, 3), Verdict(tuple(judgements), "toy", "f" * 16, "absolute", 0.5))
 
     return draw
+
+
+def stopping(draw: Callable[..., Drawn], after: int) -> tuple[Callable[..., Drawn], Callable[[], bool]]:
+    """What draws likewise, and whether it has drawn so many pictures."""
+    count = [0]
+
+    def counted(part: Sequence[Item], seed: int) -> Drawn:
+        made = draw(part, seed)
+        count[0] += len(part)
+        return made
+
+    return counted, lambda: count[0] >= after

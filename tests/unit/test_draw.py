@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from comfyui_apprentice.bulk.folder import Folder
 from comfyui_apprentice.bulk.items import Item, batches, read_items
-from comfyui_apprentice.bulk.job import Drawn, Job, PictureError, file_of, run
+from comfyui_apprentice.bulk.job import Drawn, Job, PictureError, file_of, finish, run
 from comfyui_apprentice.bulk.manifest import LINES, Manifest
 from comfyui_apprentice.bulk.pool import NoWorkersError, Pool
 from comfyui_apprentice.bulk.workflow import Policy, Template
 from comfyui_apprentice.cli import app
 from comfyui_apprentice.cli.draw import tiny_world
 from comfyui_apprentice.gate.story import read_story
-from drawing import FACTS, items, toy
+from drawing import FACTS, items, stopping, toy
 from typer.testing import CliRunner
 
 
@@ -28,10 +28,9 @@ def drawn(
     folder: Path, draw: Callable[..., Drawn], count: int = 7, stop_after: int = 10**6, sheet: int = 0, at_once: int = 1
 ) -> dict[int, object]:
     """Run a job of batches of three, which stops when so many are done; the manifest's records."""
-    manifest, seen = Manifest(folder, FACTS), []
+    manifest, (counted, stopped) = Manifest(folder, FACTS), stopping(draw, stop_after)
     with manifest.held():
-        job, stopped = Job(items(count), 3, 3, sheet), lambda: seen[-1] >= stop_after
-        run(job, draw, manifest, lambda done, *_: seen.append(done), stopped, at_once)
+        run(Job(items(count), 3, 3, sheet), counted, manifest, lambda *_: None, stopped, at_once)
     return dict(manifest.records)
 
 
@@ -153,6 +152,22 @@ class GoneError(Exception):
 def test_several_batches_at_once_make_the_same_manifest(tmp_path: Path) -> None:
     whole = drawn(tmp_path / "one", toy(), count=20)
     assert drawn(tmp_path / "four", toy(), count=20, at_once=4) == whole
+
+
+def test_the_next_batch_is_begun_before_the_last_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = threading.Event()
+
+    def draw(part: Sequence[Item], seed: int) -> Drawn:
+        if part[0].number == 3:
+            second.set()
+        return toy()(part, seed)
+
+    def written(*given: object) -> None:
+        assert second.wait(10)
+        finish(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("comfyui_apprentice.bulk.job.finish", written)
+    assert len(drawn(tmp_path / "job", draw)) == 7
 
 
 def test_what_others_are_at_is_kept_when_a_batch_stops_the_job(tmp_path: Path) -> None:

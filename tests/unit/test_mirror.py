@@ -10,7 +10,7 @@ import pytest
 from comfyui_apprentice.bulk.job import Job, run
 from comfyui_apprentice.bulk.manifest import LINES, Manifest
 from comfyui_apprentice.bulk.mirror import Mirror
-from drawing import FACTS, items, toy
+from drawing import FACTS, items, stopping, toy
 from fsspec.core import url_to_fs
 
 
@@ -18,16 +18,11 @@ def mirrored(
     folder: Path, address: str, said: list[str], calls: list[list[str]] | None = None, stop_after: int = 10**6
 ) -> Mirror:
     """Run the usual job with its folder in a store, too."""
-    mirror, seen = Mirror(address, folder, said.append), list[int]()
+    mirror, (draw, stopped) = Mirror(address, folder, said.append), stopping(toy(calls=calls), stop_after)
     mirror.fetch(4)
     manifest = Manifest(folder, FACTS)
     with manifest.held(), mirror.kept(manifest) as kept:
-
-        def progress(done: int, *_: object) -> None:
-            seen.append(done)
-            kept()
-
-        run(Job(items(7), 3, 3, 4), toy(calls=calls), manifest, progress, lambda: seen[-1] >= stop_after)
+        run(Job(items(7), 3, 3, 4), draw, manifest, lambda *_: kept(), stopped)
     return mirror
 
 
