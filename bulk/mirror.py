@@ -41,7 +41,7 @@ class Mirror:
     def __init__(self, address: str, folder: Path, say: Callable[[str], object]) -> None:
         self.address, self.folder, self.say = address, folder, say
         self.files, self.root = _opened(address)
-        self.there = self._tried(self._listed)
+        self.there = self._tried(self._listed, ())  # whoever mistyped it is told at once
         self.late: list[str] = []  # what should be there, and isn't
         self._error, self._seen, self._sheets, self._sent = "", 0, set[str](), float("-inf")
 
@@ -51,9 +51,9 @@ class Mirror:
         found = self.files.find(self.root, detail=True)
         return {path.removeprefix(self.root).lstrip("/"): entry["size"] for path, entry in found.items()}
 
-    def _tried(self, work: Callable[[], R]) -> R:
+    def _tried(self, work: Callable[[], R], waits: Sequence[float] | None = None) -> R:
         """Raises: ValueError: It failed, again and again."""
-        for wait in (*_WAITS, None):
+        for wait in (*(_WAITS if waits is None else waits), None):
             try:
                 return work()
             except Exception as error:  # a store fails in as many ways as there are libraries
