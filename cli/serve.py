@@ -62,11 +62,11 @@ def serve(
         most, average = bounds_of(graph, share, budget)
         served = Served(
             graph, batch, read_shares(workers, torch.cuda.is_available()), home(comfyui), tuple(flags.split()),
-            Limits(most, deadline, average, queue, keep), Rules(token, max_prompts, max_body, rate), together,
+            Limits(most, deadline, average, queue, keep), Rules(token, max_prompts, max_body, rate), together, ray,
         )  # fmt: skip
         served.template()  # what can't be filled in is told at once
         typer.echo("Loading models…", err=True)
-        with on_ray_serve(served, host, port, ray, drain), stop_signals() as stopped:  # after Ray, which has signals of its own
+        with on_ray_serve(served, host, port, drain), stop_signals() as stopped:  # after Ray, which has signals of its own
             typer.echo(f"Serving on http://{host}:{port}; http://{host}:{port}/docs tells what can be asked.", err=True)
             while not stopped():
                 time.sleep(0.1)

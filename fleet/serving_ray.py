@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import cpu_count, environ
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..gate.verdict import Verdict
 from .guard import Rules
 from .jobs import Drafts, Limits
 from .ray_pools import JUDGE as JUDGES
-from .ray_pools import KINDS, STUDENT, TEACHER, RayLine, Share
+from .ray_pools import KINDS, STUDENT, TEACHER, RayLine, Share, comfyui_engine, connected, require
 from .serving import Service
 from .serving_http import make_app
 
@@ -54,10 +54,9 @@ class Cascade(RayLine):
     """
 
     def __init__(
-        self, address: str, template: Template, shares: Mapping[str, Share], comfyui: Path, flags: Sequence[str],
-        together: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__(address, template, shares, comfyui, flags)
+        self, address: str, template: Template, shares: Mapping[str, Share], make: Callable[[], Any], together: bool = False
+    ) -> None:
+        super().__init__(address, template, {STUDENT: shares[STUDENT]} if together else shares, make)
         self.batch = template.batch
         if together:
             self.pools, shares = dict.fromkeys(KINDS, self.pools[STUDENT]), dict.fromkeys(KINDS, shares[STUDENT])
@@ -72,7 +71,7 @@ class Cascade(RayLine):
 
     def draft(self, part: Sequence[Item], seed: int) -> Drafts:
         """See ``jobs.Engine``."""
-        graph, made = self.template.filled([item.prompt for item in part], seed), dict[str, list[Any]]()
+        graph, made = self.template.fill(part, seed), dict[str, list[Any]]()
         student, judge, teacher = (self._stage(kind) for kind in KINDS)
 
         def kept(*asked: Any) -> Mapping[str, list[Any]]:
@@ -97,7 +96,8 @@ class Served:
         graph: The workflow; see ``bulk.workflow``.
         batch: Pictures at a time.
         shares: Workers by kind; see ``ray_pools.read_shares``.
-        comfyui, flags: See ``RayLine``.
+        comfyui, flags: See ``ray_pools.comfyui_engine``.
+        address: See ``RayLine``.
         together: See ``Cascade``.
     """
 
@@ -109,6 +109,7 @@ class Served:
     limits: Limits
     rules: Rules
     together: bool = False
+    address: str = "local"
 
     def template(self) -> Template:
         """The workflow with a judge that only scores: the service decides.
@@ -120,8 +121,8 @@ class Served:
 
     def service(self) -> Service:
         """With workers of the Ray that this process is in."""
-        engine = Cascade("auto", self.template(), self.shares, self.comfyui, self.flags, self.together)
-        return Service(engine, self.limits)
+        make = partial(comfyui_engine, self.comfyui, self.flags)
+        return Service(Cascade(self.address, self.template(), self.shares, make, self.together), self.limits)
 
 
 _here: list[Service] = []  # of this process, a replica of Ray Serve
@@ -148,24 +149,19 @@ class Front:
 
 
 @contextmanager
-def on_ray_serve(served: Served, host: str, port: int, address: str = "local", drain: float = 60.0) -> Iterator[None]:
+def on_ray_serve(served: Served, host: str, port: int, drain: float = 60.0) -> Iterator[None]:
     """Serve within the ``with``; at its end what was taken on is answered first, for ``drain`` seconds at most.
-
-    Args:
-        address: "local", "auto" for the cluster that this machine is of, or an address.
 
     Raises:
         ValueError: Ray Serve is missing, or the workflow can't be drawn.
     """
-    environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers about clusters, if it is let
+    ray = connected(served.address)
+    used = {STUDENT: served.shares[STUDENT]} if served.together else served.shares
+    require(ray.cluster_resources(), used, 0 if served.address == "local" else 1)
     try:
-        import ray
         from ray import serve
     except ImportError as error:
         raise ValueError("Ray Serve is missing: pip install 'ray[default,serve]'.") from error
-    workers = sum(share.most for share in served.shares.values())
-    cores = max(cpu_count() or 1, workers + 1) if address == "local" else None  # with fewer some would never start
-    ray.init(None if address == "local" else address, num_cpus=cores, include_dashboard=False, log_to_driver=False)
     try:
         handle = _started(serve, served, host, port)
         if failure := handle.ready.remote().result():
