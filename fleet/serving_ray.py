@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from os import cpu_count, environ
 from pathlib import Path
@@ -124,6 +124,7 @@ class Served:
         return Service(engine, self.limits)
 
 
+Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
 _here: list[Service] = []  # of this process, a replica of Ray Serve
 
 
@@ -148,10 +149,13 @@ class Front:
 
 
 @contextmanager
-def on_ray_serve(served: Served, host: str, port: int, address: str = "local", drain: float = 60.0) -> Iterator[None]:
+def on_ray_serve(
+    served: Served, host: str, port: int, stopping: Stopping, address: str = "local", drain: float = 60.0
+) -> Iterator[Callable[[], bool]]:
     """Serve within the ``with``; at its end what was taken on is answered first, for ``drain`` seconds at most.
 
     Args:
+        stopping: Listens for signals, and tells whether to stop; entered after Ray, which has signals of its own.
         address: "local", "auto" for the cluster that this machine is of, or an address.
 
     Raises:
@@ -167,19 +171,25 @@ def on_ray_serve(served: Served, host: str, port: int, address: str = "local", d
     cores = max(cpu_count() or 1, workers + 1) if address == "local" else None  # with fewer some would never start
     ray.init(None if address == "local" else address, num_cpus=cores, include_dashboard=False, log_to_driver=False)
     try:
-        handle = _started(serve, served, host, port)
-        if failure := handle.ready.remote().result():
-            raise ValueError(failure)
-        try:
-            yield
-        finally:
+        with stopping() as stopped:
+            handle = _started(serve, served, host, port)
+            if failure := handle.ready.remote().result():
+                raise ValueError(failure)
             try:
-                handle.drain.remote().result(timeout_s=drain)
-            except TimeoutError as error:
-                raise ValueError(f"What was begun was not done within {drain:g} seconds, and is lost; see --drain.") from error
+                yield stopped
+            finally:
+                _drain(handle, drain)
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _drain(handle: Any, seconds: float) -> None:
+    """Raises: ValueError: It takes longer."""
+    try:
+        handle.drain.remote().result(timeout_s=seconds)
+    except TimeoutError as error:
+        raise ValueError(f"What was begun was not done within {seconds:g} seconds, and is lost; see --drain.") from error
 
 
 def _started(serve: Any, served: Served, host: str, port: int) -> Any:

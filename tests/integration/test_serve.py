@@ -34,7 +34,7 @@ def serving(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes], Path
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-m", "comfyui_apprentice.cli", *command], stdout=file, stderr=file, cwd=tmp_path,
-            env={**os.environ, "RAY_TMPDIR": "/tmp"},
+            env={**os.environ, "RAY_AUTH_MODE": "disabled"},  # or it leaves a token in the home of who runs the tests
         )  # fmt: skip
     SERVERS.add(process.pid)
     until = time.monotonic() + START_SECONDS
