@@ -66,7 +66,7 @@ def serve(
         )  # fmt: skip
         served.template()  # what can't be filled in is told at once
         typer.echo("Loading models…", err=True)
-        with on_ray_serve(served, host, port, drain), stop_signals() as stopped:  # after Ray, which has signals of its own
+        with on_ray_serve(served, host, port, stop_signals, drain) as stopped:
             typer.echo(f"Serving on http://{host}:{port}; http://{host}:{port}/docs tells what can be asked.", err=True)
             while not stopped():
                 time.sleep(0.1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -125,6 +125,7 @@ class Served:
         return Service(Cascade(self.address, self.template(), self.shares, make, self.together), self.limits)
 
 
+Stopping = Callable[[], AbstractContextManager[Callable[[], bool]]]
 _here: list[Service] = []  # of this process, a replica of Ray Serve
 
 
@@ -149,8 +150,13 @@ class Front:
 
 
 @contextmanager
-def on_ray_serve(served: Served, host: str, port: int, drain: float = 60.0) -> Iterator[None]:
+def on_ray_serve(
+    served: Served, host: str, port: int, stopping: Stopping, drain: float = 60.0
+) -> Iterator[Callable[[], bool]]:
     """Serve within the ``with``; at its end what was taken on is answered first, for ``drain`` seconds at most.
+
+    Args:
+        stopping: Listens for signals, and tells whether to stop; entered after Ray, which has signals of its own.
 
     Raises:
         ValueError: Ray Serve is missing, or the workflow can't be drawn.
@@ -163,19 +169,25 @@ def on_ray_serve(served: Served, host: str, port: int, drain: float = 60.0) -> I
     except ImportError as error:
         raise ValueError("Ray Serve is missing: pip install 'ray[default,serve]'.") from error
     try:
-        handle = _started(serve, served, host, port)
-        if failure := handle.ready.remote().result():
-            raise ValueError(failure)
-        try:
-            yield
-        finally:
+        with stopping() as stopped:
+            handle = _started(serve, served, host, port)
+            if failure := handle.ready.remote().result():
+                raise ValueError(failure)
             try:
-                handle.drain.remote().result(timeout_s=drain)
-            except TimeoutError as error:
-                raise ValueError(f"What was begun was not done within {drain:g} seconds, and is lost; see --drain.") from error
+                yield stopped
+            finally:
+                _drain(handle, drain)
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def _drain(handle: Any, seconds: float) -> None:
+    """Raises: ValueError: It takes longer."""
+    try:
+        handle.drain.remote().result(timeout_s=seconds)
+    except TimeoutError as error:
+        raise ValueError(f"What was begun was not done within {seconds:g} seconds, and is lost; see --drain.") from error
 
 
 def _started(serve: Any, served: Served, host: str, port: int) -> Any:

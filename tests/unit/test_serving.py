@@ -300,13 +300,21 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
 
 
 def test_a_cancelled_job_is_not_drawn() -> None:
-    slow = Sleeping(Takes((0.2, 0.0), (0.001, 0.0), (0.001, 0.0)), (1, 1, 1), batch=1)
-    with served(Limits(0.0, 60.0), engine=slow) as client:
-        jobs = [client.post("/v1/pictures", json={"prompt": p, "wait": False}).json()["id"] for p in ("a", "b", "c", "d", "e")]
+    class Held(Sleeping):
+        go = threading.Event()
+
+        def draft(self, part, seed):
+            assert part[0].prompt not in "abcde" or self.go.wait(60)
+            return super().draft(part, seed)
+
+    with served(Limits(0.0, 60.0), engine=Held(QUICK, (1, 1, 1), batch=1)) as client:  # two are drafted at a time
+        jobs = [client.post("/v1/pictures", json={"prompt": p, "wait": False}).json()["id"] for p in "abcde"]
         assert client.delete(f"/v1/jobs/{jobs[-1]}").json()["status"] == "cancelled"
+        Held.go.set()
         assert client.get(f"/v1/jobs/{jobs[-1]}").status_code == 404
-        assert "event: done" in client.get(f"/v1/jobs/{jobs[-2]}/events").text
-    assert {"a", "b", "c", "d"} <= set(slow.drawn) and "e" not in slow.drawn
+        assert all("event: done" in client.get(f"/v1/jobs/{job}/events").text for job in jobs[:-1])
+        assert {"a", "b", "c", "d"} <= set(client.service.engine.drawn)  # type: ignore[attr-defined]
+        assert "e" not in client.service.engine.drawn  # type: ignore[attr-defined]
 
 
 def test_draining_ends_what_was_begun_and_takes_nothing_new() -> None:
