@@ -221,10 +221,12 @@ class Service:
     async def followed(self, job: Job, after: int = 0, beat: float = 15.0) -> AsyncIterator[tuple[int, str, dict[str, Any]]]:
         """The events of a job from number ``after`` on, each with its number from 1; (0, "", {}) every ``beat`` quiet seconds."""
         while True:
-            changed = job.changed
-            for number, (event, data) in enumerate(job.events[after:], after + 1):
+            changed, news = job.changed, job.events[after:]
+            for number, (event, data) in enumerate(news, after + 1):
                 yield number, event, data
-            after = max(after, len(job.events))
+            after += len(news)
+            if after < len(job.events):  # some came while these were told
+                continue
             if job.over:
                 return
             try:

@@ -163,6 +163,19 @@ def test_pictures_without_a_seed_share_a_batch_and_a_request_with_one_has_its_ow
     assert [seed for _, seed in found[1:3]] == [7, 11]  # as `apprentice draw` counts
 
 
+def test_events_that_come_while_others_are_told_are_told_too() -> None:
+    async def events() -> list[tuple[int, str]]:
+        service, _ = idle(Limits(0.3))
+        job = service.admit(["a"])
+        followed = service.followed(job)
+        found = [(await anext(followed))[:2]]
+        job.tell("picture")
+        service._end(job, "done")
+        return found + [event[:2] async for event in followed]
+
+    assert asyncio.run(events()) == [(1, "queued"), (2, "picture"), (3, "done")]
+
+
 # ----------------------------------------------------------------------------------------------------------------- HTTP
 
 
