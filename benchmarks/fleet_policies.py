@@ -1,7 +1,7 @@
 """What a service does with a request: every policy is the way that each picture takes through the pools, and what is delivered.
 
 The gate's mathematics is the pack's own: the percentile and the budget (``gate.thresholds``), the running threshold
-(``gate.controller``), Explore's search (``samplers.explore``). A request is a row of the measured drawings and one of its drafts.
+(``gate.by_load``), Explore's search (``samplers.explore``). A request is a row of the measured drawings and one of its drafts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..gate.controller import State, step
-from ..gate.thresholds import budget_share, percentile
+from ..gate.by_load import ByLoad
+from ..gate.thresholds import percentile
 from ..samplers.beliefs import fit_gain
 from ..samplers.explore import Search, Source, Teacher
 from .figures import Array
@@ -118,29 +118,14 @@ class Running(Fixed):
 
     def fresh(self) -> None:
         """Begin a new day: the controller knows the calibration's scores alone."""
-        self.state = State(recent=tuple(self.drawings.student.taught.ravel()[:100].tolist()))
-        self.target, self.set, self.judged, self.seen = self.share, 0.0, 0, list[float]()
+        self.gate = ByLoad(self.share, self.horizon, self.drawings.student.taught.ravel().tolist())
 
     def accepts(self, row: int, draft: int, pools: dict[str, Pool]) -> bool:
         """See ``Fixed``; one controller judges everybody, in the order that they come."""
         if self.horizon:
-            self._follow(pools)
-        # What the controller remembers of single pictures, so that judging one again moves nothing, is for artists: it is let go.
-        after, gate = step(self.state, [float(self.drawings.student.gate[row, draft])], ["picture"], self.target)
-        self.state = replace(after, judged={}, latest=(), before=None)
-        return gate.accepted[0]
-
-    def _follow(self, pools: dict[str, Pool]) -> None:
-        """Set the share anew, ten times a horizon, from the load in the last one."""
-        pool, now = pools[TEACHER], pools[TEACHER].env.now
-        self.seen.append(now)
-        if now - self.set < self.horizon / 10:
-            return
-        self.set, self.seen = now, [time for time in self.seen if time > now - self.horizon]
-        answers = pool.servers * pool.most / pool.seconds(pool.most) * self.horizon - len(pool.queue)
-        student, teacher = self.drawings.student.evaluations, self.drawings.teacher.evaluations
-        affordable = student + max(answers, 0.0) * teacher / len(self.seen)
-        self.target = min(self.share, budget_share(affordable, student, teacher))
+            pool = pools[TEACHER]
+            self.gate.follow(pool.env.now, pool.servers * pool.most / pool.seconds(pool.most), len(pool.queue))
+        return self.gate.judge(float(self.drawings.student.gate[row, draft]))[0]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ class Item:
     Attributes:
         number: Its place in the whole job, from 0; names its file.
         prompt: What it shall show; "" where its workflow knows.
+        workflow: Name of the file with its own workflow; "" for the job's. Pictures of one file follow each other.
     """
 
     number: int
     prompt: str
+    workflow: str = ""
 
 
 def read_items(path: Path, count: int = 1, limit: int = 0) -> list[Item]:
@@ -69,6 +72,12 @@ def _prompt(line: str, where: str) -> str:
 
 
 def batches(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    """``items`` in batches of ``size``: always the same ones, since a picture's noise goes by its place in its batch."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
+    """``items`` in batches of ``size``, or of a file's workflow each.
+
+    Always the same ones, since a picture's noise goes by its place in its batch.
+    """
+    for workflow, group in groupby(items, lambda item: item.workflow):
+        alike = list(group)
+        step = len(alike) if workflow else size
+        for start in range(0, len(alike), step):
+            yield alike[start : start + step]

@@ -1,4 +1,4 @@
-"""A job: batches of pictures, drawn and judged one after the other, each on disk before the next one is begun."""
+"""A job: batches of pictures, drawn and judged one after the other, each written to disk while the next one is drawn."""
 
 from __future__ import annotations
 
@@ -89,16 +89,19 @@ def run(
     todo, working = job.todo(manifest), dict[Future[tuple[Drawn, dict[int, str]]], list[Item]]()
     failed: BaseException | None = None
     with ThreadPoolExecutor(at_once) as threads:
-        while True:
+
+        def begin() -> None:
             while len(working) < at_once and not (failed or stopped()) and (part := next(todo, None)):
                 working[threads.submit(with_poison, draw, part, job.seed_of(part))] = part
-            if not working:
-                break
+
+        begin()
+        while working:
             for future in wait(working, return_when=FIRST_COMPLETED).done:
-                part = working.pop(future)
-                if (error := future.exception()) is None:
-                    finish(job, manifest, part, job.seed_of(part), *future.result())
+                part, error = working.pop(future), future.exception()
                 failed = failed or error  # what others are at is kept before it is told
+                begin()  # before this one is written, so that nobody waits for PNGs
+                if error is None:
+                    finish(job, manifest, part, job.seed_of(part), *future.result())
             progress(len(manifest.records), len(job.items), mean_cost(manifest))
     if failed:
         raise failed
@@ -108,6 +111,8 @@ def run(
 def with_poison(draw: Draw, part: Sequence[Item], seed: int) -> tuple[Drawn, dict[int, str]]:
     """A batch, and by its number what is wrong with each picture that can't be drawn.
 
+    A workflow of its own is to blame as a whole.
+
     Where drawing fails, the batch is tried with another prompt in the place of some of its own, until it is known which ones are
     to blame: places, and so the noise of the others, stay. Where it fails with none of its own, no picture is to blame.
 
@@ -115,12 +120,20 @@ def with_poison(draw: Draw, part: Sequence[Item], seed: int) -> tuple[Drawn, dic
         PictureError: That is so.
     """
     try:
-        return draw(part, seed), {}
-    except PictureError:
-        draw(_without(part, {item.number for item in part}), seed)
+        return _whole(draw(part, seed), len(part)), {}
+    except PictureError as error:
+        stand_in = draw(_without(part, {item.number for item in part}), seed)
+        if part[0].workflow:
+            return stand_in, {item.number: str(error) for item in part}
     bad: dict[int, str] = {}
     _blame(draw, part, part, seed, bad)
     return draw(_without(part, set(bad)), seed), bad
+
+
+def _whole(drawn: Drawn, count: int) -> Drawn:
+    if len(drawn.pictures) != count:
+        raise PictureError(f"{len(drawn.pictures)} pictures came, not {count}: type the number into the workflow's empty latent.")
+    return drawn
 
 
 def _blame(draw: Draw, part: Sequence[Item], suspects: Sequence[Item], seed: int, bad: dict[int, str]) -> None:
@@ -138,7 +151,7 @@ def _blame(draw: Draw, part: Sequence[Item], suspects: Sequence[Item], seed: int
 
 
 def _without(part: Sequence[Item], numbers: set[int]) -> list[Item]:
-    return [replace(item, prompt=STAND_IN) if item.number in numbers else item for item in part]
+    return [replace(item, prompt=STAND_IN, workflow="") if item.number in numbers else item for item in part]
 
 
 # ------------------------------------------------------------------------------------------------------ what is kept
@@ -170,11 +183,13 @@ def finish(
 def record_of(item: Item, place: int, seed: int, judgement: Judgement, verdict: Verdict, error: str) -> Record:
     """The line of a picture."""
     if error:
-        return Record(item.number, "", item.prompt, None, None, None, FAILED, seed, place, judgement.nfe, verdict.oracle, error)
+        own, nfe, oracle = (None, None, "") if item.workflow else (seed, judgement.nfe, verdict.oracle)
+        return Record(item.number, "", item.prompt, None, None, None, FAILED, own, place, nfe, oracle, error, item.workflow)
+    prompt, seed_ = (judgement.prompt, judgement.seed) if item.workflow else (item.prompt, seed)
     return Record(
-        item.number, file_of(item.number), item.prompt, finite(judgement.score), finite(judgement.draft_score),
-        finite(judgement.threshold), judgement.decision, seed, place, judgement.nfe, verdict.oracle,
-        "" if finite(judgement.score) is not None else "The oracle gave no score.",
+        item.number, file_of(item.number), prompt, finite(judgement.score), finite(judgement.draft_score),
+        finite(judgement.threshold), judgement.decision, seed_, place, judgement.nfe, verdict.oracle,
+        "" if finite(judgement.score) is not None else "The oracle gave no score.", item.workflow,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ class Record:
         nfe: Network evaluations that it cost, where known.
         oracle: Name of the judge.
         error: What went wrong, as a sentence; "" for nothing.
+        workflow: Name of the file with its own workflow; "" for the job's.
     """
 
     number: int
@@ -47,6 +48,7 @@ class Record:
     nfe: float | None
     oracle: str
     error: str = ""
+    workflow: str = ""
 
 
 FAILED = "failed"
@@ -138,7 +140,7 @@ class Manifest:
             ("number", pyarrow.int64()), ("file", pyarrow.string()), ("prompt", pyarrow.string()), ("score", pyarrow.float64()),
             ("draft_score", pyarrow.float64()), ("threshold", pyarrow.float64()), ("decision", pyarrow.string()),
             ("seed", pyarrow.uint64()), ("place", pyarrow.int64()), ("nfe", pyarrow.float64()), ("oracle", pyarrow.string()),
-            ("error", pyarrow.string()),
+            ("error", pyarrow.string()), ("workflow", pyarrow.string()),
         ])  # fmt: skip
         table, path = pyarrow.Table.from_pylist(rows, schema=schema), self.folder / TABLE
         write_atomically(path, lambda part: pyarrow.parquet.write_table(table, part))

@@ -9,9 +9,10 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..files import UnreadableFile, read_json
+from .items import Item
 
 Graph = dict[str, dict[str, Any]]
 Link = list[Any]  # [node, output]
@@ -96,6 +97,13 @@ class Policy:
     value: float | None = None
     calibration: str | None = None
     explore: float | None = None
+
+
+class Fills(Protocol):
+    """What tells the workflow of a batch."""
+
+    def fill(self, part: Sequence[Item], seed: int) -> Graph:
+        """The workflow that draws these pictures with this seed."""
 
 
 class Template:
@@ -200,6 +208,10 @@ class Template:
             self.graph[name] = {"class_type": CALIBRATION, "inputs": {"name": policy.calibration}}
             wanted["calibration"] = [name, 0]
         self.graph[nodes[0]]["inputs"] |= wanted
+
+    def fill(self, part: Sequence[Item], seed: int) -> Graph:
+        """See ``Fills``."""
+        return self.filled([item.prompt for item in part], seed)
 
     def filled(self, prompts: Sequence[str], seed: int) -> Graph:
         """The workflow that draws these prompts with this seed."""

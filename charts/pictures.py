@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +17,17 @@ from ..files import write_atomically
 
 def save_picture(image: Tensor, path: Path, chunks: Mapping[str, str]) -> None:
     """Write a picture [H, W, C] in 0..1 with text chunks, atomically; pixels as the stock Save Image rounds them."""
-    pixels = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8)
-    info = PngInfo()
+    content = as_png(image, chunks)
+    write_atomically(path, lambda part: part.write_bytes(content))
+
+
+def as_png(image: Tensor, chunks: Mapping[str, str]) -> bytes:
+    """The same as a file's content."""
+    pixels, info, file = np.clip(255.0 * image.cpu().numpy(), 0, 255).astype(np.uint8), PngInfo(), io.BytesIO()
     for key, text in chunks.items():
         info.add_text(key, text)
-    write_atomically(path, lambda part: Image.fromarray(pixels).save(part, format="PNG", pnginfo=info, compress_level=4))
+    Image.fromarray(pixels).save(file, format="PNG", pnginfo=info, compress_level=4)
+    return file.getvalue()
 
 
 def read_picture(path: Path) -> Tensor:

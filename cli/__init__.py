@@ -19,6 +19,7 @@ from .models import models
 from .plan import plan_memory
 from .prefer import prefer
 from .running import LARGE, Finite, Threads, set_threads, told_in_words
+from .serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Apprentice: students, oracles and teachers.")
 bench = typer.Typer(no_args_is_help=True, help="Measure, and print what was measured.")
@@ -32,6 +33,7 @@ app.command()(inspect)
 app.command("plan")(plan_memory)
 app.command(cls=Finite)(finetune)
 app.command(cls=Finite)(prefer)
+app.command(cls=Finite)(serve)
 
 
 @app.callback()
@@ -341,6 +343,18 @@ def fleet(
         _report(lambda: benchmark.draw(draw, _say), None)
     else:
         _report(lambda: benchmark.run(quick, plot, _say, seeds, settings or ()), json)
+
+
+@bench.command("serve")
+def serve_bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A minute.")] = False,
+    json: Json = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each policy under load; 5, and 1 with --quick.")] = None,
+    threads: Threads = None,
+) -> None:
+    """The service under load and over killed workers, on the loopback: late, lost and doubled answers; takes ten minutes."""
+    benchmark = _benchmark("serve", threads)
+    _report(lambda: benchmark.run(quick, _say, seeds), json)
 
 
 @bench.command()

@@ -6,7 +6,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,11 +20,16 @@ if TYPE_CHECKING:
     from ..bulk.items import Item
     from ..bulk.job import Drawn, Job
     from ..bulk.manifest import Manifest
-    from ..bulk.workflow import Template
+    from ..bulk.workflow import Fills
+
+
+_AS_THEY_STAND = "leave --workflow, --count, --seed, --batch, --threshold, --value, --calibration and --explore out"
 
 
 def draw(
-    prompts: Annotated[Path, typer.Argument(help="A .txt, one prompt a line; a .csv or .jsonl with captions.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="A .txt, one prompt a line; a .csv or .jsonl with captions; a folder of workflows (API).")
+    ],
     out: Annotated[Path, typer.Option(help="A folder for the pictures; a job that was stopped goes on in it.")],
     workflow: Annotated[
         Path | None, typer.Option(help="Your workflow in API format: your models, oracle and gate. Left out: the tiny world.")
@@ -37,6 +44,9 @@ def draw(
     explore: Annotated[float | None, typer.Option(min=0, help="Evaluations a picture for Explore; 0: the gate.")] = None,
     sheet: Annotated[int, typer.Option(min=0, help="Pictures of a contact sheet; 0 for no sheets.")] = 64,
     parquet: Annotated[bool, typer.Option("--parquet", help="The manifest as Parquet, too, in the end.")] = False,
+    also: Annotated[
+        str | None, typer.Option(help="An object store that gets all of it, too: s3://bucket/night, gs://…; what fsspec knows.")
+    ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="What an hour of this machine costs, for the bill.")] = None,
     comfyui: Annotated[
         list[str] | None,
@@ -48,24 +58,40 @@ def draw(
 ) -> None:
     """Draw many prompts: the student drafts, the oracle judges, the teacher improves the weak ones.
 
-    Every picture is on disk, with its verdict in it and a line in manifest.jsonl, before the next batch is begun. Ctrl-C stops;
-    the same command goes on.
+    A batch is written, each picture with its verdict in it and a line in manifest.jsonl, while the next one is drawn. Ctrl-C
+    stops; the same command goes on.
     """
+    from ..bulk.folder import Folder
     from ..bulk.items import read_items
     from ..bulk.job import Job
     from ..bulk.manifest import Manifest
+    from ..bulk.mirror import Mirror
     from ..bulk.workflow import Policy, Template, read_workflow
 
     with told_in_words():
-        items = read_items(prompts, count, limit)
-        graph = tiny_world() if workflow is None else read_workflow(workflow)
-        policy, texts = Policy(threshold, value, calibration, explore), [item.prompt for item in items]
-        template = Template(graph, batch, policy)
-        manifest = Manifest(out, {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch})
-        with manifest.held():
-            _run(Job(items, batch, seed, sheet), manifest, price, lambda: _engine(template, comfyui or [], flags, ray, workers))
+        policy = Policy(threshold, value, calibration, explore)
+        template: Fills
+        if prompts.is_dir():
+            if workflow or (count, seed, batch, policy) != (1, 0, 8, Policy()):
+                raise ValueError(f"The workflows in {prompts} are drawn as they stand: {_AS_THEY_STAND}.")
+            template = Folder(prompts, Template(tiny_world(), 1, Policy()), limit)
+            items, facts = template.items, template.facts
+        else:
+            items = read_items(prompts, count, limit)
+            graph = tiny_world() if workflow is None else read_workflow(workflow)
+            template, texts = Template(graph, batch, policy), [item.prompt for item in items]
+            facts = {"workflow": graph, "policy": vars(policy), "prompts": texts, "seed": seed, "batch": batch}
+        mirror = Mirror(also, out, partial(typer.echo, err=True)) if also else None
+        if mirror:
+            mirror.fetch(sheet)
+        manifest = Manifest(out, facts)
+        with manifest.held(), mirror.kept(manifest) if mirror else nullcontext(lambda: None) as kept:
+            job = Job(items, batch, seed, sheet)
+            _run(job, manifest, price, lambda: _engine(template, comfyui or [], flags, ray, workers), kept)
             if parquet:
                 typer.echo(f"{manifest.as_table()}")
+        if mirror and mirror.late:
+            raise ValueError(f"{len(mirror.late)} files are not in {also} yet; they are in {out}: the same command uploads them.")
 
 
 def tiny_world() -> dict[str, Any]:
@@ -103,7 +129,7 @@ class Engine:
     at_once: int = 1
 
 
-def _engine(template: Template, comfyui: Sequence[str], flags: str, ray: str | None, workers: str) -> Engine:
+def _engine(template: Fills, comfyui: Sequence[str], flags: str, ray: str | None, workers: str) -> Engine:
     """Raises: ValueError: There is no ComfyUI, or no Ray, or options contradict each other."""
     from ..bridge.headless import Headless, home
 
@@ -123,13 +149,16 @@ def _engine(template: Template, comfyui: Sequence[str], flags: str, ray: str | N
         return Engine(_drawer(here, template), here.interrupt)
     import torch
 
-    from ..fleet.ray_pools import RayLine, read_shares
+    from ..fleet.ray_pools import RayLine, comfyui_engine, read_shares
 
-    line = RayLine(ray, template, read_shares(workers, torch.cuda.is_available()), folder, flags.split())
+    shares = read_shares(workers, torch.cuda.is_available())
+    line = RayLine(ray, template, shares, partial(comfyui_engine, folder, flags.split()))
     return Engine(line.draw, close=line.close, at_once=line.at_once)
 
 
-def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], Engine]) -> None:
+def _run(
+    job: Job, manifest: Manifest, price: float | None, start: Callable[[], Engine], kept: Callable[[], None] = lambda: None
+) -> None:
     """Raises: ValueError: Nobody can draw, or not this workflow."""
     from ..bridge.headless import Interrupted
     from ..bulk.job import PictureError, run
@@ -147,6 +176,7 @@ def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], 
             nonlocal text
             text = "" if math.isnan(cost) else f"{cost:.3g} evaluations a picture{_bill(begun, price)}"
             bar.update(done - bar.pos)
+            kept()
 
         try:
             finished = run(job, engine.draw, manifest, progress, stopped, engine.at_once)
@@ -162,15 +192,17 @@ def _run(job: Job, manifest: Manifest, price: float | None, start: Callable[[], 
         raise typer.Exit(130)
 
 
-def _drawer(engine: Any, template: Template) -> Callable[[Sequence[Item], int], Drawn]:
+def _drawer(engine: Any, template: Fills) -> Callable[[Sequence[Item], int], Drawn]:
     """Draws a batch by ComfyUI's nodes."""
     from ..bridge.headless import NodeError
     from ..bulk.job import Drawn, PictureError
+    from ..bulk.workflow import ends
 
     def drawn(part: Sequence[Item], seed: int) -> Drawn:
-        graph = template.filled([item.prompt for item in part], seed)
+        graph = template.fill(part, seed)
+        end = ends(graph)
         try:
-            values = engine.run(graph, {"pictures": template.ends.pictures, "verdict": template.ends.verdict})
+            values = engine.run(graph, {"pictures": end.pictures, "verdict": end.verdict})
         except NodeError as error:
             raise PictureError(str(error)) from error
         return Drawn(values["pictures"][0], values["verdict"][0], graph)

@@ -20,11 +20,11 @@ from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
 from ..bulk.pool import NoWorkersError, Pool
 from ..bulk.server import NoAnswerError, Server
-from ..bulk.workflow import OURS, Template
+from ..bulk.workflow import OURS, Fills, ends
 from ..gate.story import CHUNK
 from ..gate.verdict import Judgement, Verdict
 
-SAVE, PREFIX = "ApprenticeSaveImages", "apprentice draw/picture"
+SAVE, PREFIX = "ApprenticeSaveImages", "apprentice draw/"
 _POLL = 0.2  # seconds between two looks at the history
 _AGAIN = 30.0  # seconds until one that didn't answer is asked again
 
@@ -40,7 +40,7 @@ class ComfyUILine:
         ValueError: None of them answers.
     """
 
-    def __init__(self, urls: Sequence[str], template: Template) -> None:
+    def __init__(self, urls: Sequence[str], template: Fills) -> None:
         self.template = template
         self.at_once = len(urls)
         self._free, self._dead, self._lock = [Server(url) for url in urls], dict[str, float](), threading.Lock()
@@ -75,9 +75,10 @@ class ComfyUILine:
 
     def draw(self, part: Sequence[Item], seed: int) -> Drawn:
         """See ``bulk.job.Draw``."""
-        graph = self.template.filled([item.prompt for item in part], seed)
-        ends, name = self.template.ends, f"{OURS}save"
-        inputs = {"images": ends.pictures, "verdict": ends.verdict, "filename_prefix": PREFIX}
+        graph = self.template.fill(part, seed)
+        end, name = ends(graph), f"{OURS}save"
+        files = f"{PREFIX}{part[0].number:07d}-{uuid.uuid4().hex[:8]}"  # several ComfyUIs may count the files of one folder
+        inputs = {"images": end.pictures, "verdict": end.verdict, "filename_prefix": files}
         asked = {**graph, name: {"class_type": SAVE, "inputs": inputs}}
         try:
             made = self._pool.run(lambda server: self._run(server, asked, name))

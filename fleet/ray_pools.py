@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
 from ..bulk.pool import NoWorkersError, Pool
 from ..bulk.stages import Cut
-from ..bulk.workflow import Graph, Template
+from ..bulk.workflow import Fills, Graph
 
 STUDENT, JUDGE, TEACHER = "student", "judge", "teacher"
 KINDS = (STUDENT, JUDGE, TEACHER)
@@ -94,36 +95,22 @@ class RayLine:
         address: "local" for workers on this machine, "auto" for the cluster that this machine is of, or an address.
         template: The workflow.
         shares: By kind; see ``read_shares``.
-        comfyui: Its folder, the same on every machine.
-        flags: Of ComfyUI's command line.
+        make: Makes a worker's engine, in the worker's process; see ``comfyui_engine``.
 
     Raises:
-        ValueError: Ray is missing, or there is no cluster.
+        ValueError: Ray is missing, or there is no cluster, or not with so many GPUs or CPUs.
     """
 
-    def __init__(
-        self, address: str, template: Template, shares: Mapping[str, Share], comfyui: Path, flags: Sequence[str]
-    ) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise ValueError("Ray is missing: pip install 'ray[default]', or leave --ray out.") from error
-        try:
-            if not ray.is_initialized():
-                ray.init(None if address == "local" else address, include_dashboard=False, log_to_driver=False)
-        except ConnectionError as error:
-            raise ValueError(f"No Ray cluster answers at {address} ({error}); start one, or take --ray local.") from error
-        self.ray, self.template = ray, template
-        self.pools = {kind: self._pool(share, comfyui, flags) for kind, share in shares.items()}
+    def __init__(self, address: str, template: Fills, shares: Mapping[str, Share], make: Callable[[], Any]) -> None:
+        self.ray, self.template = connected(address), template
+        cpus = 0 if address == "local" else 1  # on this machine people know how many cores they have
+        require(self.ray.cluster_resources(), shares, cpus)
+        self.pools = {kind: self._pool(share, make, cpus) for kind, share in shares.items()}
         self.at_once = sum(share.most for share in shares.values()) + 1  # one waits, so that nobody else must
 
-    def _pool(self, share: Share, comfyui: Path, flags: Sequence[str]) -> Pool[Any]:
-        actor = self.ray.remote(num_cpus=0 if share.gpus else 1, num_gpus=share.gpus)(Worker)
-
-        def make() -> Any:
-            return actor.remote(lambda: _engine(comfyui, flags))
-
-        return Pool(make, share.most, (self.ray.exceptions.RayActorError,), self.ray.kill)
+    def _pool(self, share: Share, make: Callable[[], Any], cpus: int) -> Pool[Any]:
+        actor = self.ray.remote(num_cpus=0 if share.gpus else cpus, num_gpus=share.gpus)(Worker)
+        return Pool(lambda: actor.remote(make), share.most, (self.ray.exceptions.RayActorError,), self.ray.kill)
 
     def _stage(self, kind: str) -> Callable[..., Mapping[str, list[Any]]]:
         def run(graph: Graph, wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any]) -> Mapping[str, list[Any]]:
@@ -139,8 +126,11 @@ class RayLine:
 
     def draw(self, part: Sequence[Item], seed: int) -> Drawn:
         """See ``bulk.job.Draw``."""
-        graph = self.template.filled([item.prompt for item in part], seed)
-        cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
+        graph = self.template.fill(part, seed)
+        try:
+            cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
+        except ValueError as error:
+            raise PictureError(str(error)) from error
         pictures, verdict = cut.draw(*(self._stage(kind) for kind in KINDS))
         return Drawn(pictures, verdict, graph)
 
@@ -150,7 +140,44 @@ class RayLine:
             pool.close()
 
 
-def _engine(comfyui: Path, flags: Sequence[str]) -> Any:
+def connected(address: str) -> Any:
+    """Ray, connected.
+
+    Raises:
+        ValueError: It is missing, or nobody answers.
+    """
+    environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise ValueError("Ray is missing: pip install 'ray[default]', or leave --ray out.") from error
+    try:
+        if not ray.is_initialized():
+            ray.init(address, include_dashboard=False, log_to_driver=False)
+    except ConnectionError as error:
+        raise ValueError(f"No Ray cluster answers at {address} ({error}); start one, or take --ray local.") from error
+    return ray
+
+
+def require(there: Mapping[str, float], shares: Mapping[str, Share], cpus: int) -> None:
+    """Raises: ValueError: Workers would wait for ever for what is not there."""
+    gpus = sum(share.most * share.gpus for share in shares.values())
+    cores = cpus * sum(share.most for share in shares.values() if not share.gpus)
+    for name, wanted in (("GPU", gpus), ("CPU", cores)):
+        if wanted > there.get(name, 0.0):
+            raise ValueError(
+                f"The workers take {wanted:g} {name}s together, and Ray has {there.get(name, 0.0):g}: ask for fewer with "
+                f"--workers, or for parts of a GPU, such as --workers student=1x0.3,judge=1x0.2,teacher=1x0.5."
+            )
+
+
+def comfyui_engine(comfyui: Path, flags: Sequence[str]) -> Any:
+    """A ComfyUI in the worker's process.
+
+    Args:
+        comfyui: Its folder, the same on every machine.
+        flags: Of its command line.
+    """
     from ..bridge.headless import Headless
 
     return Headless(comfyui, flags)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from comfyui_apprentice.bridge.headless import Headless, Interrupted, NodeError, home
+from comfyui_apprentice.bulk.folder import Folder
 from comfyui_apprentice.bulk.items import Item
 from comfyui_apprentice.bulk.job import Job, run
 from comfyui_apprentice.bulk.manifest import Manifest
@@ -45,6 +47,29 @@ def test_drawn_are_the_pictures_of_the_graph_and_its_verdict(engine: Headless, t
         assert (record.seed, record.place) == (11, number)
         saved = read_picture(manifest.folder / record.file)
         assert torch.equal((saved * 255).round(), (pictures[number] * 255).clamp(0, 255).to(torch.uint8).float())
+
+
+def test_a_folder_of_workflows_is_drawn_as_they_stand_and_a_bad_one_is_marked(engine: Headless, tmp_path: Path) -> None:
+    template = Template(tiny_world(), 2, Policy())
+    refused = template.filled(["pizza"], 1)
+    refused["world"]["inputs"]["student"] = "nobody"
+    (tmp_path / "in").mkdir()
+    for name, graph in {"a": template.filled(WORDS[:2], 5), "c": refused, "d": template.filled(WORDS[2:], 6)}.items():
+        (tmp_path / "in" / f"{name}.json").write_text(json.dumps(graph))
+    (tmp_path / "in" / "b.json").write_text("{")
+    folder = Folder(tmp_path / "in", template)
+    assert [item.workflow for item in folder.items] == ["a.json", "a.json", "b.json", "c.json", "d.json"]
+    manifest = Manifest(tmp_path / "job", folder.facts)
+    with manifest.held():
+        assert run(Job(folder.items, 8, sheet=5), _drawer(engine, folder), manifest, lambda *_: None)
+    found = manifest.records
+    assert [found[i].prompt for i in range(5)] == [*WORDS[:2], "", "", WORDS[2]]
+    assert [(found[i].seed, found[i].place) for i in (0, 1, 4)] == [(5, 0), (5, 1), (6, 0)]
+    assert "no valid JSON" in found[2].error and "nobody" in found[3].error
+    graph = template.filled(WORDS[:2], 5)
+    pictures = engine.run(graph, {"pictures": template.ends.pictures})["pictures"][0]
+    assert torch.equal((read_picture(manifest.folder / found[1].file) * 255).round(), (pictures[1] * 255).to(torch.uint8).float())
+    assert (manifest.folder / "sheets/0000000.png").exists()
 
 
 def test_models_are_loaded_once_and_the_teacher_only_when_it_is_needed(engine: Headless) -> None:

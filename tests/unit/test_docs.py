@@ -303,6 +303,12 @@ FIGURES = [
     ("docs/results.md", "promptkd", "same_decisions", "{:.0%}", False),
     ("docs/memory.md", "memory", "memory_account_ratio", "{:.2f}", True),
     ("docs/results.md", "digits", "digits_student", "{:.2f}", False),
+    ("docs/serving.md", "serve", "serve_miss_rate", "late in {:.3f}", False),
+    ("docs/serving.md", "serve", "serve_miss_rate_fixed", "{:.2f}", True),
+    ("docs/serving.md", "serve", "serve_share_without_load", "{:.2f}", True),
+    ("docs/serving.md", "serve", "serve_share_under_load", "{:.2f}", True),
+    ("docs/serving.md", "serve", "serve_kills", "Over {:.0f} killed workers", False),
+    ("docs/serving.md", "serve", "serve_lost_or_doubled", "{:.0f} requests were lost or answered twice", False),
 ]
 
 

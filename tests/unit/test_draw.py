@@ -11,50 +11,26 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-from comfyui_apprentice.bulk.items import Item, read_items
-from comfyui_apprentice.bulk.job import Drawn, Job, PictureError, file_of, run
+from comfyui_apprentice.bulk.folder import Folder
+from comfyui_apprentice.bulk.items import Item, batches, read_items
+from comfyui_apprentice.bulk.job import Drawn, Job, PictureError, file_of, finish, run
 from comfyui_apprentice.bulk.manifest import LINES, Manifest
 from comfyui_apprentice.bulk.pool import NoWorkersError, Pool
 from comfyui_apprentice.bulk.workflow import Policy, Template
+from comfyui_apprentice.cli import app
 from comfyui_apprentice.cli.draw import tiny_world
 from comfyui_apprentice.gate.story import read_story
-from comfyui_apprentice.gate.verdict import Judgement, Verdict
-
-FACTS = {"seed": 3}
-
-
-def items(count: int) -> list[Item]:
-    return [Item(number, f"prompt {number}") for number in range(count)]
-
-
-def toy(bad: Sequence[str] = (), nan: Sequence[str] = (), calls: list[list[str]] | None = None) -> Callable[..., Drawn]:
-    """Pictures whose grey is made of the batch's seed and the place; ``bad`` prompts raise, ``nan`` ones give NaN."""
-
-    def draw(part: Sequence[Item], seed: int) -> Drawn:
-        prompts = [item.prompt for item in part]
-        if calls is not None:
-            calls.append(prompts)
-        if hurt := [prompt for prompt in prompts if prompt in bad]:
-            raise PictureError(f"no tokens for {hurt[0]}")
-        grey = torch.tensor([(seed * 7 + place) % 100 / 100 for place in range(len(part))])
-        grey[[i for i, prompt in enumerate(prompts) if prompt in nan]] = torch.nan
-        judgements = [
-            Judgement(place, value, 0.5, value >= 0.5, prompts[place], seed, 2.0) for place, value in enumerate(grey.tolist())
-        ]
-        return Drawn(grey.view(-1, 1, 1, 1).expand(-1, 8, 8, 3), Verdict(tuple(judgements), "toy", "f" * 16, "absolute", 0.5))
-
-    return draw
+from drawing import FACTS, items, stopping, toy
+from typer.testing import CliRunner
 
 
 def drawn(
     folder: Path, draw: Callable[..., Drawn], count: int = 7, stop_after: int = 10**6, sheet: int = 0, at_once: int = 1
 ) -> dict[int, object]:
     """Run a job of batches of three, which stops when so many are done; the manifest's records."""
-    manifest, seen = Manifest(folder, FACTS), []
+    manifest, (counted, stopped) = Manifest(folder, FACTS), stopping(draw, stop_after)
     with manifest.held():
-        job, stopped = Job(items(count), 3, 3, sheet), lambda: seen[-1] >= stop_after
-        run(job, draw, manifest, lambda done, *_: seen.append(done), stopped, at_once)
+        run(Job(items(count), 3, 3, sheet), counted, manifest, lambda *_: None, stopped, at_once)
     return dict(manifest.records)
 
 
@@ -178,6 +154,22 @@ def test_several_batches_at_once_make_the_same_manifest(tmp_path: Path) -> None:
     assert drawn(tmp_path / "four", toy(), count=20, at_once=4) == whole
 
 
+def test_the_next_batch_is_begun_before_the_last_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = threading.Event()
+
+    def draw(part: Sequence[Item], seed: int) -> Drawn:
+        if part[0].number == 3:
+            second.set()
+        return toy()(part, seed)
+
+    def written(*given: object) -> None:
+        assert second.wait(10)
+        finish(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("comfyui_apprentice.bulk.job.finish", written)
+    assert len(drawn(tmp_path / "job", draw)) == 7
+
+
 def test_what_others_are_at_is_kept_when_a_batch_stops_the_job(tmp_path: Path) -> None:
     both = threading.Barrier(2)
 
@@ -244,6 +236,65 @@ def test_workers_are_made_when_needed_never_more_than_allowed_and_sent_away_when
 
 
 # ------------------------------------------------------------------------------------------------------------ workflows
+
+
+def folder_of(path: Path, graphs: dict[str, object]) -> Folder:
+    path.mkdir()
+    for name, graph in graphs.items():
+        (path / f"{name}.json").write_text(json.dumps(graph), encoding="utf-8")
+    return Folder(path, Template(tiny_world(), 1, Policy()))
+
+
+def test_a_workflow_says_how_many_pictures_it_makes(tmp_path: Path) -> None:
+    template = Template(tiny_world(), 1, Policy())
+    shared, repeated, huge = (template.filled(["a", "b", "c"], 1) for _ in range(3))
+    shared["number"] = {"class_type": "PrimitiveInt", "inputs": {"value": 4}}
+    shared["latent"]["inputs"]["batch_size"] = ["number", 0]
+    repeated["again"] = {"class_type": "RepeatLatentBatch", "inputs": {"samples": ["latent", 0], "amount": 2}}
+    repeated["sampler"]["inputs"]["latent_image"] = ["again", 0]
+    huge["latent"]["inputs"]["batch_size"] = 10**9
+    graphs = {"a": template.filled(["a", "b", "c"], 1), "b": shared, "c": repeated, "d": hand_wired(), "e": huge}
+    folder = folder_of(tmp_path / "in", graphs)
+    counts = [sum(item.workflow == f"{name}.json" for item in folder.items) for name in graphs]
+    assert counts == [3, 4, 6, 1, 1] and [len(part) for part in batches(folder.items, 2)] == counts
+
+
+def test_workflows_stop_the_job_only_where_nothing_at_all_can_be_drawn(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", {"a": tiny_world(), "b": tiny_world()})
+
+    def run_with(working: bool, name: str) -> list[str]:
+        def draw(part: Sequence[Item], seed: int) -> Drawn:
+            if part[0].workflow == "a.json" or not working:
+                raise PictureError("out of memory")
+            return toy()(part, seed)
+
+        manifest = Manifest(tmp_path / name, folder.facts)
+        with manifest.held():
+            run(Job(folder.items, 8), draw, manifest, lambda *_: None)
+        return [record.error for record in manifest.records.values()]
+
+    assert run_with(True, "one") == ["out of memory", ""]
+    with pytest.raises(PictureError, match="out of memory"):
+        run_with(False, "two")
+
+
+def test_a_workflow_that_makes_another_number_of_pictures_is_marked(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "in", {"a": tiny_world()})
+    manifest = Manifest(tmp_path / "job", folder.facts)
+
+    def draw(part: Sequence[Item], seed: int) -> Drawn:
+        return toy()([*part, *part] if part[0].workflow else part, seed)
+
+    with manifest.held():
+        run(Job(folder.items, 8), draw, manifest, lambda *_: None)
+    assert "2 pictures came, not 1" in manifest.records[0].error
+
+
+def test_a_folder_is_drawn_as_it_stands_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="There is no workflow in"):
+        folder_of(tmp_path / "in", {})
+    refused = CliRunner().invoke(app, ["draw", str(tmp_path / "in"), "--out", str(tmp_path / "job"), "--seed", "4"])
+    assert refused.exit_code == 2 and "--seed" in refused.output and not (tmp_path / "job").exists()
 
 
 def hand_wired() -> dict[str, dict[str, object]]:

@@ -34,7 +34,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_path
 def room_of(module: tuple[str, ...]) -> str:
     if module[:2] == ("world", "recipe"):
         return "recipe"
-    if module[:2] in (("cli", "plan"), ("cli", "draw"), ("cli", "calibrate")):
+    if module[:2] in (("cli", "plan"), ("cli", "draw"), ("cli", "calibrate"), ("cli", "serve")):
         return "plan"
     return "base" if module[0] in ("files", "precision") else module[0]
 
