@@ -25,6 +25,7 @@ from ..training.run_folder import read_lines
 from ..world.recipe.concepts import BACKGROUNDS
 from ..world.recipe.data import BACKGROUND_COLOURS, on_background
 from ..world.recipe.sampling import World, unit_noise
+from ..world.recipe.sid import with_lora
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .figures import Array, Claim, Figures, bootstrap, mean_of_seeds
 from .style_score import Look, fisher
@@ -38,7 +39,6 @@ from .style_world import (
     prompts_of,
     subjects,
     teach_style,
-    with_lora,
 )
 
 SLOW_STEPS, FAST_STEPS = 12, 2
