@@ -25,7 +25,6 @@ from ..training.distill import Settings, Task, distil
 from ..training.finetune import finetune
 from ..training.finetune_task import Settings as TuneSettings
 from ..training.loop import Watch
-from ..training.sid_iteration import Players
 from ..training.tilted import Tilt
 from ..world.recipe import sid
 from ..world.recipe.concepts import training_prompts
@@ -92,9 +91,9 @@ def task_of(world: World, teacher: TinyUNet, words: list[str], price: float | No
     def labels(rng: torch.Generator, batch: int) -> tuple[Tensor, Tensor]:
         return torch.randint(len(words), (batch,), generator=rng), torch.full((batch,), len(words))
 
-    three = (numbered(each) for each in (players.teacher, players.fake, players.generator))
-    by_number = Players(*three, players.fake_parameters, players.generator_parameters)
-    task = sid.prompted(world, by_number, generator, fake, words)
+    teaches, judges, draws = (numbered(each) for each in (players.teacher, players.fake, players.generator))
+    players = replace(players, teacher=teaches, fake=judges, generator=draws)
+    task = sid.prompted(world, players, generator, fake, words)
     return replace(task, labels=labels, tilt=None if price is None else Tilt(reward, price))
 
 
