@@ -343,6 +343,13 @@ def fleet(
         _report(lambda: benchmark.run(quick, plot, _say, seeds, settings or ()), json)
 
 
+@bench.command("draw")
+def bench_draw(quick: Quick = False, json: Json = None, threads: Threads = None) -> None:
+    """What apprentice draw itself costs a picture, and what Ray's workers gain over one process; with $COMFYUI_PATH."""
+    benchmark = _benchmark("draw", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
+
+
 @bench.command()
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""

@@ -302,6 +302,13 @@ FIGURES = [
     ("docs/results.md", "students", "teacher_9_share", "{:.2f}", True),
     ("docs/results.md", "promptkd", "same_decisions", "{:.0%}", False),
     ("docs/memory.md", "memory", "memory_account_ratio", "{:.2f}", True),
+    ("docs/scale.md", "draw", "draw_overhead", "{:.1%}", True),
+    ("docs/scale.md", "draw", "draw_ray_overhead", "{:.1%}", True),
+    ("docs/scale.md", "draw", "draw_cpu_seconds", "{:.2f}", False),
+    ("docs/scale.md", "draw", "draw_ray_ratio_1", "{:.2f}", True),
+    ("docs/scale.md", "draw", "draw_ray_ratio_2", "{:.2f}", True),
+    ("docs/scale.md", "draw", "draw_ray_world_ratio_1", "{:.2f}", True),
+    ("docs/scale.md", "draw", "draw_ray_world_ratio_2", "{:.2f}", True),
     ("docs/results.md", "digits", "digits_student", "{:.2f}", False),
 ]
 
