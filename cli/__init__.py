@@ -357,6 +357,13 @@ def serve_bench(
     _report(lambda: benchmark.run(quick, _say, seeds), json)
 
 
+@bench.command("draw")
+def bench_draw(quick: Quick = False, json: Json = None, threads: Threads = None) -> None:
+    """What apprentice draw itself costs a picture, and what Ray's workers gain over one process; with $COMFYUI_PATH."""
+    benchmark = _benchmark("draw", threads)
+    _report(lambda: benchmark.run(quick, _say), json)
+
+
 @bench.command()
 def startup(json: Json = None) -> None:
     """What the pack adds to the start-up of the ComfyUI in $COMFYUI_PATH."""

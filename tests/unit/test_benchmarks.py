@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 from comfyui_apprentice.benchmarks.adaptive import Pool, best_of, route, route_at_random, share_for
+from comfyui_apprentice.benchmarks.draw import Sleeper
 from comfyui_apprentice.benchmarks.figures import bootstrap
+from comfyui_apprentice.bulk.items import Item
 from comfyui_apprentice.world.recipe.frechet import frechet
 from harness import ROOT
 from make_figures import DOCS, PLOTS, digest, drawn, filled
@@ -35,6 +38,18 @@ def test_claims_have_intervals() -> None:
     ):  # fmt: skip
         claim = results["claims"][name]
         assert claim["lo"] <= claim["value"] <= claim["hi"]
+
+
+def test_drawing_in_bulk_costs_at_most_a_twentieth() -> None:
+    claims = json.loads((ROOT / "benchmarks" / "results" / "draw.json").read_text())["claims"]
+    assert all(claims[name]["value"] <= 0.05 for name in ("draw_overhead", "draw_ray_overhead"))
+
+
+def test_the_engine_that_sleeps_drafts_judges_and_improves() -> None:
+    began = time.monotonic()
+    made = Sleeper(0.02, 0.01, 0.03, 32, 4).alone([Item(number, f"prompt {number}") for number in range(8)], 0)
+    assert [judgement.decision for judgement in made.verdict] == ["improved"] * 4 + ["accepted"] * 4
+    assert made.pictures.shape == (8, 32, 32, 3) and time.monotonic() - began >= 8 * 0.03 + 4 * 0.03
 
 
 def test_frechet_distance_of_gaussians_in_closed_form() -> None:
