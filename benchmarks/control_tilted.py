@@ -26,7 +26,6 @@ from ..training.finetune import finetune
 from ..training.finetune_task import Settings as TuneSettings
 from ..training.loop import Watch
 from ..training.tilted import Tilt
-from ..world.recipe import sid
 from ..world.recipe.concepts import training_prompts
 from ..world.recipe.sampling import World
 from ..world.weights import DEFAULT_STUDENT, load_unet
@@ -34,11 +33,12 @@ from .control_loop import loop
 from .control_tilted_toy import run as run_toy  # noqa: F401, by the command's --toy
 from .control_world import Measured, Tuned, against, kept_run, mean_by_prompt, measure, row_of
 from .figures import Claim, Figures, print_claims, print_table
+from .sid_world import as_loras, prompted, with_lora
 
 matplotlib.use("Agg")
 
 Say = Callable[[str], None]
-GUIDANCE = 1.5  # of the teacher, in every arm
+GUIDANCE, RANK = 1.5, 64  # of the teacher, and of the LoRAs, in every arm
 STEPS, TEACHER_STEPS = 2, 12
 PRICES = (0.01, 0.05)  # the first was chosen on training prompts, and is what claims are about; at 0.5 nothing is gained
 PLAIN, THEN, FIRST = "plain SiD", "distil, then tune", "tune, then distil"
@@ -71,13 +71,16 @@ class Plan:
 
 
 def settings_of(pictures: int, seed: int = 0) -> Settings:
-    """The recipe's, for so many pictures."""
-    return replace(sid.SETTINGS, pictures=pictures, kappa4=GUIDANCE, ema_half_life=500, seed=seed)
+    """Of SiD, in every arm."""
+    return Settings(
+        pictures=pictures, batch=16, generator_rate=3e-4, fake_rate=1e-3, alpha=1.0, kappa4=GUIDANCE, steps=STEPS,
+        generator_scale=1.0, ema_half_life=500, ema_rampup=0.3, decay=0.4, seed=seed,
+    )  # fmt: skip
 
 
 def task_of(world: World, teacher: TinyUNet, words: list[str], price: float | None, seed: int) -> Task:
     """SiD of ``teacher`` on prompts, whose numbers are the labels; with the oracle at a price, or without."""
-    players, generator, fake = sid.as_loras(teacher, sid.RANK, seed)
+    players, generator, fake = as_loras(teacher, RANK, seed)
     with torch.no_grad():
         contexts = world.context([*words, ""])
 
@@ -93,7 +96,7 @@ def task_of(world: World, teacher: TinyUNet, words: list[str], price: float | No
 
     teaches, judges, draws = (numbered(each) for each in (players.teacher, players.fake, players.generator))
     players = replace(players, teacher=teaches, fake=judges, generator=draws)
-    task = sid.prompted(world, players, generator, fake, words)
+    task = prompted(world, players, generator, fake, words)
     return replace(task, labels=labels, tilt=None if price is None else Tilt(reward, price))
 
 
@@ -111,7 +114,7 @@ def student(
     watch = Watch(lambda step, _pictures, means: say(f"{name} {step}: {means['generator']:.4g}"), 10)
     run = kept_run(folder / name, settings, trained=plan.trained, price=price)
     ema = distil(task, settings, run, watch=watch, save_every=25)
-    return sid.with_lora(teacher, task.generator, ema.shadow)  # type: ignore[arg-type]
+    return with_lora(teacher, task.generator, ema.shadow)  # type: ignore[arg-type]
 
 
 def tuned(network: TinyUNet, plan: Plan, name: str, settings: TuneSettings, pictures: int, folder: Path, say: Say) -> TinyUNet:
@@ -126,7 +129,7 @@ def tuned(network: TinyUNet, plan: Plan, name: str, settings: TuneSettings, pict
     watch = Watch(lambda step, _pictures, means: say(f"{name} {step}: reward {means['reward']:.2f}"), 25)
     run = kept_run(folder / f"{name}, tuning", settings, trained=plan.trained)
     ema, _base = finetune(around.task(plan.words, world.oracle), settings, run, watch=watch, save_every=25)
-    return sid.with_lora(network, around.lora, ema.shadow)
+    return with_lora(network, around.lora, ema.shadow)
 
 
 def name_of(price: float) -> str:

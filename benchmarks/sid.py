@@ -20,13 +20,12 @@ from torch import Tensor
 from ..world.recipe.concepts import held_out_prompts
 from ..world.recipe.frechet import frechet, reference
 from ..world.recipe.sampling import Drawn, World, unit_noise
-from ..world.recipe.sid import SETTINGS
 from ..world.weights import DEFAULT_STUDENT, FOLDER, GUIDANCE, read
 from .figures import Array, Claim, Figures, bootstrap, spread
 
 STUDENT = "sid"
 TEACHER_STEPS = (4, 5, 7, 9, 12, 16, 24)
-GUIDANCES = (GUIDANCE, SETTINGS.kappa4)  # what samplers use, and what SiD was trained against
+GUIDANCES = (GUIDANCE, 1.5)  # what samplers use, and what SiD was trained against (world/recipe/sid.py)
 STUDENT_STEPS = (1, 2)
 PROMPTS, SEEDS = 256, 2
 CURVE = FOLDER.parent / "sid_curve.json"
@@ -129,14 +128,6 @@ def best_teacher(pools: Sequence[Pool], real: tuple[Array, Array]) -> Pool:
     return min((p for p in pools if p.name == "teacher"), key=lambda p: p.distance(real))
 
 
-def its_law(pools: Sequence[Pool]) -> Pool:
-    """The teacher at the guidance that SiD distils, in the most steps: the law that a perfect student draws from.
-
-    In few steps the sampler errs, which happens to bring its pictures nearer to the real ones than that law's.
-    """
-    return max((p for p in pools if p.name == "teacher" and p.guidance == GUIDANCES[1]), key=lambda p: p.steps)
-
-
 def claims(student: Pool, teacher: Pool, real: tuple[Array, Array], draws: int = 2000) -> dict[str, Claim]:
     """Student against teacher: the ratio of distances, the difference of scores, the ratio of diversities.
 
@@ -229,9 +220,6 @@ def compare(pools: Sequence[Pool], real: tuple[Array, Array], student: str) -> F
     figures.rows = [row(pool, real) for pool in pools]
     figures.claims = claims(one[student], teacher, real)
     figures.claims |= {f"{name}_2_steps": claim for name, claim in claims(two[student], teacher, real).items()}
-    law = its_law(pools)
-    figures.claims |= {f"{name}_to_its_law": claim for name, claim in claims(one[student], law, real).items()}
-    figures.claims |= {f"{name}_to_its_law_2_steps": claim for name, claim in claims(two[student], law, real).items()}
     figures.findings = {"curve": read_curve(), "beside the curve": levels(pools, real)}
     if student != DEFAULT_STUDENT:
         figures.findings["against the consistency student, both in one step"] = claims(one[student], one[DEFAULT_STUDENT], real)

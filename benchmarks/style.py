@@ -25,9 +25,9 @@ from ..training.run_folder import read_lines
 from ..world.recipe.concepts import BACKGROUNDS
 from ..world.recipe.data import BACKGROUND_COLOURS, on_background
 from ..world.recipe.sampling import World, unit_noise
-from ..world.recipe.sid import with_lora
 from ..world.weights import DEFAULT_STUDENT, load_unet
 from .figures import Array, Claim, Figures, bootstrap, mean_of_seeds
+from .sid_world import with_lora
 from .style_score import Look, fisher
 from .style_world import (
     Say,

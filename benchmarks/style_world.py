@@ -33,11 +33,11 @@ from ..training.warm_start import begin_at
 from ..world.recipe.concepts import BACKGROUNDS, CONCEPTS, ICONS
 from ..world.recipe.data import BACKGROUND_COLOURS, SIZE, fetch_package, on_background, pose_of, render
 from ..world.recipe.sampling import World
-from ..world.recipe.sid import as_loras, prompted, with_lora
 from ..world.recipe.student import LEVELS, consistency_loss
 from ..world.recipe.teacher import P_MEAN, P_STD
 from ..world.weights import GUIDANCE, SIGMA_MAX, SIGMA_MIN, load_unet
 from .control_world import SHAPE, kept_run
+from .sid_world import as_loras, prompted, with_lora
 
 VENDOR, PACKAGE, POSES = "openmoji", ("@iconify-json/openmoji", "1.2.29"), 8
 STYLE, RANK = "style", 16

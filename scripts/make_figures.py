@@ -92,11 +92,6 @@ SID_WORDS = {
     "sid_frechet_ratio": "Frechet distance, SiD in one step over the teacher at its best",
     "sid_judge_difference": "judge's score, SiD in one step minus that teacher",
     "sid_diversity_ratio": "diversity, SiD in one step over that teacher",
-    "sid_frechet_ratio_2_steps": "Frechet distance, SiD in two steps over the teacher at its best",
-    "sid_judge_difference_2_steps": "judge's score, SiD in two steps minus that teacher",
-    "sid_diversity_ratio_2_steps": "diversity, SiD in two steps over that teacher",
-    "sid_frechet_ratio_to_its_law": "Frechet distance, SiD in one step over the law that it distils: guidance 1.05, 24 steps",
-    "sid_frechet_ratio_to_its_law_2_steps": "the same, SiD in two steps",
     "sid_cpu_seconds_per_image": "CPU seconds a picture of training (32x32, 3.5 M parameters, float32, one thread)",
     "sid_peak_gb": "peak memory of that, GB",
 }

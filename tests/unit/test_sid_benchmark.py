@@ -47,12 +47,6 @@ def test_the_strictest_teacher_is_the_opponent_and_claims_are_about_the_one_step
         assert claim.lo <= claim.value <= claim.hi
 
 
-def test_the_law_that_is_distilled_is_the_teacher_s_at_that_guidance_in_the_most_steps() -> None:
-    teachers = [pool("teacher", steps, 2.0, guidance=g) for g in sid.GUIDANCES for steps in (24, 9)]
-    law = sid.its_law([pool("sid", 30, 1.0, guidance=sid.GUIDANCES[1]), *teachers])
-    assert (law.name, law.steps, law.guidance) == ("teacher", 24, sid.SETTINGS.kappa4)
-
-
 def test_diversity_is_that_of_the_adaptive_benchmark() -> None:
     from types import SimpleNamespace
 
@@ -116,7 +110,7 @@ def test_the_plot_is_drawn_from_the_figures_with_and_without_a_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: int
 ) -> None:
     pools = [pool(name, steps, 1.5, 3.0, prompts=prompts) for name in ("consistency", "sid") for steps in (1, 2)]
-    pools += [pool("teacher", steps, 2.0, guidance=g, prompts=prompts) for g in sid.GUIDANCES for steps in (4, 9)]
+    pools += [pool("teacher", steps, 2.0, guidance=g, prompts=prompts) for g in (2.0, 1.5) for steps in (4, 9)]
     curve = [{"pictures": n, "frechet": 1.0 / (n + 1), "judge": 20.0} for n in (0, 4000)]
     path = tmp_path / "curve.json"
     path.write_text(json.dumps(curve))
@@ -126,9 +120,6 @@ def test_the_plot_is_drawn_from_the_figures_with_and_without_a_curve(
         monkeypatch.setattr(sid, "read_curve", lambda points=points: points)
         figures = sid.compare(pools, REAL, "sid")
         assert figures.settings["student_card"] == {"images_seen": "44000"} and len(figures.rows) == 8
-        assert [name for name in figures.claims if name.startswith("sid_frechet")] == [
-            f"sid_frechet_ratio{end}" for end in ("", "_2_steps", "_to_its_law", "_to_its_law_2_steps")
-        ]
         # The consistency student in one step, and the teacher at the guidance of samplers.
         assert len(figures.findings["beside the curve"]) == (3 if prompts == sid.CURVE_PROMPTS else 0)
         figures.save(tmp_path / "sid.json")

@@ -37,8 +37,8 @@ def run(work: Path, target: Path = FOLDER) -> None:
     for source, name in (("student", "student_consistency"), ("control", "control")):
         if (ema := _ema(work, source)) is not None:
             _save(target, name, half(ema))
-    if (student := work / "sid" / "student.pt").exists():
-        _save(target, "student_sid", half(torch.load(student, weights_only=True)), sid.about())
+    if (ema := _ema(work, "sid")) is not None:
+        _save(target, "student_sid", half(ema), sid.about())
         curve = [json.loads(line) for line in (work / "sid_curve.jsonl").read_text().splitlines()]
         (target.parent / "sid_curve.json").write_text(json.dumps(curve, indent=1) + "\n")
     if (target / "judge.safetensors").exists():
