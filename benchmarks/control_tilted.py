@@ -62,7 +62,7 @@ class Plan:
     @classmethod
     def of(cls, quick: bool) -> Plan:
         """The whole plan, or a minute of it."""
-        return cls(32, 16, 8, 2, 16) if quick else cls(3200, 512, 120, 4, 501)
+        return cls(32, 16, 8, 2, 16) if quick else cls(1280, 512, 120, 4, 501)
 
     @property
     def words(self) -> list[str]:

@@ -264,6 +264,7 @@ def draw_plot(figures: Figures, path: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axis = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
     beside, drawn = figures.findings["teacher beside the curve"], figures.findings["pictures of the curve"]
@@ -274,8 +275,10 @@ def draw_plot(figures: Figures, path: Path) -> None:
     axis.annotate("the teacher, 35 evaluations", (0.01, 1.0), xycoords=("axes fraction", "data"), va="bottom", fontsize=9)
     axis.set(xscale="log", yscale="log", xlabel="iterations", ylabel="student's distance over its teacher's")
     axis.set_title(f"SiD on digits, one step ({drawn:,} pictures a point; lower is better)", fontsize=11, loc="left")
-    axis.yaxis.set_major_formatter("{x:.2f}")
-    axis.yaxis.set_minor_formatter("{x:.2f}")
+    for scale, form in ((axis.xaxis, "{x:,.0f}"), (axis.yaxis, "{x:.1f}")):
+        scale.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        scale.set_major_formatter(form)
+        scale.set_minor_formatter("")
     axis.grid(alpha=0.2, which="both")
     axis.legend(frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -310,6 +310,7 @@ FIGURES = [
     ("docs/scale.md", "draw", "draw_ray_world_ratio_1", "{:.2f}", True),
     ("docs/scale.md", "draw", "draw_ray_world_ratio_2", "{:.2f}", True),
     ("docs/results.md", "digits", "digits_student", "{:.2f}", False),
+    ("docs/results.md", "digits", "digits_ratio", "{:.2f}", True),
     ("docs/serving.md", "serve", "serve_miss_rate", "late in {:.3f}", False),
     ("docs/serving.md", "serve", "serve_miss_rate_fixed", "{:.2f}", True),
     ("docs/serving.md", "serve", "serve_share_without_load", "{:.2f}", True),
