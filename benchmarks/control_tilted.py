@@ -40,7 +40,7 @@ matplotlib.use("Agg")
 Say = Callable[[str], None]
 GUIDANCE, RANK = 1.5, 64  # of the teacher, and of the LoRAs, in every arm
 STEPS, TEACHER_STEPS = 2, 12
-PRICES = (0.01, 0.05)  # the first was chosen on training prompts, and is what claims are about; at 0.5 nothing is gained
+PRICES = (0.01, 0.05)  # claims are about the first, which was chosen before, on training prompts, for full copies
 PLAIN, THEN, FIRST = "plain SiD", "distil, then tune", "tune, then distil"
 SHIPPED, TEACHER = "the shipped student", "the teacher, guided, 24 evaluations"
 THEN_TUNED = TuneSettings(algorithm="direct", value=0.1, batch=16, base_draws=2, learning_rate=1e-3, ema_half_life=500)

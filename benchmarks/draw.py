@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bridge.headless import Headless, home
+from ..bridge.headless import Headless, NodeError, home
 from ..bulk.items import Item
-from ..bulk.job import Draw, Drawn, Job
+from ..bulk.job import Draw, Drawn, Job, PictureError
 from ..bulk.job import run as run_job
 from ..bulk.manifest import Manifest
-from ..bulk.stages import DRAFTS, PICTURES, VERDICT, Cut
-from ..bulk.workflow import Graph, Policy, Template
+from ..bulk.stages import DRAFTS, PICTURES, VERDICT, Cut, RunStage
+from ..bulk.workflow import Fills, Graph, Policy, Template
 from ..cli.draw import _drawer, tiny_world
 from ..fleet.ray_pools import KINDS, RayLine, Share, comfyui_engine
 from ..gate.verdict import IMPROVED, REJECTED, Judgement, Verdict
@@ -69,11 +69,6 @@ class Sleeper:
             made = {PICTURES: given[PICTURES], VERDICT: replace(verdict, judgements=tuple(rows))}
         return {name: [made[name]] for name in wanted}
 
-    def alone(self, part: Sequence[Item], seed: int) -> Drawn:
-        """See ``bulk.job.Draw``; all stages here, one after the other."""
-        graph = sleeping().fill(part, seed)
-        return Drawn(*Cut.of(graph, lambda _inputs, _prefix: ({}, ())).draw(self.run, self.run, self.run), graph)
-
 
 def pictures(count: int, side: int) -> Tensor:
     """[count, side, side, 3] in 0..1: about as many bytes as PNG as a photograph."""
@@ -83,9 +78,22 @@ def pictures(count: int, side: int) -> Tensor:
     return picture.clamp(0, 1).permute(0, 2, 3, 1).expand(count, -1, -1, -1)
 
 
-def sleeping() -> Template:
-    """Student, judge and teacher as single nodes."""
-    return Template({
+def in_one_process(run: RunStage, fills: Fills) -> Draw:
+    """Draws single nodes by an engine here, one stage after the other."""
+
+    def draw(part: Sequence[Item], seed: int) -> Drawn:
+        graph = fills.fill(part, seed)
+        try:
+            return Drawn(*Cut.of(graph, lambda _inputs, _prefix: ({}, ())).draw(run, run, run), graph)
+        except NodeError as error:
+            raise PictureError(str(error)) from error
+
+    return draw
+
+
+def single_nodes() -> Graph:
+    """Student, judge and teacher, as much of them as an engine like ``Sleeper`` looks at."""
+    return {
         "words": {"class_type": "ApprenticePrompts", "inputs": {"clip": ["student", 1], "text": ""}},
         "latent": {"class_type": "EmptyLatentImage", "inputs": {"batch_size": 1}},
         "student": {"class_type": "ApprenticeStudentSampler", "inputs": {
@@ -94,7 +102,7 @@ def sleeping() -> Template:
         "judge": {"class_type": "ApprenticeJudge", "inputs": {"images": ["seen", 0], "prompt": ["words", 1]}},
         "teacher": {"class_type": "ApprenticeTeacher", "inputs": {"drafts": ["student", 0], "verdict": ["judge", 0], "seed": 1}},
         "better": {"class_type": "ApprenticeKeepBetter", "inputs": {"drafts": ["seen", 0], "refined": ["teacher", 0]}},
-    }, BATCH, Policy())  # fmt: skip
+    }  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- measured
@@ -163,16 +171,18 @@ def run(quick: bool = False, say: Callable[[str], None] = print) -> Figures:
     prompts = [prompt.text() for prompt in held_out_prompts()]
     figures = Figures("draw", {"repeats": repeats, "pictures": count, "batch": BATCH, "overhead": asdict(second),
                                "shared": asdict(shared)})  # fmt: skip
+    sleeping = Template(single_nodes(), BATCH, Policy())
     say("the overhead at a second a picture")
     begun = time.process_time()
-    own = [overhead(second.alone, 1, count, prompts) for _ in range(repeats)]
+    own = [overhead(in_one_process(second.run, sleeping), 1, count, prompts) for _ in range(repeats)]
     cpu = (time.process_time() - begun) / (repeats * count)
-    with workers(sleeping(), 1, partial(Sleeper, **asdict(second))) as line:
+    with workers(sleeping, 1, partial(Sleeper, **asdict(second))) as line:
         by_ray = [overhead(line.draw, line.at_once, count, prompts) for _ in range(repeats)]
     figures.claims = {"draw_overhead": mean_of_seeds(own), "draw_ray_overhead": mean_of_seeds(by_ray)}
     figures.claims["draw_cpu_seconds"] = Claim(cpu, math.nan, math.nan)
     say("stages that workers share")
-    alone, gained = ratios(shared.alone, sleeping(), partial(Sleeper, **asdict(shared)), 2 * count, repeats, prompts, say)
+    by_stages = in_one_process(shared.run, sleeping)
+    alone, gained = ratios(by_stages, sleeping, partial(Sleeper, **asdict(shared)), 2 * count, repeats, prompts, say)
     say("the tiny world")
     world, here = Template(tiny_world(), BATCH, Policy()), Headless(home(), packs=False)
     draw = _drawer(here, world)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..bulk.items import Item
 from ..bulk.job import PictureError
-from ..bulk.pool import NoWorkersError, Pool
+from ..bulk.pool import Pool
 from ..fleet.jobs import Drafts
 from ..gate.verdict import IMPROVED, Judgement, Verdict
 
@@ -80,10 +80,7 @@ class Sleeping:
         return sum(pool.replaced for pool in self.pools.values())
 
     def _work(self, stage: str, size: int) -> None:
-        try:
-            self.pools[stage].run(lambda worker: self.call(worker, self.takes.seconds(stage, size)))
-        except NoWorkersError as error:
-            raise PictureError(str(error)) from error
+        self.pools[stage].run(lambda worker: self.call(worker, self.takes.seconds(stage, size)))
 
     def draft(self, part: Sequence[Item], seed: int) -> Drafts:
         """See ``fleet.jobs.Engine``."""

@@ -170,7 +170,7 @@ def finish(
     for place, (item, picture, judgement) in enumerate(zip(part, drawn.pictures, drawn.verdict, strict=True)):
         if item.number in manifest.records:
             continue
-        error = bad.get(item.number, "" if bool(torch.isfinite(picture).all()) else "The picture holds NaN or infinity.")
+        error = bad.get(item.number, fault_of(picture))
         record = record_of(item, place, seed, judgement, drawn.verdict, error)
         if record.file:
             story = json.dumps(story_of(judgement, drawn.verdict, drawn.prompt))
@@ -178,6 +178,11 @@ def finish(
         records.append(record)
     manifest.add(records)
     save_sheets(job, manifest, {record.number for record in records})
+
+
+def fault_of(picture: Tensor) -> str:
+    """What is wrong with a picture that was drawn, as a sentence; "" for nothing."""
+    return "" if bool(torch.isfinite(picture).all()) else "The picture holds NaN or infinity."
 
 
 def record_of(item: Item, place: int, seed: int, judgement: Judgement, verdict: Verdict, error: str) -> Record:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
 
+from .job import PictureError
+
 _AGAIN = 5.0  # seconds until one is asked for again, where there was none to be had
 W = TypeVar("W")
 R = TypeVar("R")
 
 
-class NoWorkersError(RuntimeError):
-    """Nobody is left who could work; the message says why."""
+class NoWorkersError(PictureError):
+    """Nobody is left who could draw these pictures; the message says why."""
 
 
 class Pool(Generic[W]):

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..bulk.items import Item
 from ..bulk.job import Drawn, PictureError
-from ..bulk.pool import NoWorkersError, Pool
+from ..bulk.pool import Pool
 from ..bulk.stages import Cut
 from ..bulk.workflow import Fills, Graph
 
@@ -114,24 +114,24 @@ class RayLine:
 
     def _stage(self, kind: str) -> Callable[..., Mapping[str, list[Any]]]:
         def run(graph: Graph, wanted: Mapping[str, Sequence[Any]], given: Mapping[str, Any]) -> Mapping[str, list[Any]]:
-            try:
-                made = self.pools[kind].run(lambda worker: self.ray.get(worker.run.remote(graph, wanted, given)))
-            except NoWorkersError as error:
-                raise PictureError(str(error)) from error
+            made = self.pools[kind].run(lambda worker: self.ray.get(worker.run.remote(graph, wanted, given)))
             if isinstance(made, str):
                 raise PictureError(made)
             return made  # type: ignore[no-any-return]
 
         return run
 
+    def _cut(self, graph: Graph) -> Cut:
+        """Raises: PictureError: The workflow can't be shared out."""
+        try:
+            return Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
+        except ValueError as error:
+            raise PictureError(str(error)) from error
+
     def draw(self, part: Sequence[Item], seed: int) -> Drawn:
         """See ``bulk.job.Draw``."""
         graph = self.template.fill(part, seed)
-        try:
-            cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
-        except ValueError as error:
-            raise PictureError(str(error)) from error
-        pictures, verdict = cut.draw(*(self._stage(kind) for kind in KINDS))
+        pictures, verdict = self._cut(graph).draw(*(self._stage(kind) for kind in KINDS))
         return Drawn(pictures, verdict, graph)
 
     def close(self) -> None:

@@ -19,11 +19,10 @@ from dataclasses import replace
 from itertools import count
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from ..bulk.items import Item
-from ..bulk.job import Draw, PictureError, with_poison
+from ..bulk.job import Draw, PictureError, fault_of, with_poison
 from ..bulk.manifest import finite
 from ..charts.pictures import as_png
 from ..gate.by_load import ByLoad
@@ -327,7 +326,7 @@ class Service:
 
         def file(place: int) -> tuple[bytes, str]:
             (_, picture), image = part[place], pictures[place]
-            error = bad.get(place, "" if bool(torch.isfinite(image).all()) else "The picture holds NaN or infinity.")
+            error = bad.get(place, fault_of(image))
             judgement = replace(verdict.judgements[place], seed=picture.seed, prompt=picture.prompt)
             chunks = {CHUNK: json.dumps(story_of(judgement, verdict, None))}
             return (b"", error) if error else (as_png(image, chunks), "")

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bulk.items import Item
-from ..bulk.stages import VERDICT, Cut
+from ..bulk.stages import VERDICT
 from ..bulk.workflow import BETTER, EXPLORE, JUDGE, SAMPLER, Graph, Policy, Template, ends, of_class
 from ..gate.verdict import Verdict
 from .guard import Rules
@@ -46,6 +46,11 @@ def bounds_of(graph: Graph, share: float | None, budget: float | None) -> tuple[
     return share, budget
 
 
+def _started_of(shares: Mapping[str, Share], together: bool) -> Mapping[str, Share]:
+    """The workers that are started; see ``Cascade``."""
+    return {STUDENT: shares[STUDENT]} if together else shares
+
+
 class Cascade(RayLine):
     """The engine (see ``jobs.Engine``): students, judges and teachers of Ray, each with a ComfyUI; a batch in two steps.
 
@@ -56,7 +61,7 @@ class Cascade(RayLine):
     def __init__(
         self, address: str, template: Template, shares: Mapping[str, Share], make: Callable[[], Any], together: bool = False
     ) -> None:
-        super().__init__(address, template, {STUDENT: shares[STUDENT]} if together else shares, make)
+        super().__init__(address, template, _started_of(shares, together), make)
         self.batch = template.batch
         if together:
             self.pools, shares = dict.fromkeys(KINDS, self.pools[STUDENT]), dict.fromkeys(KINDS, shares[STUDENT])
@@ -71,14 +76,13 @@ class Cascade(RayLine):
 
     def draft(self, part: Sequence[Item], seed: int) -> Drafts:
         """See ``jobs.Engine``."""
-        graph, made = self.template.fill(part, seed), dict[str, list[Any]]()
+        cut, made = self._cut(self.template.fill(part, seed)), dict[str, list[Any]]()
         student, judge, teacher = (self._stage(kind) for kind in KINDS)
 
         def kept(*asked: Any) -> Mapping[str, list[Any]]:
             made.update(student(*asked))
             return made
 
-        cut = Cut.of(graph, lambda *node: self.pools[STUDENT].run(lambda worker: self.ray.get(worker.expand.remote(*node))))
         pictures, verdict = replace(cut, ends=None).draw(kept, judge, teacher)
         return Drafts(pictures, verdict, (cut, made))
 
@@ -162,8 +166,7 @@ def on_ray_serve(
         ValueError: Ray Serve is missing, or the workflow can't be drawn.
     """
     ray = connected(served.address)
-    used = {STUDENT: served.shares[STUDENT]} if served.together else served.shares
-    require(ray.cluster_resources(), used, 0 if served.address == "local" else 1)
+    require(ray.cluster_resources(), _started_of(served.shares, served.together), 0 if served.address == "local" else 1)
     try:
         from ray import serve
     except ImportError as error:

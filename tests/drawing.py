@@ -16,6 +16,18 @@ def items(count: int) -> list[Item]:
     return [Item(number, f"prompt {number}") for number in range(count)]
 
 
+def greys(prompts: Sequence[str], seed: int, nan: Sequence[str]) -> torch.Tensor:
+    """[B, 8, 8, 3]: as grey as the batch's seed and the place say; NaN for prompts in ``nan``."""
+    grey = torch.tensor([torch.nan if p in nan else (seed * 7 + place) % 100 / 100 for place, p in enumerate(prompts)])
+    return grey.view(-1, 1, 1, 1).expand(-1, 8, 8, 3)
+
+
+def judged(pictures: torch.Tensor, prompts: Sequence[str], seed: int) -> Verdict:
+    """The lighter half passes."""
+    rows = [Judgement(i, v, 0.5, v >= 0.5, prompts[i], seed, 2.0) for i, v in enumerate(pictures[:, 0, 0, 0].tolist())]
+    return Verdict(tuple(rows), "toy", "f" * 16, "absolute", 0.5)
+
+
 def toy(bad: Sequence[str] = (), nan: Sequence[str] = (), calls: list[list[str]] | None = None) -> Callable[..., Drawn]:
     """Pictures whose grey is made of the batch's seed and the place; ``bad`` prompts raise, ``nan`` ones give NaN."""
 
@@ -25,12 +37,8 @@ def toy(bad: Sequence[str] = (), nan: Sequence[str] = (), calls: list[list[str]]
             calls.append(prompts)
         if hurt := [prompt for prompt in prompts if prompt in bad]:
             raise PictureError(f"no tokens for {hurt[0]}")
-        grey = torch.tensor([(seed * 7 + place) % 100 / 100 for place in range(len(part))])
-        grey[[i for i, prompt in enumerate(prompts) if prompt in nan]] = torch.nan
-        judgements = [
-            Judgement(place, value, 0.5, value >= 0.5, prompts[place], seed, 2.0) for place, value in enumerate(grey.tolist())
-        ]
-        return Drawn(grey.view(-1, 1, 1, 1).expand(-1, 8, 8, 3), Verdict(tuple(judgements), "toy", "f" * 16, "absolute", 0.5))
+        pictures = greys(prompts, seed, nan)
+        return Drawn(pictures, judged(pictures, prompts, seed))
 
     return draw
 

@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from comfyui_apprentice.benchmarks.draw import single_nodes
 from comfyui_apprentice.bridge.headless import NodeError
 from comfyui_apprentice.bulk.items import Item
-from comfyui_apprentice.bulk.job import Draw, Drawn, Job, PictureError, run
+from comfyui_apprentice.bulk.job import Draw, Job, run
 from comfyui_apprentice.bulk.manifest import Manifest, Record
-from comfyui_apprentice.bulk.stages import DRAFTS, PICTURES, VERDICT, Cut
-from comfyui_apprentice.bulk.workflow import Fills, Graph, Policy, Template
+from comfyui_apprentice.bulk.stages import DRAFTS, PICTURES, VERDICT
+from comfyui_apprentice.bulk.workflow import Graph, Policy, Template
 from comfyui_apprentice.fleet.ray_pools import RayLine, Share
-from comfyui_apprentice.gate.verdict import Judgement, Verdict
+from drawing import greys, judged
 
 BATCH = 3
 KILLS, RAISES, IS_NAN = "kills its worker once", "raises", "is NaN"
@@ -30,14 +30,8 @@ KILLS, RAISES, IS_NAN = "kills its worker once", "raises", "is NaN"
 
 def template() -> Template:
     """Student and judge, without a teacher."""
-    return Template({
-        "words": {"class_type": "ApprenticePrompts", "inputs": {"clip": ["student", 1], "text": ""}},
-        "latent": {"class_type": "EmptyLatentImage", "inputs": {"batch_size": 1}},
-        "student": {"class_type": "ApprenticeStudentSampler", "inputs": {
-            "positive": ["words", 0], "latent_image": ["latent", 0], "seed": 0}},
-        "seen": {"class_type": "VAEDecode", "inputs": {"samples": ["student", 0]}},
-        "judge": {"class_type": "ApprenticeJudge", "inputs": {"images": ["seen", 0], "prompt": ["words", 1]}},
-    }, BATCH, Policy())  # fmt: skip
+    nodes = single_nodes()
+    return Template({key: node for key, node in nodes.items() if key not in ("teacher", "better")}, BATCH, Policy())
 
 
 class Toy:
@@ -55,7 +49,7 @@ class Toy:
         """As ``bridge.headless.Headless.run``."""
         time.sleep(self.seconds)
         prompts, seed = graph["words"]["inputs"]["text"].split("\n"), graph["student"]["inputs"]["seed"]
-        made = self._draft(prompts, seed) if DRAFTS in wanted else self._judge(prompts, seed, given[PICTURES])
+        made = self._draft(prompts, seed) if DRAFTS in wanted else {VERDICT: judged(given[PICTURES], prompts, seed)}
         with self.log.open("a") as file:
             file.write(f"{'draft' if DRAFTS in wanted else 'judge'} {seed} {os.getpid()}\n")
         return {name: [made[name]] for name in wanted}
@@ -67,25 +61,8 @@ class Toy:
             os.kill(os.getpid(), signal.SIGKILL)
         if RAISES in prompts:
             raise NodeError("no tokens for it")
-        grey = torch.tensor([float("nan") if p == IS_NAN else (seed * 7 + place) % 100 / 100 for place, p in enumerate(prompts)])
-        return {DRAFTS: {"samples": grey}, PICTURES: grey.view(-1, 1, 1, 1).expand(-1, 8, 8, 3)}
-
-    def _judge(self, prompts: Sequence[str], seed: int, pictures: torch.Tensor) -> dict[str, Any]:
-        judgements = [Judgement(i, v, 0.5, v >= 0.5, prompts[i], seed, 2.0) for i, v in enumerate(pictures[:, 0, 0, 0].tolist())]
-        return {VERDICT: Verdict(tuple(judgements), "toy", "f" * 16, "absolute", 0.5)}
-
-
-def in_one_process(toy: Toy, fills: Fills) -> Draw:
-    """Drawn by the stages, one after the other, here."""
-
-    def draw(part: Sequence[Item], seed: int) -> Drawn:
-        graph = fills.fill(part, seed)
-        try:
-            return Drawn(*Cut.of(graph, lambda _inputs, _prefix: ({}, ())).draw(toy.run, toy.run, toy.run), graph)
-        except NodeError as error:
-            raise PictureError(str(error)) from error
-
-    return draw
+        pictures = greys(prompts, seed, [IS_NAN])
+        return {DRAFTS: {"samples": pictures[:, 0, 0, 0]}, PICTURES: pictures}
 
 
 def line(log: Path, workers: int, address: str = "local", seconds: float = 0.0) -> RayLine:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from comfyui_apprentice.benchmarks.draw import in_one_process
 from comfyui_apprentice.bridge.headless import Headless, home
 from comfyui_apprentice.bulk.folder import Folder
 from comfyui_apprentice.bulk.items import Item
@@ -26,7 +27,7 @@ from comfyui_apprentice.bulk.workflow import Policy, Template
 from comfyui_apprentice.charts.pictures import read_picture
 from comfyui_apprentice.cli.draw import _drawer, tiny_world
 from comfyui_apprentice.fleet.ray_pools import RayLine, Share, comfyui_engine, read_shares
-from ray_toys import IS_NAN, KILLS, RAISES, Toy, drawn, in_one_process, line, template
+from ray_toys import IS_NAN, KILLS, RAISES, Toy, drawn, line, template
 
 TESTS = Path(__file__).parents[1]
 SECONDS = 300.0  # ends what hangs
@@ -49,7 +50,7 @@ def cluster() -> Iterator[str]:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Record]:
     """What one process makes of the toys' job."""
     folder = tmp_path_factory.mktemp("alone")
-    return drawn(folder / "job", in_one_process(Toy(folder / "log"), template()), 1)
+    return drawn(folder / "job", in_one_process(Toy(folder / "log").run, template()), 1)
 
 
 def workflows(folder: Path, prompts: Sequence[str]) -> Path:
@@ -83,7 +84,7 @@ def test_any_number_of_workers_does_every_share_once_though_one_is_killed(
     assert [number for number in expected if poisoned[number] != expected[number]] == [4, 11]
     workers.template = folder = Folder(workflows(tmp_path / "workflows", ["a", RAISES, "b"]), template())
     jobs = []
-    for name, draw in (("there", workers.draw), ("here", in_one_process(Toy(tmp_path / "log"), folder))):
+    for name, draw in (("there", workers.draw), ("here", in_one_process(Toy(tmp_path / "log").run, folder))):
         jobs.append(Manifest(tmp_path / name, folder.facts))
         with jobs[-1].held():
             run(Job(folder.items, 8), draw, jobs[-1], lambda *_: None, at_once=2)
@@ -103,7 +104,7 @@ def test_a_command_that_was_killed_goes_on_to_the_same_manifest_and_leaves_no_wo
     worker = int(log.read_text().split()[-1])
     there = lines.read_text().count("\n")
     assert killed.returncode == -signal.SIGKILL and 3 <= there < len(expected)
-    assert drawn(tmp_path / "job", in_one_process(Toy(log), template()), 1) == expected
+    assert drawn(tmp_path / "job", in_one_process(Toy(log).run, template()), 1) == expected
     until(lambda: not psutil.pid_exists(worker))
 
 
