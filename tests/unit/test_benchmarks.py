@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 from comfyui_apprentice.benchmarks.adaptive import Pool, best_of, route, route_at_random, share_for
-from comfyui_apprentice.benchmarks.draw import Sleeper
+from comfyui_apprentice.benchmarks.draw import Sleeper, in_one_process, single_nodes
 from comfyui_apprentice.benchmarks.figures import bootstrap
 from comfyui_apprentice.bulk.items import Item
+from comfyui_apprentice.bulk.workflow import Policy, Template
 from comfyui_apprentice.world.recipe.frechet import frechet
 from harness import ROOT
 from make_figures import DOCS, PLOTS, digest, drawn, filled
@@ -46,8 +47,9 @@ def test_drawing_in_bulk_costs_at_most_a_twentieth() -> None:
 
 
 def test_the_engine_that_sleeps_drafts_judges_and_improves() -> None:
+    draw = in_one_process(Sleeper(0.02, 0.01, 0.03, 32, 4).run, Template(single_nodes(), 8, Policy()))
     began = time.monotonic()
-    made = Sleeper(0.02, 0.01, 0.03, 32, 4).alone([Item(number, f"prompt {number}") for number in range(8)], 0)
+    made = draw([Item(number, f"prompt {number}") for number in range(8)], 0)
     assert [judgement.decision for judgement in made.verdict] == ["improved"] * 4 + ["accepted"] * 4
     assert made.pictures.shape == (8, 32, 32, 3) and time.monotonic() - began >= 8 * 0.03 + 4 * 0.03
 
